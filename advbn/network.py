@@ -44,9 +44,9 @@ class AdvBNNet(nn.Module):
         "The parameters of the head that ask for a gradient, those of both branches."
         return [p for p in self.head.parameters() if p.requires_grad]
 
-    def forward(self, images, targets=None):
+    def forward(self, images, targets=None, loss_fn=F.cross_entropy):
         "Logits `[N, K]` on the current branch; with `targets`, what `losses` returns."
-        return self.head(self.stem(images)) if targets is None else self.losses(images, targets)
+        return self.head(self.stem(images)) if targets is None else self.losses(images, targets, loss_fn)
 
     def features(self, images):
         "The stem's features, without gradient."
