@@ -106,6 +106,7 @@ class Profile(_Strict):
     network: Network
     pretrain: Training
     finetune: Training
+    threads: Count | None = None  # CPU threads; null leaves the choice to torch
 
 
 class Params(_Strict):
