@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torchvision.datasets import ImageFolder
-from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from .openmoji import DataError
@@ -52,7 +51,7 @@ def read_images(root: Path) -> Images:
     if not root.is_dir():
         raise DataError(f"no images at {root}; for the embedded set run 'advbn data'")
     folder = ImageFolder(root)
-    images = [decode_image(path, ImageReadMode.RGB) for path, _ in folder.samples]
+    images = [v2.functional.pil_to_tensor(folder.loader(path)) for path, _ in folder.samples]
     odd = [path for (path, _), image in zip(folder.samples, images) if image.shape != images[0].shape]
     if odd:
         raise DataError(f"{len(odd)} images under {root} differ in size from {folder.samples[0][0]}, such as {odd[0]}")
@@ -167,6 +166,6 @@ class FolderBatches:
         order = epoch_order(len(self.folder), self.seed, epoch).split(self.batch_size)[start:len(self)]
         keys = [[(epoch, i) for i in indices[self.rank::self.world].tolist()] for indices in order]
         loader = torch.utils.data.DataLoader(self.decoded, batch_sampler=keys, num_workers=self.workers,
-                                             pin_memory=self.device.type == "cuda")
+                                             pin_memory=self.device.type == "cuda", generator=torch.Generator())
         for images, targets in loader:
             yield normalize(images.to(self.device, non_blocking=True)), targets.to(self.device, non_blocking=True)

@@ -94,14 +94,16 @@ class AdvBN(nn.Module):
             factors.uniform_(1 - self.eps, 1 + self.eps)
         half = torch.float16 in (features.dtype, torch.get_autocast_dtype(features.device.type)
                                  if torch.is_autocast_enabled(features.device.type) else None)
+        total = mu.new_zeros(())
         with borrowed(head):
             for _ in range(self.steps):
                 factors.requires_grad_()
                 loss = loss_fn(head(rescale(features, mu, *factors, self.rectify)), targets)
                 gradient, = torch.autograd.grad(loss * 2**16 if half else loss, factors)
                 factors = (factors.detach() + self.step_size * gradient.sign()).clamp_(1 - self.eps, 1 + self.eps)
-        if not factors.isfinite().all():
-            raise ValueError("the loss or its gradient became NaN during the attack; check the head's parameters and loss_fn")
+                total += loss.detach()
+        if not total.isfinite():
+            raise ValueError("the loss became NaN or infinite during the attack; check the head's parameters and loss_fn")
         return factors
 
     def attack(

@@ -58,6 +58,6 @@ def run_notebook(path: Path, given: dict | None = None) -> Path:
     values = check_parameters(path, given or {})
     output = project_root() / "executed" / f"{'-'.join([Path(path).stem, *map(str, values.values())])}.ipynb"
     output.parent.mkdir(exist_ok=True)
-    papermill.execute_notebook(str(path), str(output), parameters=values, kernel_name="python3", cwd=str(project_root()),
+    papermill.execute_notebook(str(path), str(output), parameters=values, kernel_name="python3", language="python", cwd=str(project_root()),
                                progress_bar={"desc": output.stem, "unit": "cell"})
     return output

@@ -81,7 +81,7 @@ def robustness_markdown(table: pd.DataFrame, params: Params) -> str:
     seeds = table.seeds.iloc[0]
     lines += ["", f"Mean over {seeds} seeds ± half the width of the 95 % interval; in brackets the paired difference to the clean fine-tune, "
               "bold where its interval excludes zero. \\* marks the branch that the paper's evaluation uses for the column.", "",
-              "Published, ImageNet, ResNet-50 (official README; one run, other data: for orientation only):", "",
+              "Published, ImageNet, ResNet-50 (official README; other data, for orientation only):", "",
               "| | " + " | ".join(TITLES[s] + (" (mCE)" if s == "corruptions" else "") for s in TITLES) + " |", "|---|" + "---:|" * len(TITLES)]
     lines += [f"| {name} | " + " | ".join(f"{values[s]:.1f}" for s in TITLES) + " |" for name, values in PUBLISHED.items()]
     return "\n".join(lines) + "\n"

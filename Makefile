@@ -1,0 +1,48 @@
+# `make help` lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+READY := $(VENV)/ready
+export PATH := $(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+NOTEBOOKS := nbs/[0-9]*.ipynb
+
+.DEFAULT_GOAL := help
+.PHONY: help env data reproduce test lab export readme clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade pip
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+env: $(READY)  ## the environment in .venv (about 3 minutes)
+
+data: $(READY)  ## the embedded images in data/ (10 seconds)
+	advbn data
+
+reproduce: data  ## environment, data, `dvc repro`, tables (about 15 minutes on two cores)
+	dvc repro
+	@echo; cat results/tables/*.md
+
+test: data  ## environment, the notebooks' own checks, pytest (about 12 minutes on two cores)
+	nbdev_test --path nbs --file_glob '[0-9]*.ipynb' --n_workers 2
+	pytest
+
+lab: data  ## JupyterLab on the notebooks
+	jupyter lab nbs
+
+export: $(READY)  ## the package from the notebooks, and clean notebooks
+	nbdev_export
+	nbdev_clean
+
+readme: $(READY)  ## README.md from nbs/index.ipynb, with the tables of results/
+	cd nbs && TQDM_DISABLE=1 jupyter nbconvert --log-level WARN --to notebook --execute --inplace index.ipynb
+	nbdev_clean
+	sh nbs/render.sh > README.md
+
+clean: ## remove what can be made again, but for the environment
+	rm -rf executed predictions checkpoints data build dist *.egg-info .pytest_cache .hypothesis .dvc/cache .dvc/tmp

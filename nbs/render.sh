@@ -1,0 +1,6 @@
+#!/bin/sh
+# README.md from nbs/index.ipynb, on standard output: Markdown as it stands, code without the cells that are tagged `remove`.
+cd "$(dirname "$0")"
+jupyter nbconvert --log-level ERROR --to markdown --stdout index.ipynb \
+  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=remove \
+  --TagRemovePreprocessor.remove_input_tags=remove-input | sed 's#](\.\./#](#g'

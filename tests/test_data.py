@@ -1,0 +1,125 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from advbn.data import FolderBatches, MemoryBatches, augment_batch, normalize, read_images, split_indices
+from advbn.instagram import FILTERS, instagram
+from advbn.openmoji import DataError, build_openmoji, fingerprint, write_png
+from advbn.parameters import Augment
+from advbn.shifts import EmbeddedData
+
+
+def test_two_builds_are_the_same_bytes_and_a_wrong_pin_stops(tmp_path):
+    a, b = build_openmoji(tmp_path / "a", limit=3), build_openmoji(tmp_path / "b", limit=3)
+    assert a == b and a["nfiles"] == 2 * 27 + 1
+    build_openmoji(tmp_path / "c", pinned=a["md5"], limit=3)
+    with pytest.raises(DataError, match="pins 0123.dir.*constraints.txt"):
+        build_openmoji(tmp_path / "d", pinned="0123.dir", limit=3)
+    assert not (tmp_path / "d").exists()
+
+
+def test_the_fingerprint_is_dvcs(root):
+    pin = yaml.safe_load((root / "data.dvc").read_text())["outs"][0]
+    assert fingerprint(root / "data") == {k: pin[k] for k in ("md5", "size", "nfiles")}
+    status = subprocess.run([sys.executable, "-m", "dvc", "status", "data.dvc"], cwd=root, capture_output=True, text=True)
+    assert "up to date" in status.stdout
+
+
+def test_a_changed_image_is_noticed(root, tmp_path):
+    build_openmoji(tmp_path / "data", limit=1)
+    before = fingerprint(tmp_path / "data")
+    image = next((tmp_path / "data").rglob("*.png"))
+    write_png(image, np.zeros((40, 40, 3), np.uint8))
+    assert fingerprint(tmp_path / "data") != before
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (40, 40, 3), (200, 300, 3)])
+def test_png_round_trip(tmp_path, shape):
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    write_png(tmp_path / "a.png", image)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), image)
+
+
+def test_split_is_stratified_disjoint_and_independent_of_order(root):
+    images = read_images(root / "data/openmoji")
+    train, test = split_indices(images.targets, images.names, 5)
+    assert not set(train.tolist()) & set(test.tolist()) and len(train) + len(test) == len(images) == 1898
+    for c in range(9):
+        n = (images.targets == c).sum().item()
+        assert (images.targets[test] == c).sum().item() == round(n / 4)
+    order = torch.randperm(len(images))
+    shuffled = images[order]
+    _, other = split_indices(shuffled.targets, shuffled.names, 5)
+    assert {shuffled.names[i] for i in other} == {images.names[i] for i in test}
+
+
+def test_no_test_image_is_trained_on_and_line_art_matches(root):
+    data = EmbeddedData(root / "data")
+    for seed in range(3):
+        assert not set(data.train(seed).names) & set(data.test(seed).names)
+        cells = list(data.cells(seed))
+        assert all(images.names == data.test(seed).names for _, _, images in cells)
+        assert [s for s, _, _ in cells] == ["clean", *["instagram"] * 20, "sketch"]
+
+
+def test_batches_repeat_cover_and_differ(root):
+    images = read_images(root / "data/openmoji")[range(100)]
+    loader = MemoryBatches(images, 16, seed=1, augment=Augment(degrees=10.0, translate=0.1, scale=0.1))
+    first, again, later = (list(loader.batches(e)) for e in (0, 0, 1))
+    assert len(first) == len(loader) == 6
+    assert all(torch.equal(a, b) and torch.equal(y, z) for (a, y), (b, z) in zip(first, again))
+    assert not torch.equal(first[0][0], later[0][0])
+    resumed = list(loader.batches(0, start=4))
+    assert torch.equal(resumed[0][0], first[4][0]) and len(resumed) == 2
+
+
+def test_augmentation_without_strength_is_the_identity_and_flip_flips():
+    x = torch.randn(64, 3, 9, 9)
+    generator = torch.Generator().manual_seed(0)
+    assert torch.allclose(augment_batch(x, Augment(flip=False), generator), x, atol=1e-5)
+    flipped = augment_batch(x, Augment(flip=True), generator)
+    kinds = [torch.allclose(a, b, atol=1e-5) or (torch.allclose(a, b.flip(-1), atol=1e-5) and -1) for a, b in zip(flipped, x)]
+    assert all(kinds) and 10 < kinds.count(-1) < 54
+
+
+def test_normalize_is_torchvisions():
+    from torchvision.transforms import v2
+    x = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
+    expected = v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))(x / 255)
+    assert torch.allclose(normalize(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streamed_batches_do_not_depend_on_the_workers(root, workers):
+    torch.manual_seed(0)
+    loader = FolderBatches(root / "data/openmoji", 32, 8, seed=0, workers=workers)
+    before = torch.random.get_rng_state()
+    x, y = next(loader.batches(0))
+    reference, targets = next(FolderBatches(root / "data/openmoji", 32, 8, seed=0, workers=0).batches(0))
+    assert torch.equal(x, reference) and torch.equal(y, targets)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("make, words", [
+    (lambda r: read_images(r / "data/nothing"), "no images at .*advbn data"),
+    (lambda r: MemoryBatches(read_images(r / "data/sketch")[range(5)], 8, 0), "batch_size is 8 and the set has 5"),
+    (lambda r: MemoryBatches(read_images(r / "data/sketch")[range(9)], 9, 0, world=2), "must be a multiple"),
+    (lambda r: FolderBatches(r / "nowhere", 32, 8, 0), "no images at"),
+    (lambda r: instagram(torch.zeros(1, 3, 4, 4), "hefe"), "uint8 tensor"),
+    (lambda r: instagram(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), "heffe"), "nearest are hefe"),
+])
+def test_errors(root, make, words):
+    with pytest.raises(ValueError, match=words):
+        make(root)
+
+
+def test_every_filter_changes_an_image_and_keeps_its_form(root):
+    images = read_images(root / "data/openmoji").images[:2]
+    for name in FILTERS:
+        out = instagram(images, name)
+        assert out.shape == images.shape and out.dtype == torch.uint8 and not torch.equal(out, images)

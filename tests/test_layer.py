@@ -1,0 +1,215 @@
+"""The layer against the formula, and everything it must leave alone."""
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torchvision.models import resnet18
+
+from advbn import AdvBN, convert_dual_batchnorm, renormalize, use_branch
+
+
+def small_head(channels=4, classes=3):
+    torch.manual_seed(1)
+    head = convert_dual_batchnorm(nn.Sequential(nn.Conv2d(channels, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5),
+                                                nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes)))
+    with torch.no_grad():  # two different branches
+        head[1].adversarial.weight.uniform_(0.5, 1.5)
+        head[1].adversarial.running_mean.normal_()
+    return head
+
+
+def batch(n=6, channels=4, size=5, classes=3):
+    torch.manual_seed(0)
+    return torch.randn(n, channels, size, size).relu(), torch.randint(classes, (n,))
+
+
+def slow_attack(features, targets, head, eps, step, steps, rectify):
+    "The attack written from the formula, in float64, a channel and an image at a time, gradients by autograd on plain tensors."
+    features = features.double()
+    n, channels = features.shape[:2]
+    mu = [sum(features[i, c].sum() for i in range(n)) / features[:, c].numel() for c in range(channels)]
+    mean_scale, std_scale = [1.0] * channels, [1.0] * channels
+    for _ in range(steps):
+        m = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in mean_scale]
+        s = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in std_scale]
+        changed = torch.stack([torch.stack([(features[i, c] - mu[c]) * s[c] + mu[c] * m[c] for c in range(channels)]) for i in range(n)])
+        loss = F.cross_entropy(head(changed.clamp(min=0) if rectify else changed), targets)
+        gradients = torch.autograd.grad(loss, m + s)
+        moved = [min(max(v + step * torch.sign(g).item(), 1 - eps), 1 + eps) for v, g in zip(mean_scale + std_scale, gradients)]
+        mean_scale, std_scale = moved[:channels], moved[channels:]
+    return torch.tensor(mean_scale), torch.tensor(std_scale)
+
+
+@pytest.mark.parametrize("rectify", [True, False])
+@pytest.mark.parametrize("eps, step, steps", [(1.1, 0.2, 6), (0.5, 0.2, 6), (1.1, 0.3, 1), (0.0, 0.2, 3)])
+def test_attack_equals_the_formula(eps, step, steps, rectify):
+    features, targets = batch()
+    head = small_head()
+    fast = AdvBN(eps, step, steps, rectify).attack(features, targets, head)
+    reference = small_head().double().eval()
+    with use_branch(reference, "adversarial"):
+        slow = slow_attack(features, targets, reference, eps, step, steps, rectify)
+    for a, b in zip(fast, slow):
+        assert a.shape == (1, 4, 1, 1)
+        assert torch.allclose(a.flatten(), b.float(), atol=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(1, 4), c=st.integers(1, 5), h=st.integers(1, 6), w=st.integers(1, 6), rectify=st.booleans(), seed=st.integers(0, 99))
+def test_renormalize_equals_the_formula(n, c, h, w, rectify, seed):
+    torch.manual_seed(seed)
+    f, m, s = torch.randn(n, c, h, w), torch.randn(1, c, 1, 1), torch.randn(1, c, 1, 1)
+    mu = f.double().mean((0, 2, 3), keepdim=True)
+    expected = (f.double() - mu) * s + mu * m
+    found = renormalize(f, m, s, rectify=rectify)
+    assert torch.allclose(found.double(), expected.clamp(min=0) if rectify else expected, atol=1e-5)
+
+
+def test_renormalize_sets_the_statistics_and_its_mean_has_no_gradient():
+    f = torch.randn(8, 3, 16, 16, requires_grad=True)
+    out = renormalize(f, torch.tensor(2.0), torch.tensor(0.5), rectify=False)
+    assert torch.allclose(out.mean((0, 2, 3)), 2 * f.mean((0, 2, 3)), atol=1e-5)
+    assert torch.allclose(out.std((0, 2, 3)), 0.5 * f.std((0, 2, 3)), atol=1e-5)
+    gradient, = torch.autograd.grad(out.sum(), f)
+    assert torch.equal(gradient, torch.full_like(f, 0.5))  # d/df of (f - mu) * s with mu a constant
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ascent_and_projection(seed):
+    torch.manual_seed(seed)
+    model = convert_dual_batchnorm(resnet18(num_classes=5).eval())
+    stem = nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool, model.layer1)
+    head = nn.Sequential(model.layer2, model.layer3, model.layer4, model.avgpool, nn.Flatten(), model.fc)
+    features, targets = stem(torch.randn(8, 3, 32, 32)).detach(), torch.randint(5, (8,))
+    m, s = AdvBN().attack(features, targets, head)
+    with torch.no_grad():
+        assert F.cross_entropy(head(renormalize(features, m, s)), targets) >= F.cross_entropy(head(features), targets)
+    for factor in (m, s):
+        assert factor.min() >= 1 - 1.1 - 1e-6 and factor.max() <= 1 + 1.1 + 1e-6
+        assert ((factor - 1).abs() > 0).any()
+
+
+def state_of(module):
+    return {"flags": [m.training for m in module.modules()], "asks": [p.requires_grad for p in module.parameters()],
+            "grads": [None if p.grad is None else p.grad.clone() for p in module.parameters()],
+            "branch": [getattr(m, "branch", None) for m in module.modules()],
+            "values": {k: v.clone() for k, v in module.state_dict().items()}}
+
+
+def same(a, b):
+    return (a["flags"] == b["flags"] and a["asks"] == b["asks"] and a["branch"] == b["branch"]
+            and all((x is None and y is None) or torch.equal(x, y) for x, y in zip(a["grads"], b["grads"]))
+            and all(torch.equal(a["values"][k], b["values"][k]) for k in a["values"]))
+
+
+@pytest.mark.parametrize("mode", ["train", "eval", "mixed"])
+@pytest.mark.parametrize("fail", [False, True])
+def test_the_head_is_left_exactly_as_found(mode, fail):
+    features, targets = batch()
+    head = small_head().train(mode != "eval")
+    if mode == "mixed":
+        head[1].eval()
+        head[0].weight.requires_grad_(False)
+        head[1].branch = "adversarial"
+    F.cross_entropy(head.eval()(features), targets).backward()
+    head.train(mode != "eval")
+    before, seen = state_of(head), []
+
+    def loss_fn(logits, y):
+        seen.append((head.training, head[1].branch))
+        if fail and len(seen) == 2:
+            raise KeyError("stop")
+        return F.cross_entropy(logits, y)
+
+    if fail:
+        with pytest.raises(KeyError):
+            AdvBN()(features, targets, head, loss_fn)
+    else:
+        AdvBN()(features, targets, head, loss_fn)
+    assert set(seen) == {(False, "adversarial")}
+    assert same(before, state_of(head))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_output_has_the_form_of_the_input(dtype, memory_format, context):
+    features, targets = batch()
+    features = features.to(dtype).to(memory_format=memory_format)
+    head = small_head().to(dtype)
+    with context():
+        out = AdvBN()(features, targets, head)
+    assert (out.shape, out.dtype, out.device) == (features.shape, dtype, features.device)
+    assert out.stride() == features.stride() and not out.requires_grad
+
+
+def test_random_start_is_uniform_in_the_ball_and_follows_the_seed():
+    features, targets = batch(channels=4000, size=1)
+    layer = AdvBN(eps=0.5, steps=0, start="random")
+    torch.manual_seed(3)
+    m, s = layer.attack(features, targets, nn.Identity())
+    values = torch.cat([m, s]).flatten()
+    assert values.min() >= 0.5 and values.max() <= 1.5
+    assert abs(values.mean() - 1) < 0.02 and abs(values.std() - 1 / 12**0.5) < 0.02
+    torch.manual_seed(3)
+    assert torch.equal(layer.attack(features, targets, nn.Identity())[0], m)
+
+
+def test_no_steps_from_the_clean_start_change_nothing():
+    features, targets = batch()
+    assert torch.equal(AdvBN(steps=0)(features, targets, small_head()), features)
+
+
+def test_any_differentiable_head_and_soft_targets_serve():
+    features, targets = batch()
+    weight = torch.randn(4, 3)
+    m, s = AdvBN(steps=2).attack(features, F.one_hot(targets, 3).float(), lambda f: f.mean((2, 3)) @ weight)
+    assert m.isfinite().all() and s.isfinite().all()
+
+
+def test_autocast_and_half_precision_find_the_same_signs():
+    features, targets = batch(n=16)
+    plain = AdvBN(steps=1).attack(features, targets, small_head())
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = AdvBN(steps=1).attack(features, targets, small_head())
+    agree = torch.cat([(a == b).flatten() for a, b in zip(plain, mixed)]).float().mean()
+    assert agree >= 0.75
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"eps": -0.1}, "eps is -0.1"), ({"eps": float("nan")}, "eps is nan"), ({"eps": "1"}, "eps is '1'"),
+    ({"step_size": float("inf")}, "step_size is inf"), ({"steps": -1}, "steps is -1"), ({"steps": 1.5}, "steps is 1.5"),
+    ({"steps": True}, "steps is True"), ({"start": "warm"}, "'clean' and 'random'"), ({"rectify": 1}, "rectify is 1")])
+def test_bad_settings(options, words):
+    with pytest.raises(ValueError, match=words):
+        AdvBN(**options)
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda f, t: (f[0], t), r"\[N, C, H, W\], got \(4, 5, 5\)"), (lambda f, t: (f.flatten(1), t), "spatial"),
+    (lambda f, t: (f.long(), t), "floating point, got torch.int64"), (lambda f, t: (f, t[:-1]), "6 images and targets 5"),
+    (lambda f, t: (f / 0, t), "NaN and"), (lambda f, t: (f.index_fill(0, torch.tensor([2]), float("inf")), t), "infinite values among 600"),
+    (lambda f, t: (f[:0], t[:0]), "empty"), (lambda f, t: ([1], t), "got list")])
+def test_bad_input(change, words):
+    features, targets = change(*batch())
+    with pytest.raises(ValueError, match=words):
+        AdvBN().attack(features, targets, small_head())
+
+
+def test_a_loss_that_is_not_a_number_is_reported():
+    features, targets = batch()
+    with pytest.raises(ValueError, match="NaN or infinite during the attack"):
+        AdvBN().attack(features, targets, small_head(), lambda logits, y: F.cross_entropy(logits, y) * float("nan"))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_cuda_agrees_with_the_cpu(cuda, dtype):
+    features, targets = batch(n=32)
+    expected = AdvBN(steps=1).attack(features, targets, small_head())
+    with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+        found = AdvBN(steps=1).attack(features.to(cuda), targets.to(cuda), small_head().to(cuda))
+    agree = torch.cat([(a == b.cpu()).flatten() for a, b in zip(expected, found)]).float().mean()
+    assert agree >= (1 if dtype == torch.float32 else 0.75)

@@ -1,0 +1,128 @@
+import copy
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torchvision.models import densenet121, resnet18
+
+import advbn
+from advbn import AdvBN, AdvBNNet, prepare, use_branch
+
+
+@pytest.fixture
+def trained():
+    "A prepared network after two steps, the plain one it came from, and a batch."
+    torch.manual_seed(0)
+    model = resnet18(num_classes=5)
+    net = prepare(model, "layer1", steps=2).train()
+    images, targets = torch.randn(8, 3, 64, 64), torch.randint(5, (8,))
+    optimizer = torch.optim.SGD(net.trainable_parameters(), lr=0.05)
+    for _ in range(2):
+        optimizer.zero_grad()
+        sum(net.losses(images, targets)).backward()
+        optimizer.step()
+    return model, net, images, targets
+
+
+def test_export_round_trip(trained):
+    model, net, images, _ = trained
+    net.eval()
+    outputs = {}
+    for branch in ("clean", "adversarial"):
+        plain = resnet18(num_classes=5)
+        plain.load_state_dict(net.export(branch), strict=True)
+        with use_branch(net, branch), torch.no_grad():
+            outputs[branch] = net(images)
+            assert torch.equal(plain.eval()(images), outputs[branch])
+    assert not torch.equal(outputs["clean"], outputs["adversarial"])
+    with pytest.raises(ValueError, match="allowed are"):
+        net.export("both")
+
+
+def test_export_to_timm():
+    model = timm.create_model("resnet26d", num_classes=3).eval()
+    net = prepare(model, "layer1")
+    plain = timm.create_model("resnet26d", num_classes=3).eval()
+    plain.load_state_dict(net.export("adversarial"), strict=True)
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(plain(x), model(x))
+
+
+def test_the_stem_stays_as_it_was_and_so_does_the_model(trained):
+    model, net, images, targets = trained
+    torch.manual_seed(0)
+    fresh = resnet18(num_classes=5)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), fresh.state_dict().values()))
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in net.stem.state_dict().items())
+    net.train()
+    assert net.head.training and not any(m.training for m in net.stem.modules())
+    assert not any(p.requires_grad for p in net.stem.parameters())
+    assert len(net.trainable_parameters()) == len(list(net.head.parameters()))
+
+
+def test_losses_are_those_of_the_two_branches(trained):
+    _, net, images, targets = trained
+    net.eval()
+    net.layer.steps = 0
+    clean, adversarial = net.losses(images, targets)
+    for branch, loss in (("clean", clean), ("adversarial", adversarial)):
+        with use_branch(net, branch), torch.no_grad():
+            assert torch.allclose(F.cross_entropy(net(images), targets), loss, atol=1e-6)
+
+
+def test_the_two_gradients_are_those_of_two_separate_passes(trained):
+    "The loop written out by hand, with its own attack, gives the same gradients."
+    _, net, images, targets = trained
+    net.zero_grad()
+    other = copy.deepcopy(net)
+    sum(net.losses(images, targets)).backward()
+    features = other.stem(images)
+    adversarial = other.layer(features, targets, other.head)
+    F.cross_entropy(other.head(features), targets).backward()
+    # the clean pass moved the clean statistics only, which the adversarial pass does not use
+    with use_branch(other.head, "adversarial"):
+        F.cross_entropy(other.head(adversarial), targets).backward()
+    for a, b in zip(net.trainable_parameters(), other.trainable_parameters()):
+        assert torch.allclose(a.grad, b.grad, atol=1e-5)
+
+
+def test_rectification_is_read_off_the_network():
+    assert prepare(resnet18(), "layer1").layer.rectify
+    assert prepare(resnet18(), "maxpool").layer.rectify
+    assert not prepare(densenet121(), "features.transition1").layer.rectify
+    assert not prepare(timm.create_model("efficientnet_b0"), "blocks.1").layer.rectify
+    assert prepare(densenet121(), "features.transition1", rectify=True).layer.rectify
+
+
+def test_parts_written_by_hand_serve_as_well():
+    model = resnet18(num_classes=3)
+    stem = torch.nn.Sequential(model.conv1, model.bn1, model.relu)
+    head = torch.nn.Sequential(model.maxpool, model.layer1, model.layer2, model.layer3, model.layer4, model.avgpool, torch.nn.Flatten(), model.fc)
+    net = AdvBNNet(stem, head, AdvBN(steps=1)).train()
+    clean, adversarial = net.losses(torch.randn(4, 3, 32, 32), torch.randint(3, (4,)))
+    assert clean.requires_grad and adversarial.requires_grad
+
+
+def test_bad_options_name_what_is_allowed():
+    with pytest.raises(ValueError, match="eps is -1"):
+        prepare(resnet18(), "layer1", eps=-1)
+    with pytest.raises(ValueError, match="no module 'layer9'"):
+        prepare(resnet18(), "layer9")
+
+
+def test_the_public_names_are_there():
+    for name in ("renormalize", "AdvBN", "split", "DualBatchNorm2d", "convert_dual_batchnorm", "use_branch", "prepare", "AdvBNNet"):
+        assert name in dir(advbn) and getattr(advbn, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'AdvBM'"):
+        advbn.AdvBM
+
+
+@pytest.mark.cuda
+def test_training_on_cuda(cuda):
+    net = prepare(resnet18(num_classes=5), "layer1").to(cuda, memory_format=torch.channels_last).train()
+    images, targets = torch.randn(16, 3, 64, 64, device=cuda).to(memory_format=torch.channels_last), torch.randint(5, (16,), device=cuda)
+    with torch.autocast("cuda", torch.bfloat16):
+        clean, adversarial = net.losses(images, targets)
+    (clean + adversarial).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.trainable_parameters())

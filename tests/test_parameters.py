@@ -1,0 +1,68 @@
+import copy
+
+import pytest
+import yaml
+
+from advbn.parameters import ParameterError, load_params, parse_params, project_root
+
+
+@pytest.fixture
+def content(root):
+    return yaml.safe_load((root / "params.yaml").read_text())
+
+
+def change(content, path, value):
+    content = copy.deepcopy(content)
+    *parents, last = path.split(".")
+    inner = content
+    for key in parents:
+        inner = inner[key]
+    inner[last] = value
+    return content
+
+
+def test_the_projects_file_is_fine(content):
+    assert parse_params(content).current == parse_params(content).profiles[content["profile"]]
+
+
+@pytest.mark.parametrize("path, value, words", [
+    ("profile", "openmojy", r"profile is 'openmojy'; allowed are .*did you mean 'openmoji'"),
+    ("sedes", [1], "unknown key 'sedes'; did you mean 'seeds'"),
+    ("seeds", [], "seeds is"), ("seeds", [1, 1], "each may stand there once"), ("seeds", [-1], "greater than or equal to 0"),
+    ("methods", {}, "methods is"),
+    ("methods.advbn.layer.epz", 1.0, "unknown key 'methods.advbn.layer.epz'; did you mean 'eps'"),
+    ("methods.advbn.layer.eps", -1.0, "methods.advbn.layer.eps is -1.0; input should be greater"),
+    ("methods.advbn.layer.steps", 2.5, "steps is 2.5"), ("methods.advbn.layer.start", "warm", "'clean' or 'random'"),
+    ("methods.advbn.layer", None, "adversarial needs a layer"), ("methods.finetune.layer", {}, "clean takes no layer"),
+    ("methods.advbn.train", "advbn", "'nothing', 'clean' or 'adversarial'"),
+    ("profiles.openmoji.finetune.lr", "1e-3", "finetune.lr is '1e-3'; input should be a valid number"),
+    ("profiles.openmoji.finetune.lr", 0, "greater than 0"), ("profiles.openmoji.finetune.epochs", True, "epochs is True"),
+    ("profiles.openmoji.finetune.milestones", [3], "takes no milestones"), ("profiles.openmoji.pretrain.schedule", "step", "needs milestones"),
+    ("profiles.openmoji.pretrain.precision", "fp8", "'no', 'bf16' or 'fp16'"),
+    ("profiles.openmoji.network.nam", "x", "did you mean 'name'"), ("profiles.openmoji.data.augment.flip", 1, "flip is 1"),
+])
+def test_slips(content, path, value, words):
+    with pytest.raises(ParameterError, match=words) as error:
+        parse_params(change(content, path, value))
+    assert all(line.startswith("params.yaml: ") for line in str(error.value).splitlines())
+
+
+def test_missing_and_unreadable(content, tmp_path):
+    del content["profiles"]["openmoji"]["network"]
+    with pytest.raises(ParameterError, match="'profiles.openmoji.network' is missing"):
+        parse_params(content)
+    with pytest.raises(ParameterError, match="no such file"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: [1,\nb: }")
+    with pytest.raises(ParameterError, match="not YAML"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("just words")
+    with pytest.raises(ParameterError, match="holds str"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_the_root_is_found_from_below(root, tmp_path, monkeypatch):
+    assert project_root(root / "nbs" / "stages") == root
+    monkeypatch.delenv("ADVBN_ROOT", raising=False)
+    with pytest.raises(FileNotFoundError, match="no dvc.yaml"):
+        project_root(tmp_path)

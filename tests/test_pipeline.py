@@ -1,0 +1,132 @@
+"""The runner's refusals, and the whole pipeline in miniature in a clone of its own."""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+
+from conftest import ROOT
+from advbn.parameters import ParameterError
+from advbn.pipeline import check_parameters, notebook_parameters, run_notebook
+
+TRAIN = ROOT / "nbs/stages/train.ipynb"
+
+
+def call(*command, cwd, check=True):
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]}
+    environment.pop("ADVBN_ROOT", None)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
+    assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+def notebook(path, *cells):
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source, metadata={"tags": tags}) for source, tags in cells])
+    nbformat.write(made, path)
+    return path
+
+
+@pytest.mark.parametrize("given, words", [
+    ({"methd": "advbn"}, "no parameter 'methd'; did you mean 'method'"), ({}, "needs the parameter 'method'"),
+    ({"method": "advbn", "eps": "1"}, "no parameter 'eps'; it takes method")])
+def test_wrong_names(given, words):
+    with pytest.raises(ParameterError, match=words):
+        check_parameters(TRAIN, given)
+
+
+@pytest.mark.parametrize("default, text, value", [
+    ("3", "5", 5), ("3", "five", None), ("3", "1.5", None), ("0.5", "0.001", 0.001), ("True", "false", False), ("True", "yes", None),
+    ("'a'", "7", "7"), ("[1]", "[1, 2]", [1, 2])])
+def test_types(tmp_path, default, text, value):
+    path = notebook(tmp_path / "a.ipynb", (f"x = {default}", ["parameters"]))
+    if value is None:
+        with pytest.raises(ParameterError, match="parameter x is"):
+            check_parameters(path, {"x": text})
+    else:
+        found = check_parameters(path, {"x": text})["x"]
+        assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize("cells", [[("x = 1", [])], [("x = 1", ["parameters"]), ("y = 1", ["parameters"])]])
+def test_exactly_one_parameters_cell(tmp_path, cells):
+    with pytest.raises(ParameterError, match="exactly one"):
+        notebook_parameters(notebook(tmp_path / "a.ipynb", *cells))
+
+
+def test_a_failing_notebook_fails_and_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADVBN_ROOT", str(tmp_path))
+    path = notebook(tmp_path / "a.ipynb", ("x = 1", ["parameters"]), ("print(x / 0)", []))
+    with pytest.raises(Exception, match="ZeroDivisionError"):
+        run_notebook(path, {"x": "2"})
+    assert "ZeroDivisionError" in (tmp_path / "executed/a-2.ipynb").read_text()
+
+
+def test_command_line_errors_are_one_line_and_status_2():
+    for arguments, words in ((["run", "nbs/stages/train.ipynb", "-p", "methd=advbn"], "did you mean 'method'"),
+                             (["run", "nbs/none.ipynb"], "no notebook"), (["train", "advbm"], "did you mean 'advbn'")):
+        done = call(sys.executable, "-m", "advbn", *arguments, cwd=ROOT, check=False)
+        assert done.returncode == 2 and words in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    "The tracked and new files of the working tree, as a clone with its data built."
+    folder = tmp_path_factory.mktemp("clone") / "advbn"
+    names = call("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).stdout.splitlines()
+    for name in names:
+        if (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    shutil.copytree(ROOT / "data", folder / "data")
+    call("git", "init", "-q", cwd=folder)
+    return folder
+
+
+def would_run(folder):
+    done = call(sys.executable, "-m", "dvc", "repro", "--dry", "--allow-missing", cwd=folder)
+    return re.findall(r"Running stage '(\S+)'", done.stdout + done.stderr)
+
+
+def test_a_fresh_clone_is_up_to_date(clone):
+    assert would_run(clone) == []
+
+
+def test_the_whole_pipeline_in_miniature(clone):
+    "One epoch, two seeds, and a method row that somebody added by one entry."
+    path = clone / "params.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["seeds"] = [0, 1]
+    content["methods"] = {k: v for k, v in content["methods"].items() if k in ("standard", "finetune")}
+    content["methods"]["gentle"] = {"label": "Gentle AdvBN", "train": "adversarial", "layer": {"eps": 0.3, "steps": 1}}
+    for section in ("pretrain", "finetune"):
+        content["profiles"]["openmoji"][section]["epochs"] = 1
+    content["profiles"]["openmoji"]["threads"] = None  # one process, which starts faster than two
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    call(sys.executable, "-m", "dvc", "repro", cwd=clone)
+
+    table = pd.read_csv(clone / "results/tables/robustness.csv")
+    assert list(table.columns) == ["profile", "method", "branch", "shift", "accuracy", "ci95", "difference", "difference_ci95", "seeds"]
+    assert set(table.method) == {"standard", "finetune", "gentle"} and (table.seeds == 2).all()
+    assert set(table[table.method == "gentle"].branch) == {"clean", "adversarial"}
+    assert "Gentle AdvBN" in (clone / "results/tables/robustness.md").read_text()
+    metrics = json.loads((clone / "results/metrics.json").read_text())["openmoji"]
+    assert metrics["gentle-clean"]["clean"] == round(table.query("method == 'gentle' and branch == 'clean' and shift == 'clean'").accuracy.item(), 2)
+    assert len(list((clone / "executed").glob("*.ipynb"))) >= 8
+    assert call("git", "status", "--porcelain", "--untracked-files=all", cwd=clone).stdout.count("checkpoints/") == 0
+
+    again = call(sys.executable, "-m", "dvc", "repro", cwd=clone)
+    assert "Running stage" not in again.stdout + again.stderr
+    for command in (["metrics", "show"], ["plots", "show", "-o", "plots"], ["dag"]):
+        call(sys.executable, "-m", "dvc", *command, cwd=clone)
+
+    content["methods"]["gentle"]["layer"]["eps"] = 0.2
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    touched = would_run(clone)
+    assert touched and {s.partition("@")[2] for s in touched if "@" in s} == {"gentle"}

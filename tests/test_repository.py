@@ -1,0 +1,117 @@
+"""The repository is what it says: package and notebooks agree, notebooks are clean, the README is the index notebook and works."""
+import re
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from conftest import ROOT
+
+NUMBERED = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+STAGES = sorted((ROOT / "nbs/stages").glob("*.ipynb"))
+TREE = ("nbs", "advbn", "settings.ini", "pyproject.toml", "README.md")
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory):
+    "A copy of the sources, to export and clean in."
+    folder = tmp_path_factory.mktemp("copy")
+    for name in TREE:
+        source = ROOT / name
+        shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")) if source.is_dir() else shutil.copy(source, folder)
+    return folder
+
+
+def run(*command, cwd):
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_exporting_leaves_no_difference(copied):
+    shutil.rmtree(copied / "advbn")
+    (copied / "advbn").mkdir()
+    shutil.copy(ROOT / "advbn/py.typed", copied / "advbn")
+    run("nbdev_export", cwd=copied)
+    ours = {p.name: p.read_text() for p in (ROOT / "advbn").glob("*.py")}
+    exported = {p.name: p.read_text() for p in (copied / "advbn").glob("*.py")}
+    assert ours.keys() == exported.keys()
+    assert [name for name in ours if ours[name] != exported[name]] == []
+
+
+def test_notebooks_are_clean(copied):
+    run("nbdev_clean", cwd=copied)
+    dirty = [p.name for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts
+             and p.read_text() != (copied / p.relative_to(ROOT)).read_text()]
+    assert dirty == []
+
+
+@pytest.mark.parametrize("path", STAGES, ids=lambda p: p.stem)
+def test_a_stage_has_one_parameters_cell_and_no_outputs(path):
+    cells = nbformat.read(path, as_version=4).cells
+    assert sum("parameters" in c.metadata.get("tags", []) for c in cells) == 1
+    assert not any(c.get("outputs") for c in cells)
+
+
+@pytest.mark.parametrize("path", NUMBERED, ids=lambda p: p.stem)
+def test_a_notebook_opens_with_title_and_subtitle_and_was_run(path):
+    cells = nbformat.read(path, as_version=4).cells
+    assert re.match(r"# \S.*\n\n> \S", cells[0].source)
+    assert any(c.get("outputs") for c in cells if c.cell_type == "code")
+
+
+def test_every_stage_of_the_pipeline_names_its_notebook():
+    pipeline = (ROOT / "dvc.yaml").read_text()
+    assert {p.name for p in STAGES} == set(re.findall(r"advbn run nbs/stages/(\S+\.ipynb)", pipeline))
+
+
+def test_readme_is_the_index_notebook():
+    assert run("sh", "nbs/render.sh", cwd=ROOT) == (ROOT / "README.md").read_text()
+
+
+def test_readme_shows_the_tables_of_results():
+    readme = (ROOT / "README.md").read_text()
+    for table in sorted((ROOT / "results/tables").glob("robustness.md")):
+        assert table.read_text().strip() in readme
+    for picture in re.findall(r"!\[.*?\]\((\S+?)\)", readme):
+        assert (ROOT / picture).exists()
+
+
+def blocks(kind):
+    return re.findall(rf"```{kind}\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+
+
+def test_readme_python_runs():
+    assert blocks("python")
+    for code in blocks("python"):
+        run(sys.executable, "-c", code, cwd=ROOT)
+
+
+def test_readme_commands_exist():
+    commands = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines() if line.strip()]
+    assert len(commands) >= 3
+    for command in commands:
+        if command.startswith("make "):
+            run("make", "-n", *command.split()[1:], cwd=ROOT)
+        else:
+            assert command == "pip install ."
+            run(sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--no-build-isolation", "-q", ".", cwd=ROOT)
+
+
+def test_links_of_readme_lead_somewhere():
+    for target in re.findall(r"\]\((?!http)(\S+?)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_package_needs_nothing_of_the_workshop():
+    code = ("import sys, pkgutil, importlib, advbn\n"
+            "[importlib.import_module(f'advbn.{m.name}') for m in pkgutil.iter_modules(advbn.__path__) if m.name != '_modidx']\n"
+            "print([m for m in ('fastcore', 'nbdev', 'execnb', 'papermill', 'dvc', 'jupyterlab', 'IPython', 'matplotlib', 'timm') if m in sys.modules])")
+    assert run(sys.executable, "-c", code, cwd=ROOT).strip() == "[]"
+
+
+def test_help_does_not_load_torch():
+    code = "import sys\nfrom advbn.cli import app\nprint('torch' in sys.modules)"
+    assert run(sys.executable, "-c", code, cwd=ROOT).strip() == "False"
