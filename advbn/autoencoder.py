@@ -25,13 +25,19 @@ def mirrored_decoder(encoder: nn.Module) -> nn.Sequential:
             mirrored.append(nn.Upsample(scale_factor=2, mode="nearest"))
         else:
             mirrored += [nn.ReflectionPad2d(1), nn.Conv2d(m.out_channels, m.in_channels, 3), nn.ReLU(inplace=True)]
+    for m in mirrored:
+        if isinstance(m, nn.Conv2d):
+            nn.init.kaiming_normal_(m.weight, nonlinearity="relu")
+            nn.init.zeros_(m.bias)
+    nn.init.normal_(mirrored[-2].weight, std=0.01)
+    nn.init.constant_(mirrored[-2].bias, 0.5)
     return nn.Sequential(*mirrored[:-1])
 
 # %% ../nbs/16_autoencoder.ipynb #39df3da3
 class Autoencoder(nn.Module):
     """A classifier's first part as the frozen encoder, and a decoder: float pixels `[N, 3, H, W]` from 0 to 1 to the same.
 
-    `after` is the path of the classifier's layer that gives the features, `features.relu3_1` of the small VGG here,
+    `after` is the path of the classifier's layer that gives the features, `features.relu2_2` of the small VGG here,
     `features.20` (relu4_1) of torchvision's VGG-19."""
 
     def __init__(self, classifier: nn.Module, after: str):
@@ -62,11 +68,11 @@ def total_variation(x):
 
 
 def fit_decoder(autoencoder: Autoencoder, images: torch.Tensor, epochs: int, batch_size: int, lr: float, seed: int) -> list:
-    """Train the decoder on uint8 `images` with MSE + 1e-8 x total variation (official code), Adam and a cosine to zero; returns the
+    """Train the decoder on uint8 `images` with MSE + 1e-8 x total variation (official code), Adam and one cycle; returns the
     mean squared error of each epoch."""
     optimizer = torch.optim.Adam(autoencoder.decoder.parameters(), lr=lr)
     steps = len(images) // batch_size
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps)
     history = []
     for epoch in tqdm(range(epochs), desc="decoder", unit="epoch"):
         order, total = torch.randperm(len(images), generator=torch.Generator().manual_seed(step_seed(seed, "decoder", epoch))), 0.0

@@ -20,7 +20,7 @@ PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "moto
 DETERMINISTIC = ("defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression", "gaussian_blur", "saturate")
 LOOSE = {"motion_blur": (1.0, 0.08), "fog": (1.0, 0.08), "spatter": (1.0, 0.08), "frost": (1.5, 0.12)}
 UNORDERED = ("glass_blur", "frost", "saturate")
-SEEDS = 6
+SEEDS = 6  # of each random corruption; frost, which draws among six pictures, gets twice as many
 ALL = CORRUPTIONS + EXTRA_CORRUPTIONS
 
 
@@ -51,9 +51,10 @@ def test_parity_at_224_pixels(photographs, name, severity):
         ours, theirs = corrupt(photographs, name, severity), reference(photographs, name, severity)
         assert (ours.double() - theirs.double()).abs().mean() < 2
         return
+    seeds = SEEDS * (2 if name == "frost" else 1)
     decibel, fraction = LOOSE.get(name, (0.5, 0.03))
-    ours = [corrupt(photographs, name, severity, seed=s) for s in range(SEEDS)]
-    theirs = [reference(photographs, name, severity, seed=s) for s in range(SEEDS)]
+    ours = [corrupt(photographs, name, severity, seed=s) for s in range(seeds)]
+    theirs = [reference(photographs, name, severity, seed=s) for s in range(seeds)]
     assert abs(np.mean([psnr(photographs, o) for o in ours]) - np.mean([psnr(photographs, t) for t in theirs])) < decibel
     ours, theirs = torch.cat(ours).double(), torch.cat(theirs).double()
     assert torch.allclose(ours.mean((0, 2, 3)), theirs.mean((0, 2, 3)), rtol=fraction)
@@ -63,12 +64,14 @@ def test_parity_at_224_pixels(photographs, name, severity):
 @pytest.mark.parametrize("size", [224, 40])
 @pytest.mark.parametrize("name", ALL)
 def test_severities_are_distinct_and_ordered(photographs, root, name, size):
-    images = photographs[:6] if size == 224 else read_images(root / "data/openmoji").images[::60]
+    images = photographs if size == 224 else read_images(root / "data/openmoji").images[::60]
     made = [corrupt(images, name, s) for s in range(1, 6)]
     assert all(not torch.equal(made[i], made[j]) for i in range(5) for j in range(i))
-    if name not in UNORDERED and not (size == 40 and name in ("elastic_transform", "spatter")):
-        values = [psnr(images, m) for m in made]
-        assert all(a > b - 0.05 for a, b in zip(values, values[1:])), values
+    small_and_mixed = size == 40 and name in ("elastic_transform", "spatter", "motion_blur")  # whose settings do not grow together
+    if name not in UNORDERED and not small_and_mixed:
+        seeds = range(1 if name in DETERMINISTIC else 4)
+        values = [np.mean([psnr(images, corrupt(images, name, s, seed=k)) for k in seeds]) for s in range(1, 6)]
+        assert all(a > b for a, b in zip(values, values[1:])), values
 
 
 @pytest.mark.parametrize("name", ALL)
