@@ -5,10 +5,9 @@ BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/ready
 export PATH := $(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
-NOTEBOOKS := nbs/[0-9]*.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help env data reproduce test lab export readme clean
+.PHONY: help env data reproduce check test lab export readme clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -24,12 +23,14 @@ env: $(READY)  ## the environment in .venv (about 3 minutes)
 data: $(READY)  ## the embedded images in data/ (10 seconds)
 	advbn data
 
-reproduce: data  ## environment, data, `dvc repro`, tables (about 15 minutes on two cores)
+reproduce: data  ## environment, data, `dvc repro`, tables (about 20 minutes on two cores)
 	dvc repro
 	@echo; cat results/tables/*.md
 
-test: data  ## environment, the notebooks' own checks, pytest (about 12 minutes on two cores)
+check: data  ## the notebooks' own checks
 	nbdev_test --path nbs --file_glob '[0-9]*.ipynb' --n_workers 2
+
+test: check  ## environment, the notebooks' own checks, pytest (about 15 minutes on two cores)
 	pytest
 
 lab: data  ## JupyterLab on the notebooks

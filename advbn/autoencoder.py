@@ -11,14 +11,16 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
-from .data import normalize, step_seed
-from .layer import borrowed
+from .data import check_batch_size, normalize, step_seed
 from .splitting import split
 
 # %% ../nbs/16_autoencoder.ipynb #360e5579
 def mirrored_decoder(encoder: nn.Module) -> nn.Sequential:
     "A decoder `[N, C, h, w]` to `[N, 3, H, W]` for an encoder of 3 x 3 convolutions, ReLUs and halving poolings."
     layers = [m for m in encoder.modules() if isinstance(m, (nn.Conv2d, nn.MaxPool2d))]
+    odd = [m for m in layers if isinstance(m, nn.Conv2d) and (m.kernel_size, m.stride, m.groups) != ((3, 3), (1, 1), 1)]
+    if odd or not layers:
+        raise ValueError(f"an encoder of plain 3 x 3 convolutions and poolings can be mirrored; this one has {odd[0] if odd else 'none'}")
     mirrored = []
     for m in reversed(layers):
         if isinstance(m, nn.MaxPool2d):
@@ -70,6 +72,7 @@ def total_variation(x):
 def fit_decoder(autoencoder: Autoencoder, images: torch.Tensor, epochs: int, batch_size: int, lr: float, seed: int) -> list:
     """Train the decoder on uint8 `images` with MSE + 1e-8 x total variation (official code), Adam and one cycle; returns the
     mean squared error of each epoch."""
+    check_batch_size(batch_size, len(images), 1)
     optimizer = torch.optim.Adam(autoencoder.decoder.parameters(), lr=lr)
     steps = len(images) // batch_size
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps)

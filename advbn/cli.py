@@ -94,16 +94,21 @@ def make_set(out: Path, kind: Annotated[str, typer.Option(help="advbn, reconstru
     "Write the profile's test images, perturbed and decoded, as an ImageFolder tree. Example: advbn make-set sets/advbn"
     from advbn.parameters import ParameterError, load_params
     from advbn.pictures import make_set
-    from advbn.runs import load_autoencoder, load_data, picture_attack
+    from advbn.runs import check_seed, checkpoint, load_autoencoder, load_data, picture_attack
     from advbn.styles import adversarial, reconstructed, style_images, stylized
     if kind not in ("advbn", "reconstructed", "stylized"):
         raise ParameterError(f"--kind is {kind!r}; allowed are advbn, reconstructed and stylized")
+    import hashlib
     params = load_params()
-    data, autoencoder, layer = load_data(params), load_autoencoder(params), picture_attack(params)
+    check_seed(params, seed)
+    data, autoencoder = load_data(params), load_autoencoder(params)
+    layer, pictures = picture_attack(params, autoencoder), params.current.pictures
+    decoder = hashlib.sha256(checkpoint(params, "autoencoder", 0, "decoder").read_bytes()).hexdigest()
+    settings = {"kind": kind, "seed": seed, "attack": layer.extra_repr(), "styles": pictures.styles, "decoder": decoder}
     number = dict(zip(data.images.names, range(len(data.images))))
     makers = {"advbn": lambda b: adversarial(autoencoder, b.images, b.targets, layer), "reconstructed": lambda b: reconstructed(autoencoder, b.images),
-              "stylized": lambda b: stylized(autoencoder, b.images, [number[n] for n in b.names], style_images(b.images.shape[-1]))}
-    print(f"{out}: {make_set(data.test(seed), out, makers[kind])} images written")
+              "stylized": lambda b: stylized(autoencoder, b.images, [number[n] for n in b.names], style_images(b.images.shape[-1], pictures.styles))}
+    print(f"{out}: {make_set(data.test(seed), out, makers[kind], settings)} images written")
 
 
 @app.command()
@@ -116,7 +121,8 @@ def corrupt(source: Path, out: Path, name: Annotated[str, typer.Option(help="A c
     images = read_images(source)
     number = dict(zip(images.names, range(len(images))))
     corrupt(images.images[:0], name, severity)
-    made = make_set(images, out, lambda b: corrupt(b.images, name, severity, seed=seed, indices=[number[n] for n in b.names]))
+    made = make_set(images, out, lambda b: corrupt(b.images, name, severity, seed=seed, indices=[number[n] for n in b.names]),
+                    {"corruption": name, "severity": severity, "seed": seed, "source": str(source)})
     print(f"{out}: {made} images written")
 
 
@@ -124,6 +130,6 @@ def main():
     "Run the command line; errors that a person can mend are one line and exit status 2."
     try:
         app()
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"advbn: {error}", file=sys.stderr)
         sys.exit(2)

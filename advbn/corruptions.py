@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['CORRUPTIONS', 'EXTRA_CORRUPTIONS', 'corruption_settings', 'corrupt']
 
-# %% ../nbs/15_corruptions.ipynb #2b94b68e
+# %% ../nbs/15_corruptions.ipynb #c5a18065
 import difflib
+from numbers import Integral
 
 import torch
 
@@ -49,7 +50,7 @@ def corrupt(
     if name not in _ROOMS:
         near = difflib.get_close_matches(str(name), _ROOMS, 3, 0.4) or list(CORRUPTIONS)
         raise ValueError(f"no corruption {name!r}; the nearest are {', '.join(near)}")
-    if isinstance(severity, bool) or severity not in (1, 2, 3, 4, 5):
+    if isinstance(severity, bool) or not isinstance(severity, Integral) or not 1 <= severity <= 5:
         raise ValueError(f"severity is {severity!r}; allowed are 1, 2, 3, 4 and 5")
     if min(images.shape[-2:]) < 32:
         raise ValueError(f"images are {images.shape[-1]} x {images.shape[-2]} pixels; allowed are 32 and more")

@@ -46,8 +46,9 @@ def check_batch(features, targets):
         raise ValueError(f"features must be floating point, got {features.dtype}")
     if features.numel() == 0:
         raise ValueError(f"features are empty: {tuple(features.shape)}")
-    if len(targets) != len(features):
-        raise ValueError(f"features hold {len(features)} images and targets {len(targets)}; the two must agree")
+    found = len(targets) if getattr(targets, "ndim", 1) else "a single number"
+    if found != len(features):
+        raise ValueError(f"features hold {len(features)} images and targets {found}; the two must agree")
 
 
 def check_finite(features, mu):
@@ -94,16 +95,16 @@ class AdvBN(nn.Module):
             factors.uniform_(1 - self.eps, 1 + self.eps)
         half = torch.float16 in (features.dtype, torch.get_autocast_dtype(features.device.type)
                                  if torch.is_autocast_enabled(features.device.type) else None)
-        total = mu.new_zeros(())
+        broken = torch.zeros((), dtype=torch.bool, device=mu.device)
         with borrowed(head):
             for _ in range(self.steps):
                 factors.requires_grad_()
                 loss = loss_fn(head(rescale(features, mu, *factors, self.rectify)), targets)
-                gradient, = torch.autograd.grad(loss * 2**16 if half else loss, factors)
+                gradient, = torch.autograd.grad(loss.float() * 2**10 if half else loss, factors)
                 factors = (factors.detach() + self.step_size * gradient.sign()).clamp_(1 - self.eps, 1 + self.eps)
-                total += loss.detach()
-        if not total.isfinite():
-            raise ValueError("the loss became NaN or infinite during the attack; check the head's parameters and loss_fn")
+                broken |= ~loss.detach().isfinite() | gradient.isnan().any()
+        if broken:
+            raise ValueError("the loss or its gradient became NaN or infinite during the attack; check the head's parameters and loss_fn")
         return factors
 
     def attack(
@@ -123,6 +124,8 @@ class AdvBN(nn.Module):
         check_batch(features, targets)
         with torch.inference_mode(False), torch.enable_grad():
             features = features.clone() if features.is_inference() else features.detach()
+            if isinstance(targets, torch.Tensor) and targets.is_inference():
+                targets = targets.clone()
             mu = channel_mean(features)
             check_finite(features, mu)
             return (features, mu), tuple(self._ascend(features, mu, targets, head, loss_fn).unbind())

@@ -112,6 +112,8 @@ def build_openmoji(root: Path, pinned: str | None = None, limit: int | None = No
     `pinned` is the hash that the result must have (`fingerprint`); otherwise `DataError`. `limit` keeps that many emoji of each
     group, for trials. Returns the fingerprint."""
     root = Path(root)
+    if root.is_dir() and any(root.iterdir()) and not (root / "ATTRIBUTION.md").exists():
+        raise DataError(f"{root} holds something else than these images; name an empty or a new folder")
     partial = root.with_name(root.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     files = emoji_files()

@@ -28,7 +28,7 @@ def project_root(start: str | Path = ".") -> Path:
 
 # %% ../nbs/06_parameters.ipynb #9f9d0d29
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 Positive = Annotated[float, Field(gt=0)]
@@ -61,7 +61,7 @@ class Augment(_Strict):
     "Random affine map and flip of images in memory; degrees, fractions of the width, and factors."
     degrees: NotNegative = 0.0
     translate: NotNegative = 0.0
-    scale: NotNegative = 0.0
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0.0
     flip: bool = True
 
 
@@ -70,7 +70,7 @@ class Training(_Strict):
     epochs: Count
     batch_size: Count
     lr: Positive
-    momentum: NotNegative = 0.9
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: NotNegative = 0.0001
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     schedule: Literal["onecycle", "step", "constant"] = "constant"
@@ -106,6 +106,7 @@ class Pictures(_Strict):
     classifier: Training
     decoder: Decoder
     attack: Layer = Layer()
+    styles: str | None = None  # a folder of paintings; null takes scikit-image's pictures
 
 
 class Data(_Strict):
@@ -139,6 +140,12 @@ class Params(_Strict):
             near = difflib.get_close_matches(self.profile, self.profiles, 1, 0.4)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"profile is {self.profile!r}; allowed are {', '.join(map(repr, self.profiles))}{hint}")
+        for name in ("standard", "finetune", "advbn"):
+            if name not in self.methods:
+                raise ValueError(f"methods has no {name!r}; tables and figures compare standard, finetune and advbn, and others may stand beside them")
+        for name in ("pretrained", "autoencoder"):
+            if name in self.methods:
+                raise ValueError(f"methods has {name!r}, which is the name of another folder of checkpoints; choose another")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds are {self.seeds}; each may stand there once")
         return self

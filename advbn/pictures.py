@@ -12,11 +12,10 @@ import torch
 
 from .data import Images
 from .evaluation import predict
-from .layer import AdvBN
 from .parameters import Params
 from .report import TITLES
-from .runs import load_autoencoder, load_data, load_model, picture_attack
-from .styles import adversarial, reconstructed
+from .runs import all_cells, load_autoencoder, load_data, load_model, picture_attack
+from .styles import adversarial, mixed_order, reconstructed
 
 # %% ../nbs/24_pictures.ipynb #3ca3fccd
 def caption(model, images: torch.Tensor, classes) -> list:
@@ -31,11 +30,10 @@ def adversarial_figure(params: Params, strengths=(0.25, 0.5, 1.1), columns: int 
     seed, data, autoencoder = params.seeds[0], load_data(params), load_autoencoder(params)
     model = load_model(params, "pretrained", seed)
     test = data.test(seed)
-    batch = test[range(0, len(test), len(test) // 32)][range(32)]  # one batch of 32, as in the attack; the first columns are shown
-    shown = range(0, 32, 32 // columns)
-    options = {k: v for k, v in params.current.pictures.attack.model_dump().items() if k != "eps"}
+    batch = test[mixed_order(len(test))[:32]]  # the first batch of the -AdvBN set; its first images are shown
+    shown = range(columns)
     rows = {"original": batch.images, "reconstructed": reconstructed(autoencoder, batch.images),
-            **{f"eps {eps}": adversarial(autoencoder, batch.images, batch.targets, AdvBN(eps=eps, **options)) for eps in strengths}}
+            **{f"eps {eps}": adversarial(autoencoder, batch.images, batch.targets, picture_attack(params, autoencoder, eps=eps)) for eps in strengths}}
     fig, axes = plt.subplots(len(rows), columns, figsize=(1.25 * columns, 1.6 * len(rows)), squeeze=False)
     for (name, images), line in zip(rows.items(), axes):
         captions = caption(model, images, data.classes)
@@ -51,8 +49,7 @@ def adversarial_figure(params: Params, strengths=(0.25, 0.5, 1.1), columns: int 
 # %% ../nbs/24_pictures.ipynb #dd998cfb
 def shift_examples(data, params: Params, seed: int):
     "One cell for each shift: `(shift, cell, Images)`, the middle one of those that the shift has."
-    cells = data.cells(seed, load_autoencoder(params), picture_attack(params))
-    for shift, group in groupby(cells, key=lambda c: c[0]):
+    for shift, group in groupby(all_cells(params, data, seed), key=lambda c: c[0]):
         group = list(group)
         if shift == "corruptions":  # one of each family, at severity 3
             yield from (c for c in group if c[1] in ("gaussian_noise/3", "defocus_blur/3", "snow/3", "contrast/3"))
@@ -66,7 +63,8 @@ def predictions_figure(params: Params, image: int = 100, before: str = "finetune
     seed, data = params.seeds[0], load_data(params)
     networks = {params.methods[before].label: load_model(params, before, seed),
                 **{f"{params.methods[after].label}, {b}": load_model(params, after, seed, b) for b in ("clean", "adversarial")}}
-    cells = [(shift, cell, images) for shift, cell, images in shift_examples(data, params, seed)]
+    cells = list(shift_examples(data, params, seed))
+    image %= len(cells[0][2])
     fig, axes = plt.subplots(1 + len(networks), len(cells), figsize=(1.75 * len(cells), 1.75 + 1.05 * len(networks)),
                              height_ratios=[1.5] + [1] * len(networks), squeeze=False)
     for (shift, cell, images), column in zip(cells, axes.T):
@@ -88,30 +86,38 @@ def predictions_figure(params: Params, image: int = 100, before: str = "finetune
     return fig
 
 # %% ../nbs/24_pictures.ipynb #1adbf1ca
-def make_set(images: Images, root, make, batch_size: int = 32) -> int:
+def make_set(images: Images, root, make, settings: dict, batch_size: int = 32) -> int:
     """Write `make(batch)`, uint8 images for each batch of `images`, as an ImageFolder tree of PNGs at `root`, under the images' names.
 
-    A file that is there already is not made again, and a batch is made only if one of its files is missing. Returns the number of files
+    Batches are of mixed classes. A batch whose files are all there is not made again. `settings` tell how the images are made and are kept
+    in `settings.json`; a tree with others raises `FileExistsError`, as does a finished one that lacks images. Returns the number of files
     written. The tree is called `root` with `.partial` behind until it is whole."""
+    import json
     from pathlib import Path
     from tqdm.auto import tqdm
     from advbn.openmoji import write_png
     root = Path(root)
+    partial, written, text = root.with_name(f"{root.name}.partial"), 0, json.dumps(settings, indent=1, sort_keys=True) + "\n"
+    for folder in (root, partial):
+        stamp = folder / "settings.json"
+        if folder.exists() and (not stamp.exists() or stamp.read_text() != text):
+            raise FileExistsError(f"{folder} exists and was made with other settings ({stamp.name}); remove it or name another folder")
     if root.exists():
         missing = [n for n in images.names if not (root / n).with_suffix(".png").exists()]
         if missing:
             raise FileExistsError(f"{root} exists and lacks {len(missing)} of {len(images)} images, such as {missing[0]}; name another folder")
         return 0
-    partial, written = root.with_name(f"{root.name}.partial"), 0
-    for start in tqdm(range(0, len(images), batch_size), desc=root.name, unit="batch"):
-        batch = images[range(start, min(start + batch_size, len(images)))]
+    partial.mkdir(parents=True, exist_ok=True)
+    (partial / "settings.json").write_text(text)
+    for chosen in tqdm(mixed_order(len(images)).split(batch_size), desc=root.name, unit="batch"):
+        batch = images[chosen]
         paths = [(partial / n).with_suffix(".png") for n in batch.names]
         if all(p.exists() for p in paths):
             continue
         for path, image in zip(paths, make(batch)):
             path.parent.mkdir(parents=True, exist_ok=True)
             unfinished = path.with_name(f".{path.name}")
-            write_png(unfinished, image.permute(1, 2, 0).numpy())
+            write_png(unfinished, image.permute(1, 2, 0).cpu().numpy())
             unfinished.replace(path)
             written += 1
     partial.rename(root)

@@ -70,7 +70,7 @@ def mce_table(runs: pd.DataFrame, profile: str) -> pd.DataFrame:
         mce = mean_interval([mean_corruption_error(errors[method, branch, s], errors[BASELINE, "clean", s]) for s in seeds])
         plain = mean_interval([mean_error(errors[method, branch, s]) for s in seeds])
         rows.append({"profile": profile, "method": method, "branch": branch, "baseline": BASELINE, "mce": mce[0], "mce_ci95": mce[1],
-                     "mean_erro": plain[0], "mean_error_ci95": plain[1], "seeds": len(seeds)})
+                     "mean_error": plain[0], "mean_error_ci95": plain[1], "seeds": len(seeds)})
     return pd.DataFrame(rows)
 
 # %% ../nbs/23_report.ipynb #22c01576

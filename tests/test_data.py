@@ -7,11 +7,11 @@ import torch
 import yaml
 from PIL import Image
 
-from advbn.data import FolderBatches, MemoryBatches, augment_batch, normalize, read_images, split_indices
+from advbn.data import EmbeddedData, FolderBatches, MemoryBatches, augment_batch, normalize, read_images, split_indices
 from advbn.instagram import FILTERS, instagram
 from advbn.openmoji import DataError, build_openmoji, fingerprint, write_png
 from advbn.parameters import Augment
-from advbn.shifts import EmbeddedData
+from advbn.shifts import cells
 
 
 def test_two_builds_are_the_same_bytes_and_a_wrong_pin_stops(tmp_path):
@@ -62,9 +62,9 @@ def test_no_test_image_is_trained_on_and_line_art_matches(root):
     data = EmbeddedData(root / "data")
     for seed in range(3):
         assert not set(data.train(seed).names) & set(data.test(seed).names)
-        cells = list(data.cells(seed))
-        assert all(images.names == data.test(seed).names for _, _, images in cells)
-        assert [s for s, _, _ in cells] == ["clean", *["instagram"] * 20, "sketch"]
+        made = list(cells(data, seed))
+        assert all(images.names == data.test(seed).names for _, _, images in made)
+        assert [s for s, _, _ in made] == ["clean", *["corruptions"] * 75, *["instagram"] * 20, "sketch"]
 
 
 def test_batches_repeat_cover_and_differ(root):

@@ -191,7 +191,8 @@ def test_bad_settings(options, words):
     (lambda f, t: (f[0], t), r"\[N, C, H, W\], got \(4, 5, 5\)"), (lambda f, t: (f.flatten(1), t), "spatial"),
     (lambda f, t: (f.long(), t), "floating point, got torch.int64"), (lambda f, t: (f, t[:-1]), "6 images and targets 5"),
     (lambda f, t: (f / 0, t), "NaN and"), (lambda f, t: (f.index_fill(0, torch.tensor([2]), float("inf")), t), "infinite values among 600"),
-    (lambda f, t: (f[:0], t[:0]), "empty"), (lambda f, t: ([1], t), "got list")])
+    (lambda f, t: (f[:0], t[:0]), "empty"), (lambda f, t: ([1], t), "got list"),
+    (lambda f, t: (f, t[0]), "targets a single number")])
 def test_bad_input(change, words):
     features, targets = change(*batch())
     with pytest.raises(ValueError, match=words):
@@ -200,8 +201,27 @@ def test_bad_input(change, words):
 
 def test_a_loss_that_is_not_a_number_is_reported():
     features, targets = batch()
-    with pytest.raises(ValueError, match="NaN or infinite during the attack"):
+    with pytest.raises(ValueError, match="became NaN or infinite during the attack"):
         AdvBN().attack(features, targets, small_head(), lambda logits, y: F.cross_entropy(logits, y) * float("nan"))
+
+
+def test_half_precision_attacks_and_a_gradient_that_is_not_a_number_is_reported():
+    features, targets = batch()
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    plain, half = AdvBN(steps=2).attack(features, targets, head), AdvBN(steps=2).attack(features.half(), targets, head.half())
+    assert all((a == b).float().mean() >= 0.75 for a, b in zip(plain, half)) and (half[0] != 1).any()
+    with pytest.raises(ValueError, match="gradient became NaN"):
+        AdvBN().attack(features, targets, head.float(), lambda z, y: F.cross_entropy(z, y) + 0 * (z - z).sqrt().sum())
+
+
+def test_everything_may_come_from_inference_mode():
+    features, targets = batch()
+    with torch.inference_mode():
+        out = AdvBN()(features * 1, targets * 1, small_head_outside)
+    assert torch.equal(out, AdvBN()(features, targets, small_head_outside))
+
+
+small_head_outside = small_head()
 
 
 @pytest.mark.cuda

@@ -103,17 +103,19 @@ def test_the_whole_pipeline_in_miniature(clone):
     path = clone / "params.yaml"
     content = yaml.safe_load(path.read_text())
     content["seeds"] = [0, 1]
-    content["methods"] = {k: v for k, v in content["methods"].items() if k in ("standard", "finetune")}
+    content["methods"] = {k: v for k, v in content["methods"].items() if k != "random"}
     content["methods"]["gentle"] = {"label": "Gentle AdvBN", "train": "adversarial", "layer": {"eps": 0.3, "steps": 1}}
     for section in ("pretrain", "finetune"):
         content["profiles"]["openmoji"][section]["epochs"] = 1
+    for section in ("classifier", "decoder"):
+        content["profiles"]["openmoji"]["pictures"][section]["epochs"] = 1
     content["profiles"]["openmoji"]["threads"] = None  # one process, which starts faster than two
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     call(sys.executable, "-m", "dvc", "repro", cwd=clone)
 
     table = pd.read_csv(clone / "results/tables/robustness.csv")
     assert list(table.columns) == ["profile", "method", "branch", "shift", "accuracy", "ci95", "difference", "difference_ci95", "seeds"]
-    assert set(table.method) == {"standard", "finetune", "gentle"} and (table.seeds == 2).all()
+    assert set(table.method) == {"standard", "finetune", "advbn", "gentle"} and (table.seeds == 2).all()
     assert set(table[table.method == "gentle"].branch) == {"clean", "adversarial"}
     assert "Gentle AdvBN" in (clone / "results/tables/robustness.md").read_text()
     metrics = json.loads((clone / "results/metrics.json").read_text())["openmoji"]
@@ -121,6 +123,8 @@ def test_the_whole_pipeline_in_miniature(clone):
     assert len(list((clone / "executed").glob("*.ipynb"))) >= 8
     assert call("git", "status", "--porcelain", "--untracked-files=all", cwd=clone).stdout.count("checkpoints/") == 0
 
+    for name in ("robustness", "corruptions", "adversarial_images", "predictions"):
+        assert (clone / f"results/figures/{name}.png").stat().st_size > 10_000
     again = call(sys.executable, "-m", "dvc", "repro", cwd=clone)
     assert "Running stage" not in again.stdout + again.stderr
     for command in (["metrics", "show"], ["plots", "show", "-o", "plots"], ["dag"]):

@@ -1,0 +1,91 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import t
+from torchvision.models import resnet18
+
+from advbn import CORRUPTIONS, mean_corruption_error
+from advbn.evaluation import ALEXNET, mean_error, mean_interval, predict, summarize, top1_accuracy
+from advbn.parameters import load_params
+from advbn.report import PUBLISHED, mce_table, robustness_table, signed
+
+FULL = {name: [0.1, 0.2, 0.3, 0.4, 0.5] for name in CORRUPTIONS}
+
+
+def test_alexnet_is_the_published_baseline():
+    assert mean_corruption_error({n: [e] * 5 for n, e in ALEXNET.items()}) == pytest.approx(100)
+    assert np.mean(list(ALEXNET.values())) == pytest.approx(0.788, abs=0.002)
+    assert mean_corruption_error(FULL) == pytest.approx(np.mean([30 / ALEXNET[n] for n in CORRUPTIONS]))
+    assert mean_error(FULL) == pytest.approx(30)
+    assert mean_corruption_error(FULL, baseline=FULL) == pytest.approx(100)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0.01, 0.5), min_size=15, max_size=15), st.floats(0.1, 2))
+def test_mce_is_homogeneous_in_the_errors(levels, factor):
+    errors = {n: [v] * 5 for n, v in zip(CORRUPTIONS, levels)}
+    scaled = {n: [v * factor for v in values] for n, values in errors.items()}
+    assert mean_corruption_error(scaled) == pytest.approx(factor * mean_corruption_error(errors))
+    assert mean_corruption_error(scaled, baseline=errors) == pytest.approx(100 * factor)
+
+
+@pytest.mark.parametrize("change, baseline, words", [
+    ({"fog": None}, "alexnet", "errors of fog are missing"), ({"fog": [0.1] * 4}, "alexnet", "fog has 4 errors"),
+    ({"fogg": [0.1] * 5}, "alexnet", "did you mean 'fog'"), ({"fog": [10.0] * 5}, "alexnet", "fractions from 0 to 1"),
+    ({"fog": [float("nan")] * 5}, "alexnet", "fractions"), ({}, "resnet", "'alexnet' and another network's"),
+    ({}, {"fog": [0.1] * 5}, "are missing"), ({}, {**FULL, "fog": [0.0] * 5}, "no error on fog")])
+def test_mce_errors(change, baseline, words):
+    errors = {k: v for k, v in {**FULL, **change}.items() if v is not None}
+    with pytest.raises(ValueError, match=words):
+        mean_corruption_error(errors, baseline)
+
+
+def test_the_interval_is_students():
+    values = np.array([1.0, 2.0, 4.0, 7.0])
+    mean, half = mean_interval(values)
+    low, high = t.interval(0.95, 3, loc=values.mean(), scale=values.std(ddof=1) / 2)
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+    assert np.isnan(mean_interval([3.0])[1])
+
+
+def test_accuracy_counts_and_leaves_the_model_alone():
+    torch.manual_seed(0)
+    model = resnet18(num_classes=3).train()
+    images = torch.randint(256, (11, 3, 40, 40), dtype=torch.uint8)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    found = predict(model, images, batch_size=4)[0][:, 0]
+    assert torch.equal(found, predict(model, images, batch_size=11)[0][:, 0])
+    assert top1_accuracy(model, images, found) == 100
+    assert top1_accuracy(model, images, (found + 1) % 3) == 0
+    assert model.training and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_paired_differences_and_a_missing_seed():
+    runs = pd.DataFrame([{"method": m, "branch": "clean", "shift": "clean", "seed": s, "accuracy": 50 + 10 * s + d}
+                         for m, d in (("finetune", 0), ("new", 2)) for s in range(3)])
+    row = summarize(runs, "finetune").set_index("method").loc["new"]
+    assert (row.difference, row.difference_ci95) == (pytest.approx(2), pytest.approx(0, abs=1e-9)) and row.ci95 > 20
+    with pytest.raises(ValueError, match=r"has the seeds \[0, 1\]"):
+        summarize(runs[~((runs.method == "new") & (runs.seed == 2))], "finetune")
+
+
+def test_bold_means_that_the_interval_excludes_zero():
+    assert signed(2.0, 1.0) == "(**+2.0 ± 1.0**)" and signed(-0.5, 1.0) == "(-0.5 ± 1.0)" and signed(float("nan"), 1.0) == ""
+
+
+def test_the_committed_tables_follow_from_the_committed_runs(root):
+    params = load_params()
+    runs = pd.concat([pd.read_csv(root / f"results/openmoji/runs/{m}.csv") for m in params.methods])
+    for name, made in (("robustness", robustness_table(runs, "openmoji")), ("mce", mce_table(runs, "openmoji"))):
+        pd.testing.assert_frame_equal(pd.read_csv(root / f"results/tables/{name}.csv"), made, check_dtype=False)
+    assert set(runs.seed) == set(params.seeds) and (runs.images == 474).all()
+    assert PUBLISHED["AdvBN"]["corruptions"] == 72.7
+
+
+def test_reconstruction_costs_the_standard_network_at_most_ten_points(root):
+    table = pd.read_csv(root / "results/tables/advbn_set.csv").query("method == 'standard'").set_index("shift").accuracy
+    assert table["clean"] - table["reconstructed"] <= 10
+    assert table["advbn"] < table["reconstructed"]
