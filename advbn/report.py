@@ -127,7 +127,7 @@ def robustness_markdown(table: pd.DataFrame, mce: pd.DataFrame, params: Params) 
     columns = [s for s in TITLES if s in SHIFTS]
     return "\n".join([
         *accuracy_markdown(table, params, SHIFTS, ("-C: mCE (mean error)", corruption_error)),
-        f"-C: mean accuracy over 15 corruptions x 5 severities, and mCE with {params.methods[BASELINE].label.lower()} of the same seed as 100 % "
+        "", f"-C: mean accuracy over 15 corruptions x 5 severities, and mCE with {params.methods[BASELINE].label.lower()} of the same seed as 100 % "
         "(no AlexNet was measured on these images), lower is better; in brackets the unnormalised mean error.", "",
         "Published, ImageNet, ResNet-50 (official README; other data, for orientation only):", "",
         "| accuracy in % | " + " | ".join(TITLES[s] + (": mCE against AlexNet" if s == "corruptions" else "") for s in columns) + " |",
@@ -137,7 +137,7 @@ def robustness_markdown(table: pd.DataFrame, mce: pd.DataFrame, params: Params) 
 
 def decoded_markdown(table: pd.DataFrame, params: Params) -> str:
     "Table 5 as Markdown."
-    return "\n".join([*accuracy_markdown(table, params, DECODED), "Reconstructed: encoded and decoded, nothing else, the control. -AdvBN: decoded from "
+    return "\n".join([*accuracy_markdown(table, params, DECODED), "", "Reconstructed: encoded and decoded, nothing else, the control. -AdvBN: decoded from "
                       "adversarially re-normalised features. The paper's numbers: not available."]) + "\n"
 
 # %% ../nbs/23_report.ipynb #7a8b2e9a
