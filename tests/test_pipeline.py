@@ -134,3 +134,22 @@ def test_the_whole_pipeline_in_miniature(clone):
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     touched = would_run(clone)
     assert touched and {s.partition("@")[2] for s in touched if "@" in s} == {"gentle"}
+
+
+def test_two_processes_train_a_method(clone):
+    "In the clone of the test before: accelerate's launcher, two processes on the CPU, one checkpoint per branch that evaluates."
+    done = call(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+                "--dynamo_backend", "no", "-m", "advbn", "train", "gentle", "--seed", "1", cwd=clone)
+    assert "clean_loss" in done.stdout
+    done = call(sys.executable, "-m", "advbn", "evaluate", "gentle", "--seed", "1", cwd=clone)
+    assert "sketch" in done.stdout and "adversarial" in done.stdout
+
+
+def test_sets_are_written_from_the_command_line(clone):
+    for arguments in (["make-set", "sets/advbn"], ["corrupt", "sets/advbn", "sets/foggy", "--name", "fog", "--severity", "4"]):
+        assert "474 images written" in call(sys.executable, "-m", "advbn", *arguments, cwd=clone).stdout
+    for arguments, words in ((["make-set", "sets/advbn", "--kind", "stylized"], "other settings"), (["make-set", "x", "--kind", "style"], "allowed are"),
+                             (["make-set", "x", "--seed", "77"], "allowed are the seeds"), (["corrupt", "sets/advbn", "x", "--name", "fogg"], "fog"),
+                             (["data", "--root", "tests"], "holds something else")):
+        done = call(sys.executable, "-m", "advbn", *arguments, cwd=clone, check=False)
+        assert done.returncode == 2 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1
