@@ -101,7 +101,7 @@ def motion_blur(x, c, random):
 # %% ../nbs/12_blur.ipynb #a438ff2e
 def zoom_blur(x, c, random):
     factors = np.arange(1, *c).tolist()
-    return (x + sum(x if f == 1 else clipped_zoom(x, f, centred=x.shape[-1] <= 64) for f in factors)) / (len(factors) + 1)
+    return (x + sum(x if f == 1 else clipped_zoom(x, f, centred=min(x.shape[-2:]) <= 120) for f in factors)) / (len(factors) + 1)
 
 
 def gaussian_blur(x, c, random):

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from .autoencoder import Autoencoder, fit_decoder
 from .data import EmbeddedData, MemoryBatches, step_seed
 from .dual_batchnorm import BRANCHES
-from .evaluation import predict
+from .evaluation import predict_heads
 from .layer import AdvBN
 from .models import build_model
 from .parameters import ParameterError, Params, project_root
@@ -174,10 +174,10 @@ def evaluate(params: Params, method: str, seed: int) -> tuple:
     _settle(params)
     data, rows, predictions = load_data(params), [], {}
     device = build_accelerator().device
-    models = {branch: load_model(params, method, seed, branch).to(device) for branch in branches(params, method)}
+    parts = {b: split(load_model(params, method, seed, b).to(device), params.current.network.after) for b in branches(params, method)}
+    stem, heads = parts["clean"][0], {branch: head for branch, (_, head) in parts.items()}  # the stem was frozen: one serves both
     for shift, cell, images in tqdm(all_cells(params, data, seed, device), desc=f"{method}, seed {seed}", unit="cell"):
-        for branch, model in models.items():
-            found = predict(model, images.images)[0][:, 0]
+        for branch, found in predict_heads(stem, heads, images.images).items():
             predictions[f"{branch}/{shift}/{cell}"] = found.numpy().astype("int16")
             rows.append({"method": method, "branch": branch, "shift": shift, "cell": cell, "seed": seed,
                          "accuracy": 100 * (found == images.targets.cpu()).double().mean().item(), "images": len(images)})
