@@ -69,7 +69,7 @@ def test_severities_are_distinct_and_ordered(photographs, root, name, size):
     assert all(not torch.equal(made[i], made[j]) for i in range(5) for j in range(i))
     small_and_mixed = size == 40 and name in ("elastic_transform", "spatter", "motion_blur")  # whose settings do not grow together
     if name not in UNORDERED and not small_and_mixed:
-        seeds = range(1 if name in DETERMINISTIC else 4)
+        seeds = range(1 if name in DETERMINISTIC else 24 if name == "fog" else 4)  # clouds differ most from seed to seed
         values = [np.mean([psnr(images, corrupt(images, name, s, seed=k)) for k in seeds]) for s in range(1, 6)]
         assert all(a > b for a, b in zip(values, values[1:])), values
 
