@@ -14,7 +14,7 @@ from .data import Images
 from .evaluation import predict
 from .parameters import Params
 from .report import TITLES
-from .runs import all_cells, load_autoencoder, load_data, load_model, picture_attack
+from .runs import load_autoencoder, load_data, load_model, picture_attack, shifted
 from .styles import adversarial, mixed_order, reconstructed
 
 # %% ../nbs/24_pictures.ipynb #3ca3fccd
@@ -49,7 +49,7 @@ def adversarial_figure(params: Params, strengths=(0.25, 0.5, 1.1), columns: int 
 # %% ../nbs/24_pictures.ipynb #dd998cfb
 def shift_examples(data, params: Params, seed: int):
     "One cell for each shift: `(shift, cell, Images)`, the middle one of those that the shift has."
-    for shift, group in groupby(all_cells(params, data, seed), key=lambda c: c[0]):
+    for shift, group in groupby(shifted(params, data, seed), key=lambda c: c[0]):
         group = list(group)
         if shift == "corruptions":  # one of each family, at severity 3
             yield from (c for c in group if c[1] in ("gaussian_noise/3", "defocus_blur/3", "snow/3", "contrast/3"))

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['checkpoint', 'find_method', 'branches', 'load_data', 'load_model', 'check_network', 'check_seed', 'pretrain', 'train',
-           'train_autoencoder', 'load_autoencoder', 'picture_attack', 'all_cells', 'evaluate', 'each_seed']
+           'train_autoencoder', 'load_autoencoder', 'picture_attack', 'all_cells', 'shift', 'shifted', 'evaluate',
+           'each_seed']
 
 # %% ../nbs/22_runs.ipynb #43b5c151
 import difflib
@@ -24,7 +25,7 @@ from .evaluation import predict_heads
 from .layer import AdvBN
 from .models import build_model
 from .parameters import ParameterError, Params, project_root
-from .shifts import cells
+from .shifts import cells, store_cells, stored_cells
 from .splitting import split
 from .training import build_accelerator, finetuning_net, fit, load_state, pretraining_net, save_state
 
@@ -166,8 +167,24 @@ def all_cells(params: Params, data: EmbeddedData, seed: int, device="cpu"):
     return cells(data.to(device), seed, autoencoder, picture_attack(params, autoencoder), params.current.pictures.styles)
 
 
+def _shifted(params, seed):
+    return project_root() / "shifted" / params.profile / f"seed{seed}"
+
+
+def shift(params: Params, seed: int) -> pd.DataFrame:
+    "Make a seed's test images under every shift and keep them under `shifted/`; returns the list of cells."
+    _settle(params)
+    made = all_cells(params, load_data(params), seed, build_accelerator().device)
+    return store_cells(tqdm(made, desc=f"shifts, seed {seed}", unit="cell"), _shifted(params, seed)).assign(seed=seed)
+
+
+def shifted(params: Params, data: EmbeddedData, seed: int):
+    "Yield the `(shift, cell, Images)` that `shift` has kept. Raises `DataError` if it was not called."
+    return stored_cells(_shifted(params, seed), data.test(seed))
+
+
 def evaluate(params: Params, method: str, seed: int) -> tuple:
-    """`(table, predictions)` of a method on every shift.
+    """`(table, predictions)` of a method on every shift that `shift` has kept.
 
     The table has a row per branch and cell: method, branch, shift, cell, seed, accuracy (percent), images. The predictions are the
     top classes, int16 `[N]`, under keys such as `clean/instagram/hefe`."""
@@ -176,11 +193,11 @@ def evaluate(params: Params, method: str, seed: int) -> tuple:
     device = build_accelerator().device
     parts = {b: split(load_model(params, method, seed, b).to(device), params.current.network.after) for b in branches(params, method)}
     stem, heads = parts["clean"][0], {branch: head for branch, (_, head) in parts.items()}  # the stem was frozen: one serves both
-    for shift, cell, images in tqdm(all_cells(params, data, seed, device), desc=f"{method}, seed {seed}", unit="cell"):
+    for name, cell, images in tqdm(shifted(params, data, seed), desc=f"{method}, seed {seed}", unit="cell"):
         for branch, found in predict_heads(stem, heads, images.images).items():
-            predictions[f"{branch}/{shift}/{cell}"] = found.numpy().astype("int16")
-            rows.append({"method": method, "branch": branch, "shift": shift, "cell": cell, "seed": seed,
-                         "accuracy": 100 * (found == images.targets.cpu()).double().mean().item(), "images": len(images)})
+            predictions[f"{branch}/{name}/{cell}"] = found.numpy().astype("int16")
+            rows.append({"method": method, "branch": branch, "shift": name, "cell": cell, "seed": seed,
+                         "accuracy": 100 * (found == images.targets).double().mean().item(), "images": len(images)})
     return pd.DataFrame(rows), predictions
 
 # %% ../nbs/22_runs.ipynb #b26bfa1c
