@@ -12,25 +12,33 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .dual_batchnorm import use_branch
 from .statistics import channel_mean, rescale
 
 # %% ../nbs/02_layer.ipynb #922bba99
 @contextmanager
-def borrowed(head):
-    "`head` in eval mode, adversarial branch, parameters without gradient; all put back on the way out."
+def borrowed(head, batch_statistics: bool = False):
+    """`head` in eval mode, adversarial branch, parameters without gradient; all put back on the way out.
+
+    With `batch_statistics` its batch norms normalise by the batch, and do not keep what they see."""
     is_module = isinstance(head, nn.Module)
     flags = [(m, m.training) for m in head.modules()] if is_module else []
+    norms = [(m, m.track_running_stats) for m, _ in flags if isinstance(m, _BatchNorm)] if batch_statistics else []
     asking = [p for p in head.parameters() if p.requires_grad] if is_module else []
     try:
         with use_branch(head, "adversarial"):
             for m, _ in flags:
                 m.training = False
+            for m, _ in norms:
+                m.training, m.track_running_stats = True, False
             for p in asking:
                 p.requires_grad_(False)
             yield head
     finally:
+        for m, before in norms:
+            m.track_running_stats = before
         for m, before in flags:
             m.training = before
         for p in asking:
@@ -72,6 +80,8 @@ class AdvBN(nn.Module):
         steps: int = 6,  # number of steps; 0 with `start="random"` is the no-attack control
         rectify: bool = True,  # ReLU on the result: right where the clean features are rectified
         start: str = "clean",  # "clean" or "random"
+        perturb: str = "both",  # "mean", "std" or "both": which factors move; the others stay one
+        batch_statistics: bool = False,  # the attack's batch norms use the batch's statistics, not the running ones (official code: running)
     ):
         super().__init__()
         for name, value in (("eps", eps), ("step_size", step_size)):
@@ -79,29 +89,33 @@ class AdvBN(nn.Module):
                 raise ValueError(f"{name} is {value!r}; allowed is a finite number that is not negative")
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
             raise ValueError(f"steps is {steps!r}; allowed is a whole number from 0")
-        if not isinstance(rectify, bool):
-            raise ValueError(f"rectify is {rectify!r}; allowed are True and False")
-        if start not in ("clean", "random"):
-            raise ValueError(f"start is {start!r}; allowed are 'clean' and 'random'")
+        for name, value, allowed in (("rectify", rectify, (True, False)), ("start", start, ("clean", "random")),
+                                     ("perturb", perturb, ("both", "mean", "std")), ("batch_statistics", batch_statistics, (True, False))):
+            if not any(value is a or (isinstance(a, str) and value == a) for a in allowed):
+                raise ValueError(f"{name} is {value!r}; allowed are {' and '.join(map(repr, allowed))}")
         self.eps, self.step_size, self.steps, self.rectify, self.start = eps, step_size, steps, rectify, start
+        self.perturb, self.batch_statistics = perturb, batch_statistics
 
     def extra_repr(self):
-        return f"eps={self.eps}, step_size={self.step_size}, steps={self.steps}, rectify={self.rectify}, start={self.start!r}"
+        return (f"eps={self.eps}, step_size={self.step_size}, steps={self.steps}, rectify={self.rectify}, start={self.start!r}, "
+                f"perturb={self.perturb!r}, batch_statistics={self.batch_statistics}")
 
     def _ascend(self, features, mu, targets, head, loss_fn):
         "The factors `[2, 1, C, 1, 1]` of mean and standard deviation for detached `features`."
         factors = mu.new_ones((2, *mu.shape))
+        moved = {"both": slice(None), "mean": slice(0, 1), "std": slice(1, 2)}[self.perturb]
         if self.start == "random":
-            factors.uniform_(1 - self.eps, 1 + self.eps)
+            factors[moved].uniform_(1 - self.eps, 1 + self.eps)
         half = torch.float16 in (features.dtype, torch.get_autocast_dtype(features.device.type)
                                  if torch.is_autocast_enabled(features.device.type) else None)
         broken = torch.zeros((), dtype=torch.bool, device=mu.device)
-        with borrowed(head):
+        with borrowed(head, self.batch_statistics):
             for _ in range(self.steps):
                 factors.requires_grad_()
                 loss = loss_fn(head(rescale(features, mu, *factors, self.rectify)), targets)
                 gradient, = torch.autograd.grad(loss.float() * 2**10 if half else loss, factors)
-                factors = (factors.detach() + self.step_size * gradient.sign()).clamp_(1 - self.eps, 1 + self.eps)
+                factors = factors.detach()
+                factors[moved] = (factors[moved] + self.step_size * gradient[moved].sign()).clamp_(1 - self.eps, 1 + self.eps)
                 broken |= ~loss.detach().isfinite() | gradient.isnan().any()
         if broken:
             raise ValueError("the loss or its gradient became NaN or infinite during the attack; check the head's parameters and loss_fn")

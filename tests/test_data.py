@@ -7,10 +7,12 @@ import torch
 import yaml
 from PIL import Image
 
-from advbn.data import EmbeddedData, FolderBatches, MemoryBatches, augment_batch, normalize, read_images, split_indices
+from advbn.augmentation import POLICIES, apply_policy, augment_batch
+from advbn.data import FolderBatches, MemoryBatches, normalize, read_images, split_indices
 from advbn.instagram import FILTERS, instagram
 from advbn.openmoji import DataError, build_openmoji, fingerprint, write_png
 from advbn.parameters import Augment
+from advbn.sets import EmbeddedData
 from advbn.shifts import cells
 
 
@@ -123,3 +125,25 @@ def test_every_filter_changes_an_image_and_keeps_its_form(root):
     for name in FILTERS:
         out = instagram(images, name)
         assert out.shape == images.shape and out.dtype == torch.uint8 and not torch.equal(out, images)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_policies_repeat_and_keep_the_labels_weight(root, policy):
+    images = read_images(root / "data/openmoji")[range(0, 1898, 60)]
+    loader = MemoryBatches(images, 16, seed=3, policy=policy)
+    (first, targets), (again, same) = next(loader.batches(1)), next(loader.batches(1))
+    assert torch.equal(first, again) and torch.equal(targets, same)
+    plain = next(MemoryBatches(images, 16, seed=3).batches(1))
+    assert torch.equal(first, plain[0]) == (policy == "none")
+    if policy in ("mixup", "cutmix"):
+        assert targets.shape == (16, 9) and torch.allclose(targets.sum(1), torch.ones(16))
+    else:
+        assert torch.equal(targets, plain[1])
+
+
+def test_each_image_has_augmentation_of_its_own(root):
+    one = read_images(root / "data/openmoji").images[:1].expand(12, -1, -1, -1)
+    for policy in ("augmix", "trivialaugment"):
+        assert len({image.numpy().tobytes() for image in apply_policy(policy, one, None, 9, seed=1)[0]}) > 6
+    with pytest.raises(ValueError, match="allowed are none, augmix"):
+        apply_policy("augmx", one, None, 9, seed=1)

@@ -181,7 +181,8 @@ def test_autocast_and_half_precision_find_the_same_signs():
 @pytest.mark.parametrize("options, words", [
     ({"eps": -0.1}, "eps is -0.1"), ({"eps": float("nan")}, "eps is nan"), ({"eps": "1"}, "eps is '1'"),
     ({"step_size": float("inf")}, "step_size is inf"), ({"steps": -1}, "steps is -1"), ({"steps": 1.5}, "steps is 1.5"),
-    ({"steps": True}, "steps is True"), ({"start": "warm"}, "'clean' and 'random'"), ({"rectify": 1}, "rectify is 1")])
+    ({"steps": True}, "steps is True"), ({"start": "warm"}, "'clean' and 'random'"), ({"rectify": 1}, "rectify is 1"),
+    ({"perturb": "variance"}, "'both' and 'mean' and 'std'"), ({"batch_statistics": None}, "batch_statistics is None")])
 def test_bad_settings(options, words):
     with pytest.raises(ValueError, match=words):
         AdvBN(**options)
@@ -233,3 +234,32 @@ def test_cuda_agrees_with_the_cpu(cuda, dtype):
         found = AdvBN(steps=1).attack(features.to(cuda), targets.to(cuda), small_head().to(cuda))
     agree = torch.cat([(a == b.cpu()).flatten() for a, b in zip(expected, found)]).float().mean()
     assert agree >= (1 if dtype == torch.float32 else 0.75)
+
+
+@pytest.mark.parametrize("perturb, moves", [("mean", (True, False)), ("std", (False, True)), ("both", (True, True))])
+@pytest.mark.parametrize("start", ["clean", "random"])
+def test_only_the_chosen_factors_move(perturb, moves, start):
+    torch.manual_seed(0)
+    features, targets = torch.randn(6, 4, 5, 5), torch.randint(3, (6,))
+    head = nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    found = AdvBN(perturb=perturb, start=start).attack(features, targets, head)
+    assert tuple(bool((f != 1).any()) for f in found) == moves
+    assert all((f >= -0.1001).all() and (f <= 2.1001).all() for f in found)
+
+
+def test_the_attack_on_the_batchs_statistics_forgets_them():
+    "Batch statistics make the head see something else than running ones do, and leave no trace in it."
+    torch.manual_seed(0)
+    features, targets = torch.randn(6, 4, 5, 5).relu(), torch.randint(3, (6,))
+    head = convert_dual_batchnorm(nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)))
+    for mode in (True, False):
+        head.train(mode)
+        before = {k: v.clone() for k, v in head.state_dict().items()}
+        seen = []
+        handle = head[-1].register_forward_hook(lambda m, i, o: seen.append(o.detach()))
+        AdvBN(batch_statistics=True, steps=1).attack(features, targets, head)
+        AdvBN(batch_statistics=False, steps=1).attack(features, targets, head)
+        handle.remove()
+        assert not torch.allclose(*seen, atol=1e-3)
+        assert all(torch.equal(v, before[k]) for k, v in head.state_dict().items())
+        assert all(m.training == mode for m in head.modules()) and all(m.track_running_stats for m in head.modules() if isinstance(m, nn.BatchNorm2d))

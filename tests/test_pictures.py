@@ -6,11 +6,12 @@ from PIL import Image
 
 from advbn import AdvBN, CORRUPTIONS
 from advbn.autoencoder import Autoencoder, fit_decoder, mirrored_decoder
-from advbn.data import EmbeddedData, read_images
+from advbn.data import MemoryBatches, read_images
 from advbn.models import build_model
 from advbn.openmoji import DataError
 from advbn.pictures import make_set
 from advbn.published import CIFAR10, cifar10_c, imagenet_c, instagram_filters, NamedFolder
+from advbn.sets import EmbeddedData
 from advbn.shifts import cells
 from advbn.splitting import split
 from advbn.styles import adain, adversarial, reconstructed, style_images, stylized
@@ -25,7 +26,7 @@ def images(root):
 def autoencoder(images):
     torch.manual_seed(0)
     made = Autoencoder(build_model("small_vgg", 9), "features.relu2_2")
-    errors = fit_decoder(made, images.images, epochs=4, batch_size=10, lr=2e-3, seed=0)
+    errors = fit_decoder(made, MemoryBatches(images, 10, seed=0), epochs=4, lr=2e-3)
     assert errors[-1] < 0.7 * errors[0]
     return made
 
@@ -42,7 +43,7 @@ def test_training_the_decoder_leaves_the_classifier_alone(images):
     torch.manual_seed(0)
     made = Autoencoder(build_model("small_vgg", 9), "features.relu2_2")
     before = {k: v.clone() for k, v in made.classifier.state_dict().items()}
-    fit_decoder(made, images.images[:20], epochs=1, batch_size=10, lr=1e-3, seed=0)
+    fit_decoder(made, MemoryBatches(images[range(20)], 10, seed=0), epochs=1, lr=1e-3)
     assert all(torch.equal(v, before[k]) for k, v in made.classifier.state_dict().items())
 
 

@@ -83,7 +83,7 @@ def clone(tmp_path_factory):
     for name in names:
         if (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
+            shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
     shutil.copytree(ROOT / "data", folder / "data")
     call("git", "init", "-q", cwd=folder)
     return folder
@@ -117,18 +117,18 @@ def test_the_whole_pipeline_in_miniature(clone):
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     call(sys.executable, "-m", "dvc", "repro", cwd=clone)
 
-    table = pd.read_csv(clone / "results/tables/robustness.csv")
+    table = pd.read_csv(clone / "results/openmoji/tables/robustness.csv")
     assert list(table.columns) == ["profile", "method", "branch", "shift", "accuracy", "ci95", "difference", "difference_ci95", "seeds"]
     assert set(table.method) == {"standard", "finetune", "advbn", "gentle"} and (table.seeds == 2).all()
     assert set(table[table.method == "gentle"].branch) == {"clean", "adversarial"}
-    assert "Gentle AdvBN" in (clone / "results/tables/robustness.md").read_text()
-    metrics = json.loads((clone / "results/metrics.json").read_text())["openmoji"]
+    assert "Gentle AdvBN" in (clone / "results/openmoji/tables/robustness.md").read_text()
+    metrics = json.loads((clone / "results/openmoji/metrics.json").read_text())["openmoji"]
     assert metrics["gentle-clean"]["clean"] == round(table.query("method == 'gentle' and branch == 'clean' and shift == 'clean'").accuracy.item(), 2)
     assert len(list((clone / "executed").glob("*.ipynb"))) == 13
     assert call("git", "status", "--porcelain", "--untracked-files=all", cwd=clone).stdout.count("checkpoints/") == 0
 
     for name in ("robustness", "corruptions", "adversarial_images", "predictions"):
-        assert (clone / f"results/figures/{name}.png").stat().st_size > 10_000
+        assert (clone / f"results/openmoji/figures/{name}.png").stat().st_size > 10_000
     again = call(sys.executable, "-m", "dvc", "repro", cwd=clone)
     assert "Running stage" not in again.stdout + again.stderr
     for command in (["metrics", "show"], ["plots", "show", "-o", "plots"], ["dag"]):

@@ -1,0 +1,224 @@
+"""CIFAR-10 and ImageNet behind the same interface: formats, refusals, and ImageNet's protocol in miniature up to the tables."""
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torchvision
+import yaml
+from PIL import Image
+
+from advbn.corruptions import CORRUPTIONS
+from advbn.models import build_model
+from advbn.openmoji import DataError
+from advbn.parameters import ParameterError, Data, parse_params
+from advbn.report import decoded_markdown, decoded_table, mce_table, robustness_markdown, robustness_table
+from advbn.runs import evaluate, load_data, pretrain, shift, shifted, train, train_autoencoder
+from advbn.sets import Cifar10Data, FolderData, edges, open_set, place
+
+CIFAR_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+def picture(path, size, mode="RGB", seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], {"L": 1, "RGB": 3, "CMYK": 4}[mode]), dtype=np.uint8)
+    Image.fromarray(pixels.squeeze(), mode).save(path, format="JPEG", quality=90)
+
+
+def imagenet_tree(root, wnids=("n01440764", "n01443537", "n01484850"), train=8, val=2):
+    "ImageNet's layout: synset folders, JPEGs of odd sizes, one of them grey and one CMYK."
+    number = 0
+    for part, count in (("train", train), ("val", val)):
+        for wnid in wnids:
+            for i in range(count):
+                number += 1
+                mode = {1: "L", 2: "CMYK"}.get(number % 9, "RGB")
+                name = f"{wnid}_{i}" if part == "train" else f"ILSVRC2012_val_{number:08d}"
+                picture(root / part / wnid / f"{name}.JPEG", (40 + 7 * i, 90 - 5 * i), mode, number)
+    return root
+
+
+@pytest.fixture
+def imagenet(tmp_path):
+    "A folder that is a project of its own: ImageNet in miniature, two classes of sketches, weights, and params.yaml."
+    imagenet_tree(tmp_path / "imagenet")
+    for wnid in ("n01484850", "n01440764"):
+        picture(tmp_path / "sketches" / wnid / "sketch_0.JPEG", (70, 50), "L", 5)
+    torch.manual_seed(0)
+    torch.save(build_model("torchvision/resnet50", 3).state_dict(), tmp_path / "resnet50.pth")
+    torch.save(build_model("small_vgg", 3).state_dict(), tmp_path / "vgg.pth")
+    return tmp_path
+
+
+def parameters(folder, root):
+    content = yaml.safe_load((root / "params.yaml").read_text())
+    profile = content["profiles"]["imagenet"]
+    profile["data"].update(root=str(folder / "imagenet"), classes=3, size=64, resize=72, workers=0)
+    profile["data"]["sets"]["sketch"] = str(folder / "sketches")
+    profile["network"]["weights"] = str(folder / "resnet50.pth")
+    profile["finetune"].update(epochs=2, batch_size=8, milestones=[1])
+    profile["pictures"].update(network="small_vgg", after="features.relu2_2", weights=str(folder / "vgg.pth"))
+    profile["pictures"]["decoder"].update(batch_size=8)
+    content.update(profile="imagenet", seeds=[0], methods={k: content["methods"][k] for k in ("standard", "finetune", "advbn")})
+    return content
+
+
+def test_imagenets_protocol_in_miniature_up_to_the_tables(imagenet, root, monkeypatch):
+    monkeypatch.setenv("ADVBN_ROOT", str(imagenet))
+    params = parse_params(parameters(imagenet, root))
+    assert pretrain(params, None, 0).empty  # published weights
+    network = torch.load(imagenet / "checkpoints/imagenet/pretrained/seed0-clean.pt", weights_only=True)
+    assert torch.equal(network["conv1.weight"], torch.load(imagenet / "resnet50.pth", weights_only=True)["conv1.weight"])
+    histories = {m: train(params, m, 0) for m in params.methods}
+    assert histories["advbn"].lr.tolist() == pytest.approx([0.001, 0.0001]) and (histories["advbn"].adversarial_loss > 0).all()
+    plain = torchvision.models.resnet50(num_classes=3)
+    for branch in ("clean", "adversarial"):
+        plain.load_state_dict(torch.load(imagenet / f"checkpoints/imagenet/advbn/seed0-{branch}.pt", weights_only=True))
+        assert torch.equal(plain.layer1[0].conv1.weight, network["layer1.0.conv1.weight"])
+        assert not torch.equal(plain.layer2[0].conv1.weight, network["layer2.0.conv1.weight"])
+    assert len(train_autoencoder(params)[1]) == 1
+    listed = shift(params, 0)
+    assert set(listed["shift"]) == {"clean", "corruptions", "instagram", "sketch", "stylized", "reconstructed", "advbn"}
+    runs = pd.concat([evaluate(params, m, 0)[0] for m in params.methods])
+    assert (runs[runs["shift"] != "sketch"].images == 6).all() and (runs[runs["shift"] == "sketch"].images == 2).all()
+    assert set(runs[runs["shift"] == "sketch"].source) == {"published"} and set(runs[runs["shift"] == "corruptions"].source) == {"generated"}
+    table, mce = robustness_table(runs, "imagenet"), mce_table(runs, "imagenet", "alexnet")
+    text = robustness_markdown(table, mce, params, runs)
+    for words in ("mCE against AlexNet", "One seed, hence no intervals", "Sketch: published as a set", "-C, Instagram, Stylized: generated"):
+        assert words in text
+    assert "nan" not in text + decoded_markdown(decoded_table(runs, "imagenet"), params)
+
+
+def test_streamed_and_stored_images_are_prepared_as_the_paper_says(imagenet):
+    data = FolderData(imagenet / "imagenet", {"sketch": imagenet / "sketches"}, size=64, resize=72, workers=0)
+    seen = {name: image for indices, piece in data.pieces(0) for name, image in zip(piece.names, piece.images)}
+    assert len(seen) == 6
+    preset = torchvision.transforms.v2.Compose([torchvision.transforms.v2.Resize(72, antialias=True), torchvision.transforms.v2.CenterCrop(64)])
+    for name, image in seen.items():
+        expected = preset(torchvision.transforms.v2.functional.pil_to_tensor(Image.open(imagenet / "imagenet/val" / name).convert("RGB")))
+        assert torch.equal(image, expected)
+    sketches = list(data.published_cells())
+    assert [(s, c, images.targets.sort().values.tolist()) for s, c, images in sketches] == [("sketch", "ImageNet-Sketch", [0, 2])]
+
+
+def test_processes_share_the_images_and_count_none_twice(imagenet):
+    names = [[n for _, piece in FolderData(imagenet / "imagenet", size=64, resize=72, workers=0, rank=r, world=2).pieces(0) for n in piece.names]
+             for r in (0, 1)]
+    assert len(sum(names, [])) == len(set(sum(names, []))) == 6
+
+
+def test_published_corruptions_stand_in_for_generated_ones(imagenet):
+    for name in CORRUPTIONS:
+        for severity in range(1, 6):
+            picture(imagenet / "C" / name / str(severity) / "n01443537" / "x.JPEG", (64, 64))
+    data = FolderData(imagenet / "imagenet", {"corruptions": imagenet / "C", "sketch": None}, size=64, workers=0)
+    assert data.published == ("corruptions",)
+    assert [(s, c) for s, c, _ in data.published_cells()] == [("corruptions", f"{n}/{s}") for n in CORRUPTIONS for s in range(1, 6)]
+    (imagenet / "C/fog/3/n01443537/x.JPEG").unlink()
+    with pytest.raises(DataError, match="fog/3"):
+        FolderData(imagenet / "imagenet", {"corruptions": imagenet / "C"}, size=64, workers=0)
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda p: p["data"].update(root="$NO_SUCH_PLACE"), "environment variable NO_SUCH_PLACE, which is not set"),
+    (lambda p: p["data"].update(root="/nowhere"), "no images at /nowhere/train"),
+    (lambda p: p["data"].update(classes=4), "classes is 4 and .* has 3 classes"),
+    (lambda p: p["data"]["sets"].update(stylized="/nowhere"), "Stylized-ImageNet is missing: no /nowhere; it is offered at https")])
+def test_missing_folders_are_named_before_work_begins(imagenet, root, monkeypatch, change, words):
+    monkeypatch.setenv("ADVBN_ROOT", str(imagenet))
+    content = parameters(imagenet, root)
+    change(content["profiles"]["imagenet"])
+    with pytest.raises(DataError, match=words):
+        load_data(parse_params(content))
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda p: p["data"]["sets"].pop("sketch"), "needs sets.sketch"), (lambda p: p.pop("finetune"), "'profiles.imagenet.finetune' is missing"),
+    (lambda p: p["network"].pop("weights"), "weights and pretrain are both missing"),
+    (lambda p: p["pictures"].update(classifier={"epochs": 1, "batch_size": 8, "lr": 0.1}), "weights and classifier are both given"),
+    (lambda p: p["data"].update(name="imagnet"), "profiles.imagenet.data.name is 'imagnet'"),
+    (lambda p: p["data"].update(name="openmoji"), "openmoji has no published set for sketch")])
+def test_profiles_that_cannot_work_are_refused(imagenet, root, change, words):
+    content = parameters(imagenet, root)
+    change(content["profiles"]["imagenet"])
+    with pytest.raises(ParameterError) as caught:
+        parse_params(content)
+    assert words in str(caught.value)
+
+
+def test_cifar10_in_both_layouts_is_the_same_set(tmp_path):
+    pixels = {name: np.random.default_rng(i).integers(0, 256, (20, 3, 32, 32), dtype=np.uint8) for i, name in enumerate(("train", "test"))}
+    labels = list(range(10)) * 2
+    batches = tmp_path / "original/cifar-10-batches-py"
+    batches.mkdir(parents=True)
+    made = Cifar10Batches(batches, pixels, labels)
+    made.write()
+    for part, images in pixels.items():
+        for i, (image, label) in enumerate(zip(images, labels)):
+            path = tmp_path / "folders" / part / CIFAR_NAMES[label] / f"{i:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.transpose(1, 2, 0)).save(path)
+    a = Cifar10Data(tmp_path / "folders")
+    import advbn.sets
+    with made.trusted():
+        b = advbn.sets.Cifar10Data(tmp_path / "original")
+    assert a.classes == b.classes == tuple(CIFAR_NAMES)
+    for one, other in ((a.train(0), b.train(0)), (a.test(0), b.test(0))):
+        assert sorted((t, x.tobytes()) for t, x in zip(one.targets.tolist(), one.images.numpy())) == \
+               sorted((t, x.tobytes()) for t, x in zip(other.targets.tolist(), other.images.numpy()))
+    assert len(Cifar10Data(tmp_path / "folders", test_images=5).test(1)) == 5
+
+
+class Cifar10Batches:
+    "The original format, with its own checksums in place of the published files'."
+
+    def __init__(self, folder, pixels, labels):
+        self.folder, self.pixels, self.labels = folder, pixels, labels
+
+    def write(self):
+        rows = self.pixels["train"].reshape(20, -1)
+        parts = {f"data_batch_{i + 1}": (rows[4 * i:4 * i + 4], self.labels[4 * i:4 * i + 4]) for i in range(5)}
+        parts["test_batch"] = (self.pixels["test"].reshape(20, -1), self.labels)
+        for name, (data, labels) in parts.items():
+            (self.folder / name).write_bytes(pickle.dumps({"data": data, "labels": labels}))
+        (self.folder / "batches.meta").write_bytes(pickle.dumps({"label_names": CIFAR_NAMES}))
+
+    def trusted(self):
+        from hashlib import md5
+        from unittest.mock import patch
+        sums = {p.name: md5(p.read_bytes()).hexdigest() for p in self.folder.iterdir()}
+        cls = torchvision.datasets.CIFAR10
+        return patch.multiple(cls, train_list=[[f"data_batch_{i}", sums[f"data_batch_{i}"]] for i in range(1, 6)],
+                              test_list=[["test_batch", sums["test_batch"]]], meta={**cls.meta, "md5": sums["batches.meta"]})
+
+
+def test_a_damaged_cifar10_is_refused(tmp_path):
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    with pytest.raises(DataError, match="no CIFAR-10 at .*neither train/ and test/"):
+        Cifar10Data(tmp_path)
+
+
+def test_edges_are_dark_where_the_image_changes():
+    image = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    image[0, :, :, 16:] = 200
+    drawn = edges(image)
+    assert drawn.shape == image.shape and drawn.dtype == torch.uint8
+    assert (drawn[1] == 255).all() and (drawn[0, :, :, :15] == 255).all() and (drawn[0, :, 1:-1, 15:17] == 0).all()
+    assert torch.equal(drawn[0, 0], drawn[0, 2]) and torch.equal(edges(image.flip(3))[0, 0, :, :], drawn[0, 0].flip(1))
+
+
+def test_paths_fill_in_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("IMAGES", str(tmp_path))
+    assert place("$IMAGES/x", tmp_path / "y") == tmp_path / "x" and place("data", tmp_path) == tmp_path / "data"
+    with pytest.raises(DataError, match="NOTHERE"):
+        place("${NOTHERE}/x", tmp_path)
+    with pytest.raises(DataError, match="classes is 10"):
+        open_set(Data(name="cifar10", root="tree", classes=10), imagenet_like(tmp_path))
+
+
+def imagenet_like(folder):
+    for part in ("train", "test"):
+        for c in ("cat", "dog"):
+            picture(folder / "tree" / part / c / "0.JPEG", (32, 32))
+    return folder
