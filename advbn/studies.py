@@ -89,7 +89,7 @@ def study_table(found: pd.DataFrame, params: Params, study: str) -> pd.DataFrame
     runs = params.runs(study)
     means = found.groupby(["run", "branch", "shift", "seed"], sort=False).accuracy.mean().reset_index()
     over = means[means["shift"] != "clean"].groupby(["run", "branch", "seed"], sort=False).accuracy.mean().reset_index().assign(shift="mean")
-    values = pd.concat([means, over]).set_index(["run", "branch", "shift", "seed"]).accuracy
+    values = pd.concat([means, over]).set_index(["run", "branch", "shift", "seed"]).accuracy.sort_index()
     rows = []
     for name, run in runs.items():
         control = control_of(run, runs)

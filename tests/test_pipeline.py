@@ -113,6 +113,10 @@ def test_the_whole_pipeline_in_miniature(clone):
         content["profiles"]["openmoji"][section]["epochs"] = 1
     for section in ("classifier", "decoder"):
         content["profiles"]["openmoji"]["pictures"][section]["epochs"] = 1
+    content["profiles"]["openmoji"]["short"].update(seeds=[0], pretrain_epochs=1, finetune_epochs=1)
+    content["bases"] = {"plain": content["bases"]["plain"]}
+    for study in content["studies"].values():
+        study.update(bases=["plain"], methods={k: study["methods"][k] for k in ("finetune", "advbn")})
     content["profiles"]["openmoji"]["threads"] = None  # one process, which starts faster than two
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     call(sys.executable, "-m", "dvc", "repro", cwd=clone)
@@ -124,11 +128,16 @@ def test_the_whole_pipeline_in_miniature(clone):
     assert "Gentle AdvBN" in (clone / "results/openmoji/tables/robustness.md").read_text()
     metrics = json.loads((clone / "results/openmoji/metrics.json").read_text())["openmoji"]
     assert metrics["gentle-clean"]["clean"] == round(table.query("method == 'gentle' and branch == 'clean' and shift == 'clean'").accuracy.item(), 2)
-    assert len(list((clone / "executed").glob("*.ipynb"))) == 13
+    assert len(list((clone / "executed").glob("*.ipynb"))) == 18
     assert call("git", "status", "--porcelain", "--untracked-files=all", cwd=clone).stdout.count("checkpoints/") == 0
 
     for name in ("robustness", "corruptions", "adversarial_images", "predictions"):
         assert (clone / f"results/openmoji/figures/{name}.png").stat().st_size > 10_000
+    for study in content["studies"]:
+        made = pd.read_csv(clone / f"results/openmoji/tables/{study}.csv")
+        assert set(made.method) == {"finetune", "advbn"} and (made.seeds == 1).all() and made.query("method == 'advbn'").cost.min() > 3
+    page = (clone / "results/openmoji/report.html").read_text(encoding="utf-8")
+    assert page.count("<table") == 7 and "Gentle AdvBN" in page and "pretrain-openmoji" in page
     again = call(sys.executable, "-m", "dvc", "repro", cwd=clone)
     assert "Running stage" not in again.stdout + again.stderr
     for command in (["metrics", "show"], ["plots", "show", "-o", "plots"], ["dag"]):

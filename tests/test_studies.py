@@ -1,0 +1,133 @@
+"""Tables of runs: what is in them, what each row is compared with, what a step costs, and what a profile will cost."""
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from advbn.cost import missing_sets, relative_costs, run_flops, step_flops
+from advbn.evaluation import mean_interval
+from advbn.instagram import FILTERS
+from advbn.models import build_model
+from advbn.parameters import ParameterError, load_params, parse_params
+from advbn.shifts import SHIFTS
+from advbn.studies import check_study, control_of, short_cells, study_table, table_of_runs
+from advbn.training import finetuning_net
+from conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def params():
+    return load_params()
+
+
+def test_a_study_is_every_base_with_every_method(params):
+    for study, section in params.studies.items():
+        runs = params.runs(study)
+        assert list(runs) == [f"{b}/{m}" for b in section.bases for m in section.methods]
+        assert len(table_of_runs(params, study)) == len(runs)
+        for run in runs.values():
+            assert run.finetune.epochs == params.current.short.finetune_epochs and run.pretrain.epochs == params.current.short.pretrain_epochs
+            assert run.network == (params.bases[run.base].network or params.current.network)
+
+
+def test_an_ablation_changes_one_setting(params):
+    "Every row of the ablations differs from the reference in one setting alone."
+    methods = params.studies["ablations"].methods
+    reference = {**methods["advbn"].layer.model_dump(), "after": methods["advbn"].after}
+    for name, method in methods.items():
+        if method.train == "adversarial" and name != "advbn":
+            other = {**method.layer.model_dump(), "after": method.after}
+            changed = {k for k in other if other[k] != reference[k]}
+            assert len(changed - ({"start"} if changed & {"steps"} else set())) == 1, (name, changed)
+
+
+def test_the_control_has_the_same_base_and_cut(params):
+    for study in params.studies:
+        runs = params.runs(study)
+        for name, run in runs.items():
+            control = runs[control_of(run, runs)]
+            assert (control.base, control.after, control.method.train) == (run.base, run.after, "clean")
+
+
+def test_differences_are_paired_by_seed(params):
+    runs = params.runs("complementarity")
+    rows = [{"run": name, "branch": branch, "shift": shift, "cell": cell, "seed": seed,
+             "accuracy": 10 * seed + (5 + seed if name == "mixup/advbn" and branch == "adversarial" else 0) + (cell == "b")}
+            for name, run in runs.items() for branch in (("clean", "adversarial") if run.method.layer else ("clean",))
+            for shift in SHIFTS for cell in ("a", "b") for seed in (0, 1, 2)]
+    table = study_table(pd.DataFrame(rows), params, "complementarity")
+    gained = table.query("base == 'mixup' and method == 'advbn' and branch == 'adversarial'")
+    mean, interval = mean_interval([5, 6, 7])
+    assert len(gained) == len(SHIFTS) + 1 and gained.difference.tolist() == pytest.approx([mean] * 6) and gained.difference_ci95.tolist() == pytest.approx([interval] * 6)
+    assert table.query("method == 'finetune'").difference.isna().all()
+    assert (table.query("base == 'plain' and method == 'advbn'").difference == 0).all()
+
+
+def test_the_short_test_has_the_chosen_cells(params):
+    cells = [("clean", "clean", 0), *(("corruptions", f"fog/{s}", 0) for s in range(1, 6)), *(("instagram", f.lstrip("_"), 0) for f in FILTERS),
+             ("sketch", "line art", 0), ("advbn", "decoded", 0)]
+    kept = [(shift, cell) for shift, cell, _ in short_cells(iter(cells), params)]
+    short = params.current.short
+    assert [c for s, c in kept if s == "corruptions"] == [f"fog/{s}" for s in short.severities]
+    assert sum(s == "instagram" for s, _ in kept) == short.filters and ("sketch", "line art") in kept and not any(s == "advbn" for s, _ in kept)
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda c: c["studies"]["ablations"].update(bases=["plane"]), "'plane'; allowed are plain"),
+    (lambda c: c["studies"]["ablations"]["methods"].pop("finetune"), "no 'finetune' that trains clean"),
+    (lambda c: c["bases"]["augmix"].update(augmentation="augmx"), "bases.augmix.augmentation is 'augmx'"),
+    (lambda c: c["studies"]["ablations"]["methods"]["mean"]["layer"].update(perturb="average"), "perturb is 'average'"),
+    (lambda c: c["profiles"]["openmoji"]["short"].update(seeds=[9]), "short.seeds are [9]; allowed are those of seeds"),
+    (lambda c: c["profiles"]["openmoji"]["short"].update(severities=[6]), "severities.0 is 6")])
+def test_wrong_studies_are_refused(change, words):
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    change(content)
+    with pytest.raises(ParameterError) as caught:
+        parse_params(content)
+    assert words in str(caught.value)
+
+
+def test_unknown_studies_and_profiles_without_them(params):
+    with pytest.raises(ParameterError, match="no study 'ablation'"):
+        check_study(params, "ablation")
+    with pytest.raises(ParameterError, match="profile 'imagenet' has no section 'short'"):
+        check_study(params.model_copy(update={"profile": "imagenet"}), "ablations")
+
+
+def test_flops_are_those_worked_out_by_hand():
+    "One 3 x 3 convolution in the head, one linear layer; the input's gradient is asked for by the attack alone."
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(4, 8, 3, padding=1, bias=False), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+                                torch.nn.Linear(8, 5))
+    images, targets = torch.randn(2, 3, 10, 10), torch.tensor([0, 1])
+    stem, conv, linear = 2 * 100 * 3 * 4, 2 * 100 * 4 * 8 * 9, 2 * 8 * 5
+    clean = stem + 2 * conv + 3 * linear  # forward; the weights' gradients; the linear layer's input's
+    assert step_flops(finetuning_net(model, "0", None), images, targets) == clean
+    attacked = clean + 2 * conv + 3 * linear + 3 * (2 * conv + 2 * linear)  # a second loss, and three attacks: forward and the input's gradient
+    assert step_flops(finetuning_net(model, "0", {"steps": 3}), images, targets) == attacked
+
+
+def test_costs_are_relative_to_the_bases_clean_finetune(params):
+    costs = relative_costs(params, None, 40)
+    assert costs["finetune"] == 1 and costs["standard"] == 0 and 1.8 < costs["random"] < 2 < costs["advbn"]
+    assert run_flops(params.runs()["standard"], 9, 40) == 0
+
+
+def test_the_plan_names_stages_and_missing_sets(params, monkeypatch):
+    for name in ("IMAGENET", "IMAGENET_SKETCH"):
+        monkeypatch.delenv(name, raising=False)
+    missing = missing_sets(params.model_copy(update={"profile": "imagenet"}))
+    assert len(missing) == 2 and "IMAGENET_SKETCH" in missing[1] and missing_sets(params) == []
+    done = subprocess.run([sys.executable, "-m", "advbn", "plan", "--json"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    planned = json.loads(done.stdout)
+    stages = {row["stage"]: row for row in planned["stages"]}
+    assert {"pretrain", "shifts", *(f"{verb} {m}" for verb in ("train", "evaluate") for m in params.methods), *(f"study {s}" for s in params.studies)} <= set(stages)
+    recipe = params.current.pretrain
+    assert stages["pretrain"]["images"] == len(params.seeds) * recipe.epochs * 1424
+    model = build_model(params.current.network.name, 9)
+    assert planned["disk"]["checkpoints"] == 4 * sum(p.numel() for p in model.parameters()) * len(params.seeds) * 7
+    assert all(row["minutes"] >= 0 for row in planned["stages"]) and planned["missing"] == []
