@@ -16,7 +16,8 @@ from pathlib import Path
 import pandas as pd
 
 from .parameters import Params, project_root
-from .report import CONTROL, PAPER_BRANCH, PUBLISHED, TITLES, measured, row_label, rows_of, signed
+from .report import (CONTROL, PAPER_BRANCH, PUBLISHED, STUDY_COLUMNS, TITLES, measured, row_label, rows_of, signed, study_notes,
+                          study_rows)
 from .shifts import DECODED, SHIFTS
 
 # %% ../nbs/30_page.ipynb #340fde4f
@@ -35,7 +36,7 @@ def conclusions(table: pd.DataFrame, params: Params, method: str = "advbn") -> l
         for r in rows.itertuples():
             said.setdefault(verdict(r.difference, r.difference_ci95), []).append(
                 f"{TITLES[r.shift]} ({signed(r.difference, r.difference_ci95).strip('()*')})")
-        for word, shifts in said.items():
+        for word, shifts in sorted(said.items()):  # higher, lower, no difference shown
             sentences.append(f"{params.methods[method].label}, {branch} branch, against {params.methods[CONTROL].label.lower()}: {word} on {', '.join(shifts)}.")
     return sentences
 
@@ -96,13 +97,13 @@ _TEMPLATE = """<!doctype html>
 <title>{{ title }}</title><style>
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; --good: #157f3b; --bad: #b3261e }
 @media (prefers-color-scheme: dark) { :root { --good: #6fdc8c; --bad: #ff8389 } }
-body { font: 16px/1.55 system-ui, sans-serif; max-width: 68rem; margin: 0 auto; padding: 1rem }
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 78rem; margin: 0 auto; padding: 1rem }
 h1 { font-size: 1.6rem; line-height: 1.25 } h2 { font-size: 1.2rem; margin-top: 2.5rem; border-bottom: 1px solid var(--line) }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: Canvas } tr:hover td { background: var(--soft) }
 td b.higher { color: var(--good) } td b.lower { color: var(--bad) } td small { opacity: .75 }
-img { max-width: 100%; height: auto; background: #fff; border-radius: 4px } figcaption, .note { font-size: .86rem; opacity: .8 } dt { font-weight: 600 } dd { margin: 0 0 .4rem }
+figure { margin: 1.2rem 0 } img { max-width: 100%; height: auto; background: #fff; border-radius: 4px } figcaption, .note { font-size: .86rem; opacity: .8 } dt { font-weight: 600 } dd { margin: 0 0 .4rem }
 </style></head><body>
 <h1>{{ title }}</h1>
 <p>{{ lead }}</p>
@@ -141,19 +142,13 @@ def _accuracy(table, params, shifts):
 
 def _study(results, params, name):
     "A study's section, or `None` if it has not been run."
-    path, columns = results / "tables" / f"{name}.csv", (*SHIFTS, "mean")
+    path = results / "tables" / f"{name}.csv"
     if not path.exists():
         return None
-    table, section, rows = pd.read_csv(path), params.studies[name], []
-    for (base, method), group in table.groupby(["base", "method"], sort=False):
-        for branch, part in group.groupby("branch", sort=False):
-            label = (f"{params.bases[base].label}: " if len(section.bases) > 1 else "") + section.methods[method].label
-            label += f", {branch} branch" if group.branch.nunique() > 1 else ""
-            rows.append([label, f"{part.cost.iloc[0]:.2f}", *_cells(part.set_index("shift"), columns)])
-    notes = " ".join(f"{params.bases[b].label}: {params.bases[b].note}." for b in section.bases if params.bases[b].note)
-    return {"id": name, "title": section.title, "table": {"head": ["accuracy in %", "cost", *(TITLES.get(s, "Mean of shifts") for s in columns)], "rows": rows},
-            "note": f"In brackets the paired difference to the clean fine-tune of the same base and cut, over {table.seeds.iloc[0]} seeds. Cost: operations of "
-                    f"a training step, the clean fine-tune being 1. Published numbers: not available. {notes}",
+    table = pd.read_csv(path)
+    return {"id": name, "title": params.studies[name].title, "note": " ".join(study_notes(table, params)),
+            "table": {"head": ["accuracy in %", "cost", *(TITLES.get(s, "Mean of shifts") for s in STUDY_COLUMNS)],
+                      "rows": [[label, f"{cost:.2f}", *_cells(rows, STUDY_COLUMNS)] for label, cost, rows in study_rows(table, params)]},
             "figures": _figures(results / "figures", {name: "What each row gains on the mean of the shifts, adversarial branch, against what its step costs."})}
 
 
