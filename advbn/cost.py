@@ -144,7 +144,7 @@ def plan(params: Params, studies: bool = True) -> pd.DataFrame:
         add(f"evaluate {name}", seeds, images, forward * images, rates["forward"], made * seeds * cells * test * rates["corrupt"])
     if profile.short and studies:
         short = profile.short
-        tested = 1 + 15 * len(short.severities) + short.filters + 2
+        tested = 1 + short.corruptions * len(short.severities) + short.filters + 2
         for base in params.bases:
             images = len(short.seeds) * short.pretrain_epochs * train
             name = (params.bases[base].network or profile.network).name

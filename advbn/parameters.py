@@ -162,7 +162,8 @@ class Short(_Strict):
     pretrain_epochs: Count
     finetune_epochs: Count
     severities: Annotated[list[Annotated[int, Field(ge=1, le=5)]], Field(min_length=1)]
-    filters: Count  # so many of the photo filters
+    corruptions: Annotated[int, Field(ge=1, le=15)]  # so many of the fifteen, evenly spaced
+    filters: Annotated[int, Field(ge=1, le=20)]  # so many of the photo filters, evenly spaced
 
 
 class Base(_Strict):

@@ -217,8 +217,8 @@ def study_notes(table: pd.DataFrame, params: Params) -> list:
     section, short = params.studies[table.study.iloc[0]], params.current.short
     return [f"Mean over {table.seeds.iloc[0]} seeds ± half the width of the 95 % interval; in brackets the paired difference to the clean fine-tune of the "
             "same base and cut.", "Cost: operations of a training step, the clean fine-tune of the base, cut where the profile cuts, being 1.",
-            f"Pretraining {short.pretrain_epochs} epochs, fine-tuning {short.finetune_epochs}; -C at severity {', '.join(map(str, short.severities))}, "
-            f"Instagram with {short.filters} filters.", *(f"{params.bases[b].label}: {params.bases[b].note}." for b in section.bases if params.bases[b].note),
+            f"Pretraining {short.pretrain_epochs} epochs, fine-tuning {short.finetune_epochs}; -C: {short.corruptions} of the corruptions at severity "
+            f"{', '.join(map(str, short.severities))}, Instagram: {short.filters} of the filters.", *(f"{params.bases[b].label}: {params.bases[b].note}." for b in section.bases if params.bases[b].note),
             "Published numbers: not available."]
 
 

@@ -10,6 +10,7 @@ import copy
 
 import pandas as pd
 
+from .corruptions import CORRUPTIONS
 from .evaluation import mean_interval
 from .instagram import FILTERS
 from .parameters import ParameterError, Params, Run
@@ -41,12 +42,15 @@ def table_of_runs(params: Params, study: str) -> pd.DataFrame:
 def short_cells(made, params: Params):
     "Those of the cells `made` that the studies test on."
     short = params.current.short
-    filters = {name.lstrip("_") for name in FILTERS[::max(1, len(FILTERS) // short.filters)][:short.filters]}
+    kept = {"corruptions": {f"{name}/{severity}" for name in _spread(CORRUPTIONS, short.corruptions) for severity in short.severities},
+            "instagram": {name.lstrip("_") for name in _spread(FILTERS, short.filters)}}
     for shift, cell, images in made:
-        if shift not in SHIFTS or (shift == "corruptions" and int(cell.rpartition("/")[2]) not in short.severities) or (
-                shift == "instagram" and cell not in filters):
-            continue
-        yield shift, cell, images
+        if shift in SHIFTS and cell in kept.get(shift, [cell]):
+            yield shift, cell, images
+
+
+def _spread(names, n):
+    return names[::len(names) // n][:n]
 
 
 def study_run(params: Params, study: str, name: str, seed: int) -> pd.DataFrame:
