@@ -29,8 +29,8 @@ reproduce: data  ## environment, data, main table and figures (about 20 minutes 
 	dvc repro --single-item page
 	@echo; cat results/openmoji/tables/robustness.md results/openmoji/tables/advbn_set.md
 
-reproduce-all: data  ## all of that and the further tables (about 45 minutes on two cores)
-	@echo "every table and figure: about 45 minutes on two cores"
+reproduce-all: data  ## all of that and the further tables (about 50 minutes on two cores)
+	@echo "every table and figure: about 50 minutes on two cores"
 	dvc repro
 	@echo; cat results/openmoji/tables/*.md
 
