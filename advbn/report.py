@@ -237,12 +237,13 @@ def cost_chart(table: pd.DataFrame, params: Params):
     import matplotlib.pyplot as plt
     section = params.studies[table.study.iloc[0]]
     rows = table[(table["shift"] == "mean") & table.difference.notna() & (table.branch == "adversarial")]
-    fig, ax = plt.subplots(figsize=(7.5, 4.2))
-    for n, r in enumerate(rows.itertuples()):
-        ax.errorbar(r.cost, r.difference, yerr=r.difference_ci95, fmt="o", color=plt.get_cmap("tab20")(n % 20), capsize=2, lw=0.8,
-                    label=section.methods[r.method].label)
+    fig, ax = plt.subplots(figsize=(8.5, 4.2))
+    place = rows.cost + 0.09 * (rows.groupby("cost").cumcount() - (rows.groupby("cost").cost.transform("size") - 1) / 2)  # equal costs side by side
+    for n, (x, r) in enumerate(zip(place, rows.itertuples())):
+        ax.errorbar(x, r.difference, yerr=r.difference_ci95, fmt="o", color=plt.get_cmap("tab20")(n % 20), capsize=2, lw=0.8,
+                    label=(f"{params.bases[r.base].label}: " if len(section.bases) > 1 else "") + section.methods[r.method].label)
     ax.axhline(0, color="0.6", lw=0.8, zorder=0)
-    ax.set_xlabel("cost of a training step, clean fine-tune = 1", fontsize=9)
+    ax.set_xlabel("cost of a training step, clean fine-tune = 1 (equal costs are drawn side by side)", fontsize=9)
     ax.set_ylabel("gain on the mean of the shifts, points", fontsize=9)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=7, bbox_to_anchor=(1.01, 1), loc="upper left")
