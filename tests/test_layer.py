@@ -35,7 +35,7 @@ def slow_attack(features, targets, head, eps, step, steps, rectify):
         m = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in mean_scale]
         s = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in std_scale]
         changed = torch.stack([torch.stack([(features[i, c] - mu[c]) * s[c] + mu[c] * m[c] for c in range(channels)]) for i in range(n)])
-        loss = F.cross_entropy(head(changed.clamp(min=0) if rectify else changed), targets)
+        loss = F.cross_entropy(head(changed * (changed > 0) if rectify else changed), targets)
         gradients = torch.autograd.grad(loss, m + s)
         moved = [min(max(v + step * torch.sign(g).item(), 1 - eps), 1 + eps) for v, g in zip(mean_scale + std_scale, gradients)]
         mean_scale, std_scale = moved[:channels], moved[channels:]
