@@ -103,16 +103,15 @@ def make_set(out: Path, kind: Annotated[str, typer.Option(help="advbn, reconstru
     params = load_params()
     check_seed(params, seed)
     data = load_data(params)
-    if not data.in_memory:
-        raise ParameterError(f"profile {params.profile!r} streams its images; make-set writes those of profiles in memory")
     autoencoder = load_autoencoder(params)
     layer, pictures = picture_attack(params, autoencoder), params.current.pictures
     decoder = hashlib.sha256(checkpoint(params, "autoencoder", 0, "decoder").read_bytes()).hexdigest()
     settings = {"kind": kind, "seed": seed, "attack": layer.extra_repr(), "styles": pictures.styles, "decoder": decoder}
-    number = dict(zip(data.images.names, range(len(data.images))))
+    test = data.test(seed)
+    number = dict(zip(test.names, data.test_indices(seed).tolist()))
     makers = {"advbn": lambda b: adversarial(autoencoder, b.images, b.targets, layer), "reconstructed": lambda b: reconstructed(autoencoder, b.images),
               "stylized": lambda b: stylized(autoencoder, b.images, [number[n] for n in b.names], style_images(b.images.shape[-1], pictures.styles))}
-    print(f"{out}: {make_set(data.test(seed), out, makers[kind], settings)} images written")
+    print(f"{out}: {make_set(test, out, makers[kind], settings)} images written")
 
 
 @app.command()

@@ -14,13 +14,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from .corruptions import CORRUPTIONS, corrupt
+from .evaluation import for_inference
 from .instagram import FILTERS
 from .models import build_model
 from .network import AdvBNNet
 from .openmoji import DataError
 from .parameters import Params, Run, project_root
+from .runs import branches
 from .sets import open_set, place
-from .training import finetuning_net
+from .splitting import split
+from .training import finetuning_net, pretraining_net
 
 # %% ../nbs/27_cost.ipynb #155ef853
 def step_flops(net: AdvBNNet, images: torch.Tensor, targets: torch.Tensor) -> float:
@@ -106,69 +109,80 @@ def timed_rates(params: Params, size: int) -> dict:
         net.train()
         sum(net.losses(images, targets)).backward()
 
+    stem, head = map(for_inference, split(model.eval(), run.after))
+
     @torch.inference_mode()
     def look():
-        net.eval()(images)
+        head(stem(images))
 
     with FlopCounterMode(display=False) as counter:
         look()
     forward = counter.get_total_flops() / n
     return {"step": n * step_flops(net, images, targets) / _median_seconds(step), "forward": n * forward / _median_seconds(look),
-            "flops of a forward pass": forward,
             "corrupt": sum(_median_seconds(lambda: corrupt(photos, name, 3), 1) for name in CORRUPTIONS) / len(CORRUPTIONS) / len(photos)}
 
 
 def plan(params: Params, studies: bool = True) -> pd.DataFrame:
     "A row per stage of the profile: runs, images that pass, operations (in 10^12), and minutes expected on this machine."
     profile, (train, test, size) = params.current, set_sizes(params)
-    rates, classes, rows = timed_rates(params, size), params.current.data.classes, []
+    rates = timed_rates(params, size)
     cores = os.cpu_count() if profile.threads and not torch.cuda.is_available() else 1
     side = max(1, min(len(params.seeds), cores // (profile.threads or 1)))
-    forward = rates["flops of a forward pass"]
+    stages = [*_main_stages(params, train, test, size), *(_study_stages(params, train, test, size) if profile.short and studies else [])]
+    return pd.DataFrame([
+        {"stage": stage, "runs": runs, "images": int(images), "TFLOP": (training + forward) / 1e12,
+         "minutes": (training / rates["step"] + forward / rates["forward"] + corrupted * rates["corrupt"]) / side / 60}
+        for stage, runs, images, training, forward, corrupted in stages])
 
-    def add(stage, runs, images, flops, rate, extra=0.0):
-        minutes = (flops / rate + extra) / side / 60
-        rows.append({"stage": stage, "runs": runs, "images": int(images), "TFLOP": flops / 1e12, "minutes": minutes})
 
-    seeds, cells = len(params.seeds), 1 + 75 + len(FILTERS) + 4
+def _main_stages(params, train, test, size):
+    "Yield the main table's stages: name, runs, images, operations of training, operations of forward passes, images to be corrupted."
+    profile, seeds, classes = params.current, len(params.seeds), params.current.data.classes
+    seen = seeds * test * (1 + 75 + len(FILTERS) + 4)
+    streamed = profile.data.name == "imagenet"  # its shifts are made anew for each network, not kept
     if profile.pretrain:
         images = seeds * profile.pretrain.epochs * train
-        add("pretrain", seeds, images, 3 * forward * images, rates["step"])
+        yield "pretrain", seeds, images, images * _pretraining_flops(profile.network.name, classes, size), 0, 0
     for name, run in params.runs().items():
         images = seeds * run.finetune.epochs * train if run.method.train != "nothing" else 0
-        add(f"train {name}", seeds, images, run_flops(run, classes, size) * images, rates["step"])
-    made = 1 if profile.data.name == "imagenet" else 0  # made anew for each network, not kept
-    add("shifts", seeds, seeds * cells * test * (1 - made), 0, 1, seeds * cells * test * rates["corrupt"] * (1 - made))
+        yield f"train {name}", seeds, images, images * run_flops(run, classes, size), 0, 0
+    yield "shifts", seeds, 0 if streamed else seen, 0, 0, 0 if streamed else seen
     for name, run in params.runs().items():
-        images = seeds * cells * test * (2 if run.method.train == "adversarial" else 1)
-        add(f"evaluate {name}", seeds, images, forward * images, rates["forward"], made * seeds * cells * test * rates["corrupt"])
-    if profile.short and studies:
-        short = profile.short
-        tested = 1 + short.corruptions * len(short.severities) + short.filters + 2
-        for base in params.bases:
-            images = len(short.seeds) * short.pretrain_epochs * train
-            name = (params.bases[base].network or profile.network).name
-            flops = 3 * _forward_flops(name, classes, size) * images
-            add(f"bases {base}", len(short.seeds), images, flops, rates["step"])
-        for study in params.studies:
-            runs = params.runs(study)
-            flops = sum(run_flops(run, classes, size) for run in runs.values()) * len(short.seeds) * short.finetune_epochs * train
-            looks = sum(2 if run.method.train == "adversarial" else 1 for run in runs.values()) * len(short.seeds) * tested * test
-            add(f"study {study}", len(runs) * len(short.seeds), len(runs) * len(short.seeds) * short.finetune_epochs * train + looks,
-                flops, rates["step"], looks * forward / rates["forward"])
-    return pd.DataFrame(rows)
+        yield f"evaluate {name}", seeds, seen, 0, seen * _looking_flops(run, classes, size), seen if streamed else 0
 
 
-def _forward_flops(name, classes, size):
+def _study_stages(params, train, test, size):
+    "The same for the studies' bases and runs."
+    short, seeds, classes = params.current.short, len(params.current.short.seeds), params.current.data.classes
+    seen = seeds * test * (1 + short.corruptions * len(short.severities) + short.filters + 2)
+    for name, base in params.bases.items():
+        images = seeds * short.pretrain_epochs * train
+        yield f"bases {name}", seeds, images, images * _pretraining_flops((base.network or params.current.network).name, classes, size), 0, 0
+    for study in params.studies:
+        runs, images = params.runs(study).values(), seeds * short.finetune_epochs * train
+        trained = sum(run.method.train != "nothing" for run in runs)
+        yield (f"study {study}", seeds * len(runs), images * trained + seen * len(runs), images * sum(run_flops(run, classes, size) for run in runs),
+               seen * sum(_looking_flops(run, classes, size) for run in runs), 0)
+
+
+def _looking_flops(run, classes, size):
+    "Operations per image of a forward pass on all branches of `run`, which share a stem."
+    stem, head = split(build_model(run.network.name, classes).eval(), run.after)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        build_model(name, classes).eval()(torch.zeros(1, 3, size, size))
+        features = stem(torch.zeros(1, 3, size, size))
+        for _ in branches(run):
+            head(features)
     return counter.get_total_flops()
+
+
+def _pretraining_flops(name, classes, size):
+    return step_flops(pretraining_net(build_model(name, classes)), torch.zeros(4, 3, size, size).uniform_(-1, 1), torch.arange(4) % classes)
 
 
 def disk_bytes(params: Params) -> dict:
     "Bytes that a profile leaves on disk: checkpoints, and the shifted images where they are kept."
     _, test, size = set_sizes(params)
     weights = 4 * sum(p.numel() for p in build_model(params.current.network.name, params.current.data.classes).parameters())
-    networks = 1 + sum(2 if m.train == "adversarial" else 1 for m in params.methods.values())
+    networks = 1 + sum(len(branches(run)) for run in params.runs().values())
     kept = min(test, 64) if params.current.data.name == "imagenet" else test
     return {"checkpoints": len(params.seeds) * networks * weights, "shifted": len(params.seeds) * (80 + len(FILTERS)) * kept * 3 * size**2}

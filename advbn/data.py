@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEAN', 'STD', 'Images', 'read_images', 'split_indices', 'normalize', 'to_pixels', 'MemoryBatches', 'epoch_order',
-           'check_batch_size', 'FolderBatches', 'mixed_order', 'folder_pieces']
+           'check_batch_size', 'FolderBatches', 'mixed_order', 'FolderImages']
 
 # %% ../nbs/10_data.ipynb #f57a41a5
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ import torch
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from .augmentation import apply_policy, augment_batch, step_seed
+from .augmentation import BLENDS, EACH_IMAGE, apply_policy, augment_batch, check_policy, step_seed
 from .openmoji import DataError
 
 # %% ../nbs/10_data.ipynb #bbd9354a
@@ -121,9 +121,9 @@ def check_batch_size(batch_size, n, world):
 
 # %% ../nbs/10_data.ipynb #b2b04450
 class _Decoded(torch.utils.data.Dataset):
-    "`(epoch, index)` to an augmented uint8 image and its target."
+    "`(epoch, index)` to a transformed uint8 image and its target; what the transform draws depends on `seed` and both."
 
-    def __init__(self, folder, transform, seed):
+    def __init__(self, folder, transform, seed=0):
         self.folder, self.transform, self.seed = folder, transform, seed
 
     def __getitem__(self, key):
@@ -135,15 +135,18 @@ class _Decoded(torch.utils.data.Dataset):
 
 
 class FolderBatches:
-    "Training batches streamed from an ImageFolder tree: RandomResizedCrop and flip, `workers` decoding processes."
+    "Training batches streamed from an ImageFolder tree: RandomResizedCrop, flip and one of `POLICIES`; `workers` processes decode."
 
-    def __init__(self, root: Path, size: int, batch_size: int, seed: int, device="cpu", rank: int = 0, world: int = 1, workers: int = 2):
+    def __init__(self, root: Path, size: int, batch_size: int, seed: int, device="cpu", policy: str = "none", rank: int = 0, world: int = 1,
+                 workers: int = 2):
+        check_policy(policy)
         if not Path(root).is_dir():
             raise DataError(f"no images at {root}")
         self.folder = ImageFolder(root)
         check_batch_size(batch_size, len(self.folder), world)
-        transform = v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()])
-        self.decoded = _Decoded(self.folder, transform, seed)
+        each = [EACH_IMAGE[policy]()] if policy in EACH_IMAGE else []
+        self.decoded = _Decoded(self.folder, v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(), *each]), seed)
+        self.blend = policy if policy in BLENDS else "none"
         self.batch_size, self.seed, self.device, self.rank, self.world, self.workers = batch_size, seed, torch.device(device), rank, world, workers
 
     def __len__(self):
@@ -155,8 +158,10 @@ class FolderBatches:
         keys = [[(epoch, i) for i in indices[self.rank::self.world].tolist()] for indices in order]
         loader = torch.utils.data.DataLoader(self.decoded, batch_sampler=keys, num_workers=self.workers,
                                              pin_memory=self.device.type == "cuda", generator=torch.Generator())
-        for images, targets in loader:
-            yield normalize(images.to(self.device, non_blocking=True)), targets.to(self.device, non_blocking=True)
+        for step, (images, targets) in enumerate(loader, start):
+            images, targets = apply_policy(self.blend, images.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True),
+                                           len(self.folder.classes), step_seed(self.seed, "policy", epoch, step, self.rank))
+            yield normalize(images), targets
 
 # %% ../nbs/10_data.ipynb #4f46db21
 def mixed_order(n: int) -> torch.Tensor:
@@ -164,29 +169,30 @@ def mixed_order(n: int) -> torch.Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(step_seed("mixed order", n)))
 
 
-class _Prepared(torch.utils.data.Dataset):
-    "`index` to a uint8 image and its target."
+class FolderImages:
+    """A tree of images as a set that is read when it is asked: `names`, a length, and `[positions]` gives those `Images`, each resized to
+    `resize` and cut to `size` pixels. Its order is `mixed_order`, its length at most `most`; `indices` are the images' places in the folder."""
 
-    def __init__(self, folder, transform):
-        self.folder, self.transform = folder, transform
+    def __init__(self, folder: ImageFolder, classes, size: int, resize: int | None = None, most: int | None = None):
+        steps = [v2.Resize(resize, antialias=True)] if resize else []
+        self.decoded, self.classes = _Decoded(folder, v2.Compose([*steps, v2.CenterCrop(size)])), tuple(classes)
+        self.indices = mixed_order(len(folder))[:most]
+        self.names = tuple(str(Path(folder.samples[i][0]).relative_to(folder.root)) for i in self.indices.tolist())
 
     def __len__(self):
-        return len(self.folder)
+        return len(self.names)
 
-    def __getitem__(self, index):
-        path, target = self.folder.samples[index]
-        return self.transform(v2.functional.pil_to_tensor(self.folder.loader(path))), target
+    def __getitem__(self, positions) -> Images:
+        return next(self._read([torch.as_tensor(positions)]))
 
+    def pieces(self, batch_size: int = 64, workers: int = 0, rank: int = 0, world: int = 1):
+        "Yield `(indices, Images)`. Several processes get a share of the pieces each; together they see every image once."
+        parts = torch.arange(len(self)).split(batch_size)[rank::world]
+        for part, images in zip(parts, self._read(parts, workers)):
+            yield self.indices[part], images
 
-def folder_pieces(folder: ImageFolder, classes, size: int, resize: int | None = None, most: int | None = None, batch_size: int = 64,
-                  workers: int = 0, rank: int = 0, world: int = 1):
-    """Yield `(indices, Images)` of an ImageFolder in `mixed_order`, at most `most` images, each resized to `resize` and cut to `size` pixels.
-
-    Several processes get a share of the pieces each; together they see every image once."""
-    steps = [v2.Resize(resize, antialias=True)] if resize else []
-    order = mixed_order(len(folder))[:most].split(batch_size)[rank::world]
-    loader = torch.utils.data.DataLoader(_Prepared(folder, v2.Compose([*steps, v2.CenterCrop(size)])),
-                                         batch_sampler=[part.tolist() for part in order], num_workers=workers, generator=torch.Generator())
-    for indices, (images, targets) in zip(order, loader):
-        names = tuple(str(Path(folder.samples[i][0]).relative_to(folder.root)) for i in indices.tolist())
-        yield indices, Images(images, targets, names, tuple(classes))
+    def _read(self, parts, workers=0):
+        keys = [[(0, i) for i in self.indices[part].tolist()] for part in parts]
+        loader = torch.utils.data.DataLoader(self.decoded, batch_sampler=keys, num_workers=workers, generator=torch.Generator())
+        for part, (images, targets) in zip(parts, loader):
+            yield Images(images, targets, tuple(self.names[i] for i in part.tolist()), self.classes)

@@ -191,6 +191,7 @@ class Profile(_Strict):
     pictures: Pictures
     short: Short | None = None  # null: this profile has the main table alone
     threads: Count | None = None  # CPU threads; null leaves the choice to torch
+    note: str | None = None  # what a reader of the results should know
 
     @model_validator(mode="after")
     def _trained_or_published(self):

@@ -10,7 +10,7 @@ from itertools import groupby
 
 import torch
 
-from .data import Images, mixed_order
+from .data import FolderImages, Images, mixed_order
 from .evaluation import predict
 from .parameters import Params
 from .report import TITLES
@@ -85,8 +85,8 @@ def predictions_figure(params: Params, image: int = 100, before: str = "finetune
     fig.tight_layout(pad=0.4)
     return fig
 
-# %% ../nbs/29_pictures.ipynb #1adbf1ca
-def make_set(images: Images, root, make, settings: dict, batch_size: int = 32) -> int:
+# %% ../nbs/29_pictures.ipynb #650630e1
+def make_set(images: Images | FolderImages, root, make, settings: dict, batch_size: int = 32) -> int:
     """Write `make(batch)`, uint8 images for each batch of `images`, as an ImageFolder tree of PNGs at `root`, under the images' names.
 
     Batches are of mixed classes. A batch whose files are all there is not made again. `settings` tell how the images are made and are kept

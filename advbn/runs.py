@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from .augmentation import step_seed
 from .autoencoder import Autoencoder, fit_decoder
 from .dual_batchnorm import BRANCHES
-from .evaluation import predict_heads
+from .evaluation import for_inference, predict_heads
 from .layer import AdvBN
 from .models import build_model
 from .openmoji import DataError
@@ -218,7 +218,7 @@ def score(parts: dict, made, title: str) -> tuple:
 
     The table has a row per branch and cell: branch, shift, cell, correct, images. The predictions are the top classes, int16 `[N]`, under
     keys such as `clean/instagram/hefe`; the pieces of a cell are put together."""
-    stem, heads = parts["clean"][0], {branch: head for branch, (_, head) in parts.items()}
+    stem, heads = for_inference(parts["clean"][0]), {branch: for_inference(head) for branch, (_, head) in parts.items()}
     counts, predictions = {}, {}
     for name, cell, images in tqdm(made, desc=title, unit="cell"):
         for branch, found in predict_heads(stem, heads, images.images).items():
@@ -240,17 +240,21 @@ def evaluate(params: Params, method: str, seed: int) -> tuple:
     made = shifted(params, data, seed) if data.in_memory else all_cells(params, data, seed, accelerator.device)
     table, predictions = score(parts, made, f"{method}, seed {seed}")
     if accelerator.num_processes > 1 and not data.in_memory:
-        sums = torch.tensor(table[["correct", "images"]].to_numpy(), device=accelerator.device)
-        table[["correct", "images"]] = accelerator.reduce(sums, "sum").cpu().numpy()
+        from accelerate.utils import gather_object
+        rows = pd.DataFrame(gather_object(table.to_dict("records")))
+        table = rows.groupby(["branch", "shift", "cell"], sort=False, as_index=False)[["correct", "images"]].sum()
     source = {s: "published" if s in (*data.published, "clean") else "generated" for s in table["shift"]}
     return table.assign(method=method, seed=seed, source=table["shift"].map(source), accuracy=100 * table.correct / table.images), predictions
 
 # %% ../nbs/25_runs.ipynb #df821223
 def side_by_side(verb, params: Params, tasks: list, title: str = "") -> list:
-    "`verb(params, *task)` for every one of `tasks`, in processes of their own where cores are free; results in the order of `tasks`."
+    """`verb(params, *task)` for every one of `tasks`, in processes of their own where cores are free; results in the order of `tasks`.
+
+    A few tasks more than cores all run at once and share them, so that no core waits: three on two cores take the time of one and a half."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = 1 if torch.cuda.is_available() else min(len(tasks), cores // (params.current.threads or cores))
-    if workers <= 1:
+    free = cores // (params.current.threads or cores)
+    workers = len(tasks) if len(tasks) < 2 * free else free
+    if workers <= 1 or free <= 1 or torch.cuda.is_available():
         return [verb(params, *task) for task in tasks]
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         running = [pool.submit(verb, params, *task) for task in tasks]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torchvision.datasets import CIFAR10, ImageFolder
 
 from .corruptions import CORRUPTIONS
-from .data import FolderBatches, Images, MemoryBatches, folder_pieces, mixed_order, read_images, split_indices
+from .data import FolderBatches, FolderImages, Images, MemoryBatches, mixed_order, read_images, split_indices
 from .openmoji import DataError
 from .published import NamedFolder, cifar10_c, imagenet_c, instagram_filters
 
@@ -147,7 +147,7 @@ class FolderData:
     def __init__(self, root: Path, sets: dict | None = None, size: int = 224, resize: int = 256, workers: int = 2, test_images: int | None = None,
                  rank: int = 0, world: int = 1):
         self.root, self.sets, self.size, self.resize, self.workers = Path(root), {k: v for k, v in (sets or {}).items() if v}, size, resize, workers
-        self.most, self.rank, self.world, self.published = test_images, rank, world, tuple(k for k, v in (sets or {}).items() if v)
+        self.most, self.rank, self.world, self.published = test_images, rank, world, tuple(self.sets)
         for part in ("train", "val"):
             if not (self.root / part).is_dir():
                 raise DataError(f"no images at {self.root / part}; expected are train/ and val/ with a folder for each class")
@@ -168,18 +168,25 @@ class FolderData:
             if path := self.sets.get(shift):
                 yield shift, title, NamedFolder(path, self.classes, title)
 
-    def _pieces(self, shift, cell, most):
+    def _images(self, shift, cell, most=None):
         resize = None if shift in ("corruptions", "stylized") else self.resize
-        limit = min(n for n in (most, self.most, len(self.folders[shift, cell])) if n is not None)
-        return folder_pieces(self.folders[shift, cell], self.classes, self.size, resize, limit, workers=self.workers, rank=self.rank, world=self.world)
+        limit = min((n for n in (most, self.most) if n is not None), default=None)
+        return FolderImages(self.folders[shift, cell], self.classes, self.size, resize, limit)
+
+    def _pieces(self, shift, cell, most):
+        return self._images(shift, cell, most).pieces(workers=self.workers, rank=self.rank, world=self.world)
 
     def pieces(self, seed: int, most: int | None = None):
         "Yield the validation images, at most `most`, as `(indices, Images)`; several processes get a share each."
         return self._pieces("clean", "clean", most)
 
-    def test(self, seed: int, most: int = 32) -> Images:
-        "The first test images, for figures."
-        return next(iter(folder_pieces(self.folders["clean", "clean"], self.classes, self.size, self.resize, most, batch_size=most)))[1]
+    def test(self, seed: int) -> FolderImages:
+        "The test images, read when they are asked for."
+        return self._images("clean", "clean")
+
+    def test_indices(self, seed: int) -> torch.Tensor:
+        "Their places in the folder."
+        return self.test(seed).indices
 
     def published_cells(self, most: int | None = None):
         "Yield `(shift, cell, Images)` of the shifts in `published`, piece by piece."
@@ -193,10 +200,8 @@ class FolderData:
         return edges(test.images)
 
     def batches(self, batch_size: int, seed: int, accelerator, augment=None, policy: str = "none", common=None) -> FolderBatches:
-        "Training batches, RandomResizedCrop and flip; `augment` is for sets in memory."
-        if policy != "none":
-            raise ValueError(f"augmentation is {policy!r}; for images from folders allowed is 'none'")
-        return FolderBatches(self.root / "train", self.size, batch_size, seed, accelerator.device, accelerator.process_index,
+        "Training batches: RandomResizedCrop, flip and `policy`; `augment` is for sets in memory."
+        return FolderBatches(self.root / "train", self.size, batch_size, seed, accelerator.device, policy, accelerator.process_index,
                              accelerator.num_processes, self.workers)
 
 # %% ../nbs/21_sets.ipynb #ec3c24fc

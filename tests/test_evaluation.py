@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,9 +10,11 @@ from scipy.stats import t
 from torchvision.models import resnet18
 
 from advbn import CORRUPTIONS, mean_corruption_error
-from advbn.evaluation import ALEXNET, mean_error, mean_interval, predict, summarize, top1_accuracy
+from advbn.evaluation import ALEXNET, for_inference, mean_error, mean_interval, predict, summarize, top1_accuracy
+from advbn.models import build_model
 from advbn.parameters import load_params
 from advbn.report import PUBLISHED, mce_table, robustness_table, signed
+from advbn.splitting import split
 
 FULL = {name: [0.1, 0.2, 0.3, 0.4, 0.5] for name in CORRUPTIONS}
 
@@ -63,6 +67,20 @@ def test_accuracy_counts_and_leaves_the_model_alone():
     assert model.training and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+@pytest.mark.parametrize("name, after", [("resnet18", "layer1"), ("densenet121", "features.transition1"), ("efficientnet_b0", "features.2"),
+                                         ("convnext_tiny", "features.1"), ("timm/resnet18", "layer1")])
+def test_folded_parts_predict_the_same(name, after):
+    torch.manual_seed(0)
+    model = build_model(name if "/" in name else f"torchvision/{name}", 10)
+    with torch.no_grad():
+        model.train()(torch.randn(8, 3, 64, 64))  # running statistics that are not those of the start
+    stem, head = split(model.eval(), after)
+    images = torch.randn(8, 3, 64, 64)
+    with torch.no_grad():
+        plain, folded = head(stem(images)), for_inference(head)(for_inference(stem)(images))
+    assert torch.allclose(plain, folded, atol=1e-4 * plain.abs().max()) and torch.equal(head(stem(images)), plain)
+
+
 def test_paired_differences_and_a_missing_seed():
     runs = pd.DataFrame([{"method": m, "branch": "clean", "shift": "clean", "seed": s, "accuracy": 50 + 10 * s + d}
                          for m, d in (("finetune", 0), ("new", 2)) for s in range(3)])
@@ -76,12 +94,14 @@ def test_bold_means_that_the_interval_excludes_zero():
     assert signed(2.0, 1.0) == "(**+2.0 ± 1.0**)" and signed(-0.5, 1.0) == "(-0.5 ± 1.0)" and signed(float("nan"), 1.0) == ""
 
 
-def test_the_committed_tables_follow_from_the_committed_runs(root):
-    params = load_params()
-    runs = pd.concat([pd.read_csv(root / f"results/openmoji/runs/{m}.csv") for m in params.methods])
-    for name, made in (("robustness", robustness_table(runs, "openmoji")), ("mce", mce_table(runs, "openmoji"))):
-        pd.testing.assert_frame_equal(pd.read_csv(root / f"results/tables/{name}.csv"), made, check_dtype=False)
-    assert set(runs.seed) == set(params.seeds) and (runs.images == 474).all()
+@pytest.mark.parametrize("profile, images", [("openmoji", 474), ("cifar10", 2000)])
+def test_the_committed_tables_follow_from_the_committed_runs(root, profile, images):
+    results = root / "results" / profile
+    used = json.loads((results / "parameters.json").read_text())
+    runs = pd.concat([pd.read_csv(results / f"runs/{m}.csv") for m in used["methods"]])
+    for name, made in (("robustness", robustness_table(runs, profile)), ("mce", mce_table(runs, profile))):
+        pd.testing.assert_frame_equal(pd.read_csv(results / f"tables/{name}.csv"), made, check_dtype=False)
+    assert set(runs.seed) == set(used["seeds"]) and len(used["seeds"]) >= 3 and (runs.images == images).all()
     assert PUBLISHED["AdvBN"]["corruptions"] == 72.7
 
 

@@ -1,12 +1,16 @@
 """The repository is what it says: package and notebooks agree, notebooks are clean, the README is the index notebook and works."""
+import json
 import re
 import shutil
 import subprocess
 import sys
 
 import nbformat
+import pandas as pd
 import pytest
 
+from advbn.page import conclusions
+from advbn.parameters import load_params
 from conftest import ROOT
 
 NUMBERED = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
@@ -78,6 +82,18 @@ def test_readme_shows_the_tables_of_results():
         assert (table.read_text().strip() if shown else f"(results/openmoji/tables/{table.name})") in readme
     for picture in re.findall(r"!\[.*?\]\((\S+?)\)", readme):
         assert (ROOT / picture).exists()
+
+
+def test_every_measured_number_of_the_readme_comes_from_results():
+    "What is left without the tables, the computed sentences and code has no number with a decimal but versions, licences and a library's."
+    text = re.sub(r"```.*?```|`[^`]*`", "", (ROOT / "README.md").read_text(), flags=re.S)
+    for profile in ("openmoji", "cifar10"):
+        results, params = ROOT / "results" / profile, load_params().model_copy(update={"profile": profile})
+        known = [(results / f"tables/{name}.md").read_text().strip() for name in ("robustness", "advbn_set")]
+        known += conclusions(pd.read_csv(results / "tables/robustness.csv"), params) + list(json.loads((results / "made.json").read_text()).values())
+        for part in known:
+            text = text.replace(part, "")
+    assert set(re.findall(r"\d+\.\d+|±|[+-]\d+ |\d+ ?%", text)) <= {"3.11", "4.0", "2.0"}
 
 
 def blocks(kind):

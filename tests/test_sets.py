@@ -1,5 +1,7 @@
 """CIFAR-10 and ImageNet behind the same interface: formats, refusals, and ImageNet's protocol in miniature up to the tables."""
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -9,7 +11,9 @@ import torchvision
 import yaml
 from PIL import Image
 
+from advbn.augmentation import POLICIES
 from advbn.corruptions import CORRUPTIONS
+from advbn.data import FolderBatches, read_images
 from advbn.models import build_model
 from advbn.openmoji import DataError
 from advbn.parameters import ParameterError, Data, parse_params
@@ -88,6 +92,39 @@ def test_imagenets_protocol_in_miniature_up_to_the_tables(imagenet, root, monkey
     for words in ("mCE against AlexNet", "One seed, hence no intervals", "Sketch: published as a set", "-C, Instagram, Stylized: generated"):
         assert words in text
     assert "nan" not in text + decoded_markdown(decoded_table(runs, "imagenet"), params)
+
+
+def test_two_processes_evaluate_as_one_does_and_a_streamed_set_is_written(imagenet, root, monkeypatch):
+    "The second process has no piece of so small a set, and must not be waited for in vain."
+    monkeypatch.setenv("ADVBN_ROOT", str(imagenet))
+    content = parameters(imagenet, root)
+    (imagenet / "params.yaml").write_text(yaml.safe_dump(content))
+    params = parse_params(content)
+    pretrain(params, None, 0)
+    train(params, "standard", 0)
+    train_autoencoder(params)
+    alone, _ = evaluate(params, "standard", 0)
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    done = subprocess.run([sys.executable, *launch, "-m", "advbn", "evaluate", "standard", "--seed", "0"], cwd=imagenet, capture_output=True, text=True,
+                          timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert alone.groupby(["branch", "shift"], sort=False).accuracy.mean().unstack(sort=False).round(2).to_string() in done.stdout
+    for command, words in ((["make-set", "made"], "6 images written"), (["make-set", "made"], "0 images written")):
+        assert words in subprocess.run([sys.executable, "-m", "advbn", *command], cwd=imagenet, capture_output=True, text=True, check=True).stdout
+    made = read_images(imagenet / "made")
+    assert made.images.shape == (6, 3, 64, 64) and made.classes == ("n01440764", "n01443537", "n01484850")
+
+
+def test_streamed_images_take_every_policy(imagenet):
+    batches = {policy: next(FolderBatches(imagenet / "imagenet/train", 64, 8, seed=0, policy=policy, workers=0).batches(0)) for policy in POLICIES}
+    for policy, (images, targets) in batches.items():
+        assert images.shape == (8, 3, 64, 64) and images.isfinite().all()
+        assert torch.equal(images, batches["none"][0]) == (policy == "none")
+        assert targets.shape == ((8, 3) if policy in ("mixup", "cutmix") else (8,))
+    again = next(FolderBatches(imagenet / "imagenet/train", 64, 8, seed=0, policy="augmix", workers=2).batches(0))
+    assert torch.equal(again[0], batches["augmix"][0])  # the same in worker processes
+    with pytest.raises(ValueError, match="augmentation is 'augmax'; allowed are none, augmix"):
+        FolderBatches(imagenet / "imagenet/train", 64, 8, seed=0, policy="augmax")
 
 
 def test_streamed_and_stored_images_are_prepared_as_the_paper_says(imagenet):

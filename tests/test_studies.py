@@ -68,6 +68,15 @@ def test_differences_are_paired_by_seed(params):
     assert (table.query("base == 'plain' and method == 'advbn'").difference == 0).all()
 
 
+def test_the_committed_tables_follow_from_the_committed_runs(params):
+    for study in params.studies:
+        made = study_table(pd.read_csv(ROOT / f"results/openmoji/studies/{study}.csv"), params, study)
+        kept = pd.read_csv(ROOT / f"results/openmoji/tables/{study}.csv")
+        pd.testing.assert_frame_equal(kept.drop(columns="cost"), made, check_dtype=False)
+        used = json.loads((ROOT / f"results/openmoji/studies/{study}.json").read_text())
+        assert used["study"] == json.loads(params.studies[study].model_dump_json())  # the parameters that the table was made with
+
+
 def test_the_short_test_has_the_chosen_cells(params):
     cells = [("clean", "clean", 0), *(("corruptions", f"{n}/{s}", 0) for n in CORRUPTIONS for s in range(1, 6)), *(("instagram", f.lstrip("_"), 0) for f in FILTERS),
              ("sketch", "line art", 0), ("advbn", "decoded", 0)]
