@@ -36,15 +36,20 @@ def predict(model: nn.Module, images: torch.Tensor, batch_size: int = 256, top: 
 
 
 def for_inference(part: nn.Module) -> nn.Module:
-    """A faster copy of a part that `split` gave, in eval mode: its batch norms folded into the convolutions before them, which
+    """A faster copy of a network or a part of one, in eval mode: its batch norms folded into the convolutions before them, which
     changes the last digits of its output, and channels last in memory."""
-    return fuse(copy.deepcopy(part).eval(), inplace=True).eval().to(memory_format=torch.channels_last)
+    part = copy.deepcopy(part).eval()
+    try:
+        part = fuse(part, inplace=True).eval()
+    except Exception:  # torch.fx cannot trace every network, and says so in many ways; the copy is then as good, and slower
+        pass
+    return part.to(memory_format=torch.channels_last)
 
 
 @torch.inference_mode()
 def predict_heads(stem: nn.Module, heads: dict, images: torch.Tensor, batch_size: int = 64) -> dict:
     "Top classes `[N]` of each of several `heads` on one `stem`, all in eval mode: both branches of a network for one pass through its stem."
-    device, found = next(stem.parameters()).device, {name: [] for name in heads}
+    device, found = next(next(iter(heads.values())).parameters()).device, {name: [] for name in heads}
     for batch in images.split(batch_size):
         features = stem(normalize(batch.to(device)))
         for name, head in heads.items():

@@ -218,7 +218,7 @@ def score(parts: dict, made, title: str) -> tuple:
 
     The table has a row per branch and cell: branch, shift, cell, correct, images. The predictions are the top classes, int16 `[N]`, under
     keys such as `clean/instagram/hefe`; the pieces of a cell are put together."""
-    stem, heads = for_inference(parts["clean"][0]), {branch: for_inference(head) for branch, (_, head) in parts.items()}
+    stem, heads = for_inference(next(iter(parts.values()))[0]), {branch: for_inference(head) for branch, (_, head) in parts.items()}
     counts, predictions = {}, {}
     for name, cell, images in tqdm(made, desc=title, unit="cell"):
         for branch, found in predict_heads(stem, heads, images.images).items():

@@ -27,31 +27,33 @@ DECODED = ("clean", "reconstructed", "advbn")  # columns of the table of adversa
 
 
 def cells(data, seed: int, autoencoder: Autoencoder | None = None, layer: AdvBN | None = None, styles: str | None = None,
-          device="cpu", most: int | None = None):
+          device="cpu", most: int | None = None, shifts: tuple = SHIFTS):
     """Yield `(shift, cell, Images)` for the test images of `seed` of an image set, at most `most`, all shifts in the table's order.
 
-    A shift that is published as a set of its own comes from there. Stylized and decoded images need an `autoencoder`; `layer` is the attack
+    A shift that is published as a set of its own comes from there; `shifts` are those that are wanted. Stylized and decoded images need an `autoencoder`; `layer` is the attack
     behind the adversarial ones, made in batches of mixed classes; `styles` is a folder of paintings in place of scikit-image's pictures.
     Large sets come in pieces, all cells of a piece before the next."""
+    missing = [s for s in shifts if s not in data.published]
     for indices, test in data.pieces(seed, most):
         test = test.to(device)
 
         def made(shift, cell, images):
             return shift, cell, replace(test, images=images)
 
-        yield "clean", "clean", test
-        if "corruptions" not in data.published:
+        if "clean" in shifts:
+            yield "clean", "clean", test
+        if "corruptions" in missing:
             for name in CORRUPTIONS:
                 for severity in range(1, 6):
                     yield made("corruptions", f"{name}/{severity}", corrupt(test.images, name, severity, indices=indices))
-        if "instagram" not in data.published:
+        if "instagram" in missing:
             for name in FILTERS:
                 yield made("instagram", name.lstrip("_"), instagram(test.images, name))
-        if "sketch" not in data.published:
+        if "sketch" in missing:
             yield made("sketch", data.sketch_name, data.sketch(indices, test).to(device))
         if autoencoder is None:
             continue
-        if "stylized" not in data.published:
+        if "stylized" in missing:
             chosen = style_images(test.images.shape[-1], styles)
             yield made("stylized", "adain", stylized(autoencoder, test.images, indices, chosen))
         yield made("reconstructed", "decoded", reconstructed(autoencoder, test.images))

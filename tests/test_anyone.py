@@ -1,0 +1,110 @@
+"""Any network on any folder: the numbers are those of a direct computation, and wrong words are refused before work begins."""
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from advbn import CORRUPTIONS, corrupt
+from advbn.anyone import chosen_shifts, class_names, evaluate_networks, load_network, summary
+from advbn.data import normalize, read_images
+from advbn.evaluation import predict
+from advbn.models import build_model
+from advbn.openmoji import DataError, write_png
+from advbn.sets import edges
+from advbn.training import save_state
+from conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    "Twelve emoji of three classes as a folder of test images."
+    images = read_images(ROOT / "data/openmoji")
+    root = tmp_path_factory.mktemp("images")
+    for c in range(3):
+        for i in (images.targets == c).nonzero().flatten()[:4].tolist():
+            path = root / images.names[i]
+            path.parent.mkdir(exist_ok=True)
+            write_png(path, images.images[i].permute(1, 2, 0).numpy())
+    return root
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return build_model("small_resnet", 3).eval()
+
+
+def test_the_numbers_are_those_of_a_direct_computation(folder, network):
+    classes = class_names(folder)
+    other = build_model("small_resnet", 3).eval()
+    table = evaluate_networks({"clean": network, "adversarial": other}, folder, classes, size=40, resize=None, workers=0)
+    assert len(table) == 2 * (1 + 75 + 20 + 1) and (table.images == 12).all()
+    images = read_images(folder)
+    for name, model in (("clean", network), ("adversarial", other)):
+        for shift, cell, changed in (("clean", "clean", images.images), ("sketch", "edges", edges(images.images)),
+                                     ("corruptions", "fog/3", corrupt(images.images, "fog", 3))):
+            correct = (predict(model, changed)[0][:, 0] == images.targets).sum().item()
+            assert table.query("branch == @name and shift == @shift and cell == @cell").correct.item() == correct
+    found = summary(table)
+    assert list(found) == ["clean", "adversarial"]
+    corrupted = table.query("branch == 'clean' and shift == 'corruptions'")
+    assert found.clean["corruptions"] == pytest.approx(corrupted.accuracy.mean()) == pytest.approx(100 - found.clean["  mean error, unnormalised"])
+    assert sum(name.strip() in CORRUPTIONS for name in found.index) == 15 and not any("mCE" in name for name in found.index)
+    assert any("mCE against AlexNet" in name for name in summary(table, imagenet=True).index)
+
+
+def test_a_folder_with_some_of_the_classes_is_matched_by_name(folder, network, tmp_path):
+    listed = tmp_path / "classes.txt"
+    names = class_names(folder)
+    listed.write_text("\n".join(["zebra", *reversed(names)]) + "\n")
+    classes = class_names(folder, listed)
+    wide = nn.Sequential(network, nn.Linear(3, 4)).eval()
+    with torch.no_grad():  # the same answers, in the order of the list
+        wide[1].weight.copy_(torch.tensor([[0.0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0]]))
+        wide[1].bias.copy_(torch.tensor([-1e4, 0, 0, 0]))
+    plain = evaluate_networks({"a": network}, folder, names, ("clean",), 40, None, workers=0)
+    matched = evaluate_networks({"a": wide}, folder, classes, ("clean",), 40, None, workers=0)
+    assert len(plain) == 1 and plain.correct.item() == matched.correct.item()
+    with pytest.raises(DataError, match="the network knows 2 classes"):
+        evaluate_networks({"a": network}, folder, names[:2], ("clean",), 40, None, workers=0)
+
+
+def test_other_normalisations_are_made_up_for(tmp_path):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    plain = timm.create_model("vit_tiny_patch16_224", num_classes=3).eval()
+    assert plain.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
+    save_state(plain.state_dict(), tmp_path / "vit.pt")
+    loaded = load_network("timm/vit_tiny_patch16_224", str(tmp_path / "vit.pt"), 3)
+    images = torch.randint(256, (2, 3, 224, 224), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.allclose(loaded(normalize(images)), plain((images / 255 - 0.5) / 0.5), atol=1e-4)
+
+
+def call(*words):
+    return subprocess.run([sys.executable, "-m", "advbn", "evaluate", *map(str, words)], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_the_command_line_prints_the_table(folder, network, tmp_path):
+    save_state(network.state_dict(), tmp_path / "net.pt")
+    done = call("--model", "small_resnet", "--weights", tmp_path / "net.pt", "--adversarial-weights", tmp_path / "net.pt", "--data", folder, "--size", 40,
+                "--resize", 40, "--shifts", "clean,sketch", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    direct = evaluate_networks({"a": network}, folder, class_names(folder), ("clean", "sketch"), 40, None, workers=0).set_index("shift").accuracy
+    assert found == {name: {s: pytest.approx(direct[s]) for s in ("clean", "sketch")} for name in ("clean", "adversarial")}
+
+
+@pytest.mark.parametrize("words, said", [
+    ([], "exactly one of them"), (["advbn", "--model", "resnet18"], "exactly one of them"),
+    (["--model", "resnet18"], "needs --weights and --data"), (["--model", "resnet18", "--weights", "x", "--data", "/nowhere"], "no images at /nowhere"),
+    (["--model", "small_resnet", "--weights", "{file}", "--data", "{folder}", "--shifts", "sketches"], "did you mean 'sketch'"),
+    (["--model", "resnet81", "--weights", "{file}", "--data", "{folder}"], "no network 'torchvision/resnet81'"),
+    (["--model", "resnet18", "--weights", "{file}", "--data", "{folder}"], "does not hold this network's weights")])
+def test_wrong_words_are_one_line(folder, network, tmp_path, words, said):
+    save_state(network.state_dict(), tmp_path / "net.pt")
+    done = call(*(w.format(file=tmp_path / "net.pt", folder=folder) for w in words))
+    assert done.returncode == 2 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1
