@@ -39,6 +39,15 @@ class _Dual:
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+    def __reduce__(self):
+        return _undo_pickle, (self.parent,), self.__dict__
+
+
+def _undo_pickle(parent):
+    "An empty double of the batch norm class `parent`; the doubled classes are made on demand and have no import path."
+    return dual_class(parent).__new__(dual_class(parent))
+
+
 class DualBatchNorm2d(_Dual, nn.BatchNorm2d):
     """A `BatchNorm2d` with a second, adversarial branch; same arguments, `[N, C, H, W]` in and out.
 
@@ -57,6 +66,18 @@ def is_stripped(module):
     "Is this a batch norm that had two branches until something like `convert_sync_batchnorm` rebuilt it?"
     return (isinstance(module, _BatchNorm) and not isinstance(module, _Dual)
             and isinstance(getattr(module, "adversarial", None), _BatchNorm))
+
+
+def _dual_batchnorms(module):
+    "The dual batch norms of a module, with their paths; raises `ValueError` for one that has lost its second branch."
+    found = []
+    for name, m in module.named_modules():
+        if is_stripped(m):
+            raise ValueError(f"batch norm {name!r} lost its adversarial branch when it was converted to {type(m).__name__}; "
+                             "call convert_dual_batchnorm on the network once more")
+        if isinstance(m, _Dual):
+            found.append((name, m))
+    return found
 
 
 def convert_dual_batchnorm(module: nn.Module) -> nn.Module:
@@ -82,13 +103,7 @@ def use_branch(module, branch: str):
     `SyncBatchNorm.convert_sync_batchnorm`. Without dual batch norms it does nothing."""
     if branch not in BRANCHES:
         raise ValueError(f"branch is {branch!r}; allowed are 'clean' and 'adversarial'")
-    found = []
-    for name, m in module.named_modules() if isinstance(module, nn.Module) else ():
-        if isinstance(m, _Dual):
-            found.append((m, m.branch))
-        elif is_stripped(m):
-            raise ValueError(f"batch norm {name!r} lost its adversarial branch when it was converted to {type(m).__name__}; "
-                             "call convert_dual_batchnorm on the network once more")
+    found = [(m, m.branch) for _, m in _dual_batchnorms(module)] if isinstance(module, nn.Module) else []
     try:
         for m, _ in found:
             m.branch = branch
@@ -99,10 +114,12 @@ def use_branch(module, branch: str):
 
 # %% ../nbs/01_dual_batchnorm.ipynb #19c1c133
 def branch_state_dict(module: nn.Module, branch: str) -> dict:
-    "The state dict that a plain network with the statistics and affine parameters of one `branch` would have."
+    """The state dict that a plain network with the statistics and affine parameters of one `branch` would have.
+
+    Raises the `ValueError`s of `use_branch`."""
     if branch not in BRANCHES:
         raise ValueError(f"branch is {branch!r}; allowed are 'clean' and 'adversarial'")
-    dual = [f"{name}." if name else "" for name, m in module.named_modules() if isinstance(m, _Dual)]
+    dual = [f"{name}." if name else "" for name, _ in _dual_batchnorms(module)]
     state = dict(module.state_dict())
     for prefix in dual:
         for key in [k for k in state if k.startswith(f"{prefix}adversarial.")]:

@@ -10,6 +10,8 @@ __all__ = ['ALEXNET', 'predict', 'for_inference', 'predict_heads', 'top1_accurac
 import copy
 import difflib
 import math
+from collections.abc import Iterable, Mapping
+from numbers import Real
 
 import numpy as np
 import pandas as pd
@@ -17,7 +19,7 @@ import torch
 from torch import nn
 from torch.fx.experimental.optimization import fuse
 
-from .corruptions import CORRUPTIONS
+from .corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS
 from .data import normalize
 
 # %% ../nbs/24_evaluation.ipynb #8962224b
@@ -94,42 +96,61 @@ ALEXNET = dict(zip(CORRUPTIONS, (  # mean error over the severities on ImageNet-
     0.717840, 0.606500)))
 
 
-def _mean_errors(errors) -> dict:
-    "Mean over five severities for each of the fifteen corruptions, checked."
-    unknown = [name for name in errors if name not in CORRUPTIONS]
+def _five(name, values) -> list:
+    "A corruption's errors at the severities 1 to 5, checked."
+    if isinstance(values, Mapping):
+        if set(values) != set(range(1, 6)):
+            raise ValueError(f"{name} has the severities {', '.join(map(repr, values)) or 'none'}; needed are 1, 2, 3, 4 and 5")
+        values = [values[severity] for severity in range(1, 6)]
+    values = values.tolist() if isinstance(values, torch.Tensor) else values
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
+        raise ValueError(f"{name} is {' '.join(repr(values).split())[:80]}; needed are five fractions, one for each severity, or a mapping of the severities 1 to 5")
+    values = [v.item() if isinstance(v, torch.Tensor) and v.ndim == 0 else v for v in values]
+    if len(values) != 5:
+        raise ValueError(f"{name} has {len(values)} errors; needed is one for each of five severities")
+    if not all(isinstance(v, Real) and not isinstance(v, bool) and 0 <= v <= 1 for v in values):
+        raise ValueError(f"{name} has the errors {' '.join(repr(values).split())[:120]}; allowed are fractions from 0 to 1")
+    return values
+
+
+def _mean_errors(errors, whose="") -> dict:
+    "Mean over five severities for each of the fifteen corruptions, checked; messages begin with `whose`."
+    if not hasattr(errors, "keys"):
+        raise ValueError(f"{whose}the errors are {' '.join(repr(errors).split())[:80]}; needed is a mapping from each of the fifteen corruptions "
+                         "to its five errors")
+    extra = [name for name in errors.keys() if name in EXTRA_CORRUPTIONS]
+    if extra:
+        raise ValueError(f"{whose}{extra[0]!r} is an extra corruption; mCE and the mean error take the fifteen of CORRUPTIONS alone, leave it out")
+    unknown = [name for name in errors.keys() if name not in CORRUPTIONS]
     if unknown:
         near = difflib.get_close_matches(str(unknown[0]), CORRUPTIONS, 1, 0.4)
-        raise ValueError(f"no corruption {unknown[0]!r}" + (f"; did you mean {near[0]!r}?" if near else f"; allowed are {', '.join(CORRUPTIONS)}"))
-    missing = [name for name in CORRUPTIONS if name not in errors]
+        raise ValueError(f"{whose}no corruption {unknown[0]!r}" + (f"; did you mean {near[0]!r}?" if near else f"; allowed are {', '.join(CORRUPTIONS)}"))
+    missing = [name for name in CORRUPTIONS if name not in errors.keys()]
     if missing:
-        raise ValueError(f"the errors of {', '.join(missing)} are missing; needed are those of all fifteen corruptions")
-    for name, values in errors.items():
-        if len(values) != 5:
-            raise ValueError(f"{name} has {len(values)} errors; needed is one for each of five severities")
-        if not all(0 <= v <= 1 for v in values):
-            raise ValueError(f"{name} has the errors {list(values)}; allowed are fractions from 0 to 1")
-    return {name: sum(errors[name]) / 5 for name in CORRUPTIONS}
+        raise ValueError(f"{whose}the errors of {', '.join(missing)} are missing; needed are those of all fifteen corruptions")
+    return {name: sum(_five(whose + name, errors[name])) / 5 for name in CORRUPTIONS}
 
 
 def mean_corruption_error(errors, baseline="alexnet") -> float:
-    """mCE in percent, from top-1 errors as fractions: a mapping from each of the fifteen corruptions to its five severities.
+    """mCE in percent, from top-1 errors as fractions: a mapping from each of the fifteen corruptions to its five severities,
+    as five numbers or as a mapping from 1 to 5.
 
-    `baseline` is "alexnet" or another network's errors in the same form. Raises `ValueError` for a missing or unknown corruption,
+    `baseline` is "alexnet" or another network's errors in the same form. Raises `ValueError` for a missing, unknown or extra corruption,
     a missing severity, and errors that are not fractions."""
     if isinstance(baseline, str):
         if baseline != "alexnet":
-            raise ValueError(f"baseline is {baseline!r}; allowed are 'alexnet' and another network's errors")
+            raise ValueError(f"baseline is {baseline!r}; allowed are 'alexnet' and another network's errors in the form of errors")
         reference = ALEXNET
     else:
-        reference = _mean_errors(baseline)
+        reference = _mean_errors(baseline, "baseline: ")
     if not all(reference.values()):
         raise ValueError(f"the baseline makes no error on {[n for n, v in reference.items() if not v][0]}; nothing can be divided by it")
-    return 100 * sum(error / reference[name] for name, error in _mean_errors(errors).items()) / len(CORRUPTIONS)
+    return float(100 * sum(error / reference[name] for name, error in _mean_errors(errors).items()) / len(CORRUPTIONS))
 
 
 def mean_error(errors) -> float:
-    "The unnormalised mean of the same errors, in percent."
-    return 100 * sum(_mean_errors(errors).values()) / len(CORRUPTIONS)
+    "The unnormalised mean of the same errors, in percent; raises as `mean_corruption_error` does."
+    return float(100 * sum(_mean_errors(errors).values()) / len(CORRUPTIONS))
 
 # %% ../nbs/24_evaluation.ipynb #0ea1c42f
 def corruption_errors(runs: pd.DataFrame) -> dict:

@@ -27,7 +27,9 @@ class AdvBNNet(nn.Module):
     def __init__(self, stem: nn.Module, head: nn.Module, layer: AdvBN | None = None, parent: dict | None = None):
         super().__init__()
         self.stem, self.head, self.layer = stem.requires_grad_(False), head, layer
-        held = {**stem.state_dict(), **head.state_dict()}
+        ours, theirs = stem.state_dict(keep_vars=True), head.state_dict(keep_vars=True)
+        held = {**ours, **theirs}
+        self.clashes = [k for k in ours if k in theirs and ours[k] is not theirs[k]]
         self.leftover = {k: v.clone() for k, v in (parent or {}).items() if k not in held}
         self.metadata = getattr(parent, "_metadata", None)
         if layer is not None:
@@ -70,7 +72,11 @@ class AdvBNNet(nn.Module):
     def export(self, branch: str = "clean") -> dict:
         """A state dict of one branch, "clean" or "adversarial", for the plain network that this one was made from.
 
-        It loads strictly there and gives the same outputs."""
+        It loads strictly there and gives the same outputs. Raises `ValueError` for another branch, for a stem and a head that
+        use one name for two tensors, and for batch norms that have lost their second branch."""
+        if self.clashes:
+            raise ValueError(f"stem and head both hold {self.clashes[0]!r} and mean different tensors ({len(self.clashes)} such names), so that "
+                             "one state dict cannot hold them; give the parts the names that the plain network has, as split does")
         state = OrderedDict({**self.leftover, **branch_state_dict(self.stem, branch), **branch_state_dict(self.head, branch)})
         if self.metadata is not None:
             state._metadata = self.metadata  # version marks that some torchvision networks insist on
@@ -82,8 +88,13 @@ def prepare(model: nn.Module, after: str = "layer1", **layer_options) -> AdvBNNe
 
     `layer_options` are those of `AdvBN`; `rectify` defaults to whether the features at the cut are rectified.
     `layer1` is the official default for ResNets, `features.transition1` for DenseNets.
-    Raises the `ValueError`s of `split` and of `AdvBN`. `model` itself is not changed."""
+    Raises the `ValueError`s of `split` and of `AdvBN`, and one for features with their channels in the last axis, those of most
+    transformers. `model` itself is not changed."""
     model = copy.deepcopy(model)
     stem, head = split(model, after)
+    if stem.last_axis:
+        raise ValueError(f"the features after {after!r} have their channels in the last axis, on which {stem.last_axis} works, and AdvBN needs "
+                         "[N, C, H, W]; cut after a convolution, or write a stem that ends and a head that begins by moving the axes, "
+                         "for AdvBNNet(stem, head, layer)")
     layer_options.setdefault("rectify", stem.rectified)
     return AdvBNNet(stem, head, AdvBN(**layer_options), model.state_dict())

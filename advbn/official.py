@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['Official', 'read_official']
 
-# %% ../nbs/05_official.ipynb #cd3f7199
+# %% ../nbs/05_official.ipynb #1b2f716e
+import difflib
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 import torchvision
@@ -32,7 +34,7 @@ def _densenet_key(key: str, cut: int) -> str:
 
 def _cut(keys, densenet: bool) -> int:
     "How many stages the stem has."
-    pattern = r"feature_x\.denseblock(\d+)\." if densenet else r"feature_x\.(\d+)\.\d+\."
+    pattern = r"feature_x\.denseblock([1-3])\." if densenet else r"feature_x\.([4-7])\.\d+\."
     found = [int(m[1]) for k in keys if (m := re.match(pattern, k))]
     if not found:
         raise ValueError("no stage of the network lies in the checkpoint's feature_x; expected are keys such as "
@@ -51,7 +53,7 @@ class Official:
 
     def model(self, branch: str = "clean") -> torch.nn.Module:
         "The torchvision network with the weights of a branch, in eval mode."
-        model = torchvision.models.get_model(self.arch, num_classes=len(_classifier(self.clean)))
+        model = torchvision.models.get_model(self.arch, num_classes=_classes(self.clean))
         model.load_state_dict(getattr(self, branch))
         return model.eval()
 
@@ -63,33 +65,57 @@ class Official:
         return net.eval()
 
 
-def _classifier(state):
-    return state["fc.bias"] if "fc.bias" in state else state["classifier.bias"]
+def _classes(state):
+    "The number of classes; None without a classifier."
+    bias = state.get("fc.bias", state.get("classifier.bias"))
+    return None if bias is None or bias.ndim != 1 else len(bias)
 
 
 def _plain(content, path):
     "The state dict in what a file holds, without the prefix of data-parallel training."
     state = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise ValueError(f"{path} holds {type(state).__name__}; expected is a dictionary of tensors, or one with such a dictionary as 'state_dict'")
+    odd = [(k, v) for k, v in state.items() if not isinstance(k, str) or not isinstance(v, torch.Tensor)] if isinstance(state, dict) else None
+    if odd or odd is None:
+        entry = f" with {type(odd[0][1]).__name__} under {odd[0][0]!r}" if odd else ""
+        raise ValueError(f"{path} holds {type(state).__name__}{entry}; expected is a dictionary from names to tensors, or one with such a dictionary "
+                         "as 'state_dict'")
     return {k.removeprefix("module."): v for k, v in state.items()}
+
+
+def _architecture(path, arch, found):
+    "The name of a torchvision network, from the argument or else from the file, checked."
+    name, models = str(arch or (found if isinstance(found, str) else "")).rpartition(".")[2], torchvision.models.list_models(torchvision.models)
+    allowed = [m for m in models if re.fullmatch(r"(wide_)?(resnet|resnext|densenet)\w+", m)]
+    if name in allowed:
+        return name
+    near = difflib.get_close_matches(name, allowed, 1)
+    start = (f"arch is {name!r}" if arch else f"{path} has the architecture {name!r}" if name
+             else f"{path} does not name its architecture: give it as arch, on the command line with --arch")
+    raise ValueError(f"{start}; allowed are torchvision's ResNets and DenseNets, such as 'resnet50' and 'densenet121'"
+                     + (f"; the nearest is {near[0]!r}" if near else ""))
+
+
+def _reason(error):
+    "What `torch.load` says in its first sentence, without its advice."
+    said = re.split(r"\. |\n", str(error).rpartition("WeightsUnpickler error:")[2].strip())[0][:160]
+    told = said and isinstance(error, (UnpicklingError, RuntimeError, OSError))
+    return said if told else "it is empty, cut short or was not written by torch.save"
 
 
 def read_official(path: Path, arch: str | None = None) -> Official:
     """Read a checkpoint of the official code: a dictionary with `state_dict`, `arch` and `epoch`. Nothing in the file is executed.
 
-    `arch` is needed where the file does not name it. Raises `ValueError` if the file holds something else, or keys are missing or left over."""
+    `arch` is needed where the file does not name it. Raises `ValueError` if the file holds something else, is damaged or names no known
+    architecture, and if keys are missing or left over."""
     path = Path(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise FileNotFoundError(f"no checkpoint at {path}") from None
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint of tensors: {' '.join(str(error).split())[:160]}") from None
+        raise ValueError(f"{path} cannot be read as a checkpoint of tensors: {_reason(error)}") from None
     found, state = content.get("arch") if isinstance(content, dict) else None, _plain(content, path)
-    name = str(arch or found or "").rpartition(".")[2]
-    if not re.fullmatch(r"(wide_)?(resnet|resnext|densenet)\w+", name) or name not in torchvision.models.list_models(torchvision.models):
-        raise ValueError(f"{path} has the architecture {name!r}; allowed are torchvision's ResNets and DenseNets, such as 'resnet50' and 'densenet121'")
+    name = _architecture(path, arch, found)
     densenet = name.startswith("densenet")
     cut, translate = _cut(state, densenet), _densenet_key if densenet else _resnet_key
     branches = {}
@@ -101,7 +127,9 @@ def read_official(path: Path, arch: str | None = None) -> Official:
                 plain[translate(key.replace(".clean_", ".").replace(".adv_", "."), cut)] = value.to(torch.long) if key.endswith("num_batches_tracked") else value
         branches[branch] = plain
     made = Official(name, f"features.transition{cut}" if densenet else f"layer{cut}", content.get("epoch"), **branches)
-    wanted = torchvision.models.get_model(name, num_classes=len(_classifier(made.clean))).state_dict()
+    if not _classes(made.clean):
+        raise ValueError(f"{path} has no classifier; expected are the keys 'head.{'classifier' if densenet else 'fc'}.weight' and '.bias'")
+    wanted = torchvision.models.get_model(name, num_classes=_classes(made.clean)).state_dict()
     if densenet:
         for plain in branches.values():
             _fill_identity(plain, wanted, f"features.denseblock{cut + 1}.denselayer1.norm1")

@@ -90,12 +90,18 @@ def make_set(images: Images | FolderImages, root, make, settings: dict, batch_si
     """Write `make(batch)`, uint8 images for each batch of `images`, as an ImageFolder tree of PNGs at `root`, under the images' names.
 
     Batches are of mixed classes. A batch whose files are all there is not made again. `settings` tell how the images are made and are kept
-    in `settings.json`; a tree with others raises `FileExistsError`, as does a finished one that lacks images. Returns the number of files
-    written. The tree is called `root` with `.partial` behind until it is whole."""
+    in `settings.json`; a tree with others raises `FileExistsError`, as does a finished one that lacks images; names that differ only in
+    their suffix would share a file and raise `ValueError`. Returns the number of files written. The tree is called `root` with `.partial` behind
+    until it is whole."""
     import json
     from pathlib import Path
     from tqdm.auto import tqdm
     from advbn.openmoji import write_png
+    owners = {}
+    for name in images.names:
+        file = Path(name).with_suffix(".png")
+        if (owner := owners.setdefault(file, name)) != name:
+            raise ValueError(f"{owner} and {name} would both be written as {file}; names must differ in more than their suffix")
     root = Path(root)
     partial, written, text = root.with_name(f"{root.name}.partial"), 0, json.dumps(settings, indent=1, sort_keys=True) + "\n"
     for folder in (root, partial):

@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['notebook_parameters', 'check_parameters', 'run_notebook']
 
-# %% ../nbs/31_pipeline.ipynb #dedbd10c
+# %% ../nbs/31_pipeline.ipynb #c9462744
 import ast
 import difflib
+import time
 from pathlib import Path
 
-from .parameters import ParameterError, project_root
+from .page import record_stage
+from .parameters import ParameterError, load_params, project_root
 
 # %% ../nbs/31_pipeline.ipynb #46906c01
 def notebook_parameters(path: Path) -> dict:
@@ -53,11 +55,22 @@ def check_parameters(path: Path, given: dict) -> dict:
 
 # %% ../nbs/31_pipeline.ipynb #15ad3b46
 def run_notebook(path: Path, given: dict | None = None) -> Path:
-    "Execute a notebook with papermill from the project's root; returns the executed copy under `executed/`. A failing cell raises."
-    import papermill
-    values = check_parameters(path, given or {})
-    output = project_root() / "executed" / f"{'-'.join([Path(path).stem, *map(str, values.values())])}.ipynb"
-    output.parent.mkdir(exist_ok=True)
+    """Execute a notebook with papermill from the project's root; returns the executed copy under `executed/`. A failing cell raises.
+
+    Raises `ParameterError` for wrong parameters, and for a `profile` that is not the one of `params.yaml`, which the code would go by."""
+    try:
+        import papermill
+    except ImportError:
+        raise ImportError("running notebooks needs papermill: pip install 'advbn[notebooks]'") from None
+    path, values, params = Path(path), check_parameters(path, given or {}), load_params()
+    if values.get("profile", params.profile) != params.profile:
+        raise ParameterError(f"profile is {values['profile']!r} and params.yaml names {params.profile!r}; change it there")
+    name = "-".join([path.stem, *(str(v) for k, v in values.items() if k != "profile")])
+    output = project_root() / "executed" / params.profile / f"{name}.ipynb"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
     papermill.execute_notebook(str(path), str(output), parameters=values, kernel_name="python3", language="python", cwd=str(project_root()),
                                progress_bar={"desc": output.stem, "unit": "cell"})
+    if path.parent.name == "stages":
+        record_stage(params, name, time.perf_counter() - began)
     return output

@@ -6,7 +6,7 @@
 __all__ = ['CONTROL', 'BASELINE', 'COLUMNS', 'TITLES', 'PAPER_BRANCH', 'PUBLISHED', 'STUDY_COLUMNS', 'read_runs', 'shift_means',
            'robustness_table', 'decoded_table', 'mce_table', 'measured', 'signed', 'rows_of', 'row_label',
            'accuracy_markdown', 'origin', 'robustness_markdown', 'decoded_markdown', 'robustness_chart',
-           'corruption_chart', 'study_rows', 'study_notes', 'study_markdown', 'cost_chart']
+           'corruption_chart', 'study_label', 'study_rows', 'study_notes', 'study_markdown', 'cost_chart']
 
 # %% ../nbs/28_report.ipynb #394f2261
 import math
@@ -125,9 +125,9 @@ def accuracy_markdown(table: pd.DataFrame, params: Params, shifts, extra=None) -
             "\\* marks the branch that the paper's evaluation uses for the column."]
 
 
-def origin(runs: pd.DataFrame) -> str:
-    "Which shifts were generated from the test images, and which are published sets."
-    names = {source: [TITLES[s] for s in SHIFTS[1:] if s in set(part["shift"])] for source, part in runs.groupby("source")}
+def origin(runs: pd.DataFrame, shifts=SHIFTS[1:]) -> str:
+    "Which of the shifts were generated from the test images, and which are published sets."
+    names = {source: [TITLES[s] for s in shifts if s in set(part["shift"])] for source, part in runs.groupby("source")}
     told = {"generated": "generated from the test images", "published": "published as a set of images"}
     return "; ".join(f"{', '.join(names[source])}: {told[source]}" for source in told if names.get(source)) + "."
 
@@ -203,27 +203,36 @@ def corruption_chart(table: pd.DataFrame, params: Params, method: str = "advbn")
 STUDY_COLUMNS = (*SHIFTS, "mean")
 
 
+def study_label(params: Params, study: str, base: str, method: str, remark: bool = True) -> str:
+    "A run's name for people: the base, if there are several, and the method, with what the layer does there."
+    section, start = params.studies[study], params.bases[base]
+    words = (f"{start.label}: " if len(section.bases) > 1 else "") + section.methods[method].label
+    return words + (f" ({start.remark})" if remark and start.remark and section.methods[method].layer else "")
+
+
 def study_rows(table: pd.DataFrame, params: Params):
     "`(label, cost, rows)` for each run and branch of a study's table, in its order; `rows` are indexed by shift."
-    section = params.studies[table.study.iloc[0]]
-    for (base, method), group in table.groupby(["base", "method"], sort=False):
+    for (study, base, method), group in table.groupby(["study", "base", "method"], sort=False):
         for branch, rows in group.groupby("branch", sort=False):
-            label = (f"{params.bases[base].label}: " if len(section.bases) > 1 else "") + section.methods[method].label
+            label = study_label(params, study, base, method)
             yield label + (f", {branch} branch" if group.branch.nunique() > 1 else ""), rows.cost.iloc[0], rows.set_index("shift")
 
 
 def study_notes(table: pd.DataFrame, params: Params) -> list:
     "What a reader of a study's table should know, a sentence each."
     section, short = params.studies[table.study.iloc[0]], params.current.short
+    cuts = "; ".join(f"{params.bases[b].label} after {(params.bases[b].network or params.current.network).after}" for b in section.bases)
     return [f"Mean over {table.seeds.iloc[0]} seeds ± half the width of the 95 % interval; in brackets the paired difference to the clean fine-tune of the "
             "same base and cut.", "Cost: operations of a training step, the clean fine-tune of the base, cut where the profile cuts, being 1.",
-            f"Pretraining {short.pretrain_epochs} epochs, fine-tuning {short.finetune_epochs}; -C: {short.corruptions} of the corruptions at severity "
+            f"Cut, where a row does not say otherwise: {cuts}.", f"Pretraining {short.pretrain_epochs} epochs, fine-tuning {short.finetune_epochs}; -C: {short.corruptions} of the corruptions at severity "
             f"{', '.join(map(str, short.severities))}, Instagram: {short.filters} of the filters.", *(f"{params.bases[b].label}: {params.bases[b].note}." for b in section.bases if params.bases[b].note),
             "Published numbers: not available."]
 
 
 def study_markdown(table: pd.DataFrame, params: Params) -> str:
-    "A study's table, with its column `cost`, as Markdown."
+    "A study's table, with its column `cost`, as Markdown; a sentence, if it is empty."
+    if table.empty:
+        return f"The profile {params.profile} runs no studies: it has no section `short`.\n"
     titles = [TITLES.get(s, "Mean of shifts") for s in STUDY_COLUMNS]
     lines = ["| accuracy in % | cost | " + " | ".join(titles) + " |", "|---|---:|" + "---:|" * len(titles)]
     for label, cost, r in study_rows(table, params):
@@ -233,19 +242,29 @@ def study_markdown(table: pd.DataFrame, params: Params) -> str:
 
 
 def cost_chart(table: pd.DataFrame, params: Params):
-    "A figure: what each run of a study gains on the mean of the shifts, on its adversarial branch, against what its step costs."
+    """A figure: what each run of a study gains on the mean of the shifts, on its adversarial branch, over the clean fine-tune of the same base
+    and cut, against what its step costs; side by side where all cost the same."""
     import matplotlib.pyplot as plt
-    section = params.studies[table.study.iloc[0]]
-    rows = table[(table["shift"] == "mean") & table.difference.notna() & (table.branch == "adversarial")]
     fig, ax = plt.subplots(figsize=(8.5, 4.2))
-    place = rows.cost + 0.09 * (rows.groupby("cost").cumcount() - (rows.groupby("cost").cost.transform("size") - 1) / 2)  # equal costs side by side
-    for n, (x, r) in enumerate(zip(place, rows.itertuples())):
-        ax.errorbar(x, r.difference, yerr=r.difference_ci95, fmt="o", color=plt.get_cmap("tab20")(n % 20), capsize=2, lw=0.8,
-                    label=(f"{params.bases[r.base].label}: " if len(section.bases) > 1 else "") + section.methods[r.method].label)
+    if table.empty:
+        ax.axis("off")
+        ax.text(0.5, 0.5, "this profile runs no studies", ha="center", fontsize=12)
+        return fig
+    rows = table[(table["shift"] == "mean") & table.difference.notna() & (table.branch == "adversarial")]
+    labels = [study_label(params, r.study, r.base, r.method, remark=False) for r in rows.itertuples()]
+    rank = rows.groupby("cost").cumcount() - (rows.groupby("cost").cost.transform("size") - 1) / 2
+    place = range(len(rows)) if rows.cost.nunique() == 1 else rows.cost + 0.012 * (rows.cost.max() - rows.cost.min()) * rank
+    for n, (x, r, label) in enumerate(zip(place, rows.itertuples(), labels)):
+        ax.errorbar(x, r.difference, yerr=r.difference_ci95, fmt="o", color=plt.get_cmap("tab20")(n % 20), capsize=2, lw=0.8, label=label)
     ax.axhline(0, color="0.6", lw=0.8, zorder=0)
-    ax.set_xlabel("cost of a training step, clean fine-tune = 1 (equal costs are drawn side by side)", fontsize=9)
-    ax.set_ylabel("gain on the mean of the shifts, points", fontsize=9)
+    if rows.cost.nunique() == 1:
+        ax.set_xticks(place, [label.replace(": ", ":\n") for label in labels], fontsize=8)
+        ax.set_xlim(-0.6, len(rows) - 0.4)
+        ax.set_xlabel(f"a training step of every row costs {rows.cost.iloc[0]:.2f} of the clean fine-tune's", fontsize=9)
+    else:
+        ax.set_xlabel("cost of a training step, clean fine-tune = 1 (equal costs are drawn side by side)", fontsize=9)
+        ax.legend(frameon=False, fontsize=7, bbox_to_anchor=(1.01, 1), loc="upper left")
+    ax.set_ylabel("gain on the mean of the shifts, points,\nover the clean fine-tune of the same base and cut", fontsize=9)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=7, bbox_to_anchor=(1.01, 1), loc="upper left")
     fig.tight_layout()
     return fig

@@ -17,7 +17,7 @@ from torchvision.datasets import CIFAR10, ImageFolder
 from .corruptions import CORRUPTIONS
 from .data import FolderBatches, FolderImages, Images, MemoryBatches, mixed_order, read_images, split_indices
 from .openmoji import DataError
-from .published import NamedFolder, cifar10_c, imagenet_c, instagram_filters
+from .published import PAGES, NamedFolder, cifar10_c, imagenet_c, instagram_filters
 
 # %% ../nbs/21_sets.ipynb #5a10cfd4
 class MemorySet:
@@ -150,8 +150,11 @@ class FolderData:
         self.most, self.rank, self.world, self.published = test_images, rank, world, tuple(self.sets)
         for part in ("train", "val"):
             if not (self.root / part).is_dir():
-                raise DataError(f"no images at {self.root / part}; expected are train/ and val/ with a folder for each class")
+                raise DataError(f"no images at {self.root / part}; expected are train/ and val/ with a folder for each class; "
+                                f"ImageNet is offered at {PAGES['ImageNet']}")
         self.classes = tuple(sorted(p.name for p in (self.root / "train").iterdir() if p.is_dir()))
+        if not self.classes:
+            raise DataError(f"{self.root / 'train'} has no class folders; expected is a folder with pictures for each class")
         self.folders = {(shift, cell): folder for shift, cell, folder in self._folders()}
 
     def _folders(self):

@@ -5,10 +5,13 @@
 # %% auto #0
 __all__ = ['Part', 'split']
 
-# %% ../nbs/03_splitting.ipynb #53d1f4cf
+# %% ../nbs/03_splitting.ipynb #185ab5ad
 import difflib
+import importlib
 import inspect
 import sys
+from collections import defaultdict
+from itertools import islice
 
 import torch
 from torch import fx, nn
@@ -26,8 +29,17 @@ def _timm_leaves():
         return (), ()
 
 
+class _Refused(ValueError):
+    "A cut that does not work; the message is the reason."
+
+
+def _marker(features):
+    "Stands in the graph where the module at the cut returns its output."
+    return features
+
+
 class _Tracer(fx.Tracer):
-    "A tracer that remembers the outputs of the module at the path `after`."
+    "A tracer that marks and remembers the outputs of the module at the path `after`."
 
     def __init__(self, after):
         self.leaves, functions = _timm_leaves()
@@ -40,12 +52,13 @@ class _Tracer(fx.Tracer):
     def call_module(self, m, forward, args, kwargs):
         out = super().call_module(m, forward, args, kwargs)
         if self.path_of_module(m) == self.after:
+            out = self.create_proxy("call_function", _marker, (out,), {}) if isinstance(out, fx.Proxy) else out
             self.cuts.append(out)
         return out
 
 
 def _trace(model, after, training):
-    "The graph of `model` in train or eval mode, and the node that `after` returns."
+    "The graph of `model` in train or eval mode, and the node that marks what `after` returns."
     flags = [(m, m.training) for m in model.modules()]
     defaults = {p.name: p.default for p in list(inspect.signature(model.forward).parameters.values())[1:]
                 if p.default is not p.empty}
@@ -55,26 +68,64 @@ def _trace(model, after, training):
             m.training = training
         graph = tracer.trace(model, concrete_args=defaults or None)
     except Exception as error:
-        raise ValueError(f"{type(model).__name__} cannot be traced by torch.fx ({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{type(model).__name__} cannot be traced by torch.fx ({reason}); "
                          "write stem and head as two modules and pass them to AdvBNNet(stem, head, layer)") from error
     finally:
         for m, before in flags:
             m.training = before
     if len(tracer.cuts) != 1:
-        happened = "is not called by itself" if not tracer.cuts else f"is called {len(tracer.cuts)} times"
-        raise ValueError(f"{after!r} {happened} in {type(model).__name__}; cut after a module that is called once, "
-                         f"such as {', '.join(map(repr, _children(model)))}")
+        raise _Refused(f"it is called {len(tracer.cuts)} times" if tracer.cuts else "it is not called by itself")
     if not isinstance(tracer.cuts[0], fx.Proxy):
-        raise ValueError(f"{after!r} returns a {type(tracer.cuts[0]).__name__}; cut after a module that returns one tensor")
+        raise _Refused(f"it returns a {type(tracer.cuts[0]).__name__} and not one tensor")
     return graph, tracer.cuts[0].node
 
+# %% ../nbs/03_splitting.ipynb #1d992d59
+_VIEWS = {"view", "view_as", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute", "contiguous", "expand", "chunk",
+          "split", "unbind", "getitem", "narrow", "select", "detach", "to", "dropout", "stochastic_depth", "_marker"}
+_VIEW_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d)  # dropout hands on its input in eval mode
 
-def _children(model, most=6):
-    "A few paths to cut at, for error messages."
-    return [name for name, _ in model.named_children()][:most]
 
-# %% ../nbs/03_splitting.ipynb #047d9bda
-def _ancestors(node, stop=None):
+def _calls(node, model, names, modules=()):
+    "Does the node call one of these functions, methods or modules?"
+    if node.op == "call_module":
+        return isinstance(model.get_submodule(node.target), modules)
+    return node.op in ("call_function", "call_method") and getattr(node.target, "__name__", node.target) in names
+
+
+def _in_place(node, model):
+    "Does the node change its first input?"
+    if node.op == "call_module":
+        return bool(getattr(model.get_submodule(node.target), "inplace", False))
+    name = str(getattr(node.target, "__name__", node.target))
+    return (node.op in ("call_function", "call_method") and len(node.all_input_nodes) > 0
+            and (node.kwargs.get("inplace") is True or (name.endswith("_") and not name.endswith("__"))))
+
+
+def _base(node, model):
+    "The node that made the memory which the value of this one may lie in."
+    while _in_place(node, model) or _calls(node, model, _VIEWS, _VIEW_MODULES):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _settle(graph, model):
+    """Make each use of a value after its change in place a use of the change.
+
+    Returns the nodes that change something, what each node depends on, and the `_base` of each."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    changes = {node for node in graph.nodes if _in_place(node, model)}
+    for change in sorted(changes, key=order.get):
+        change.all_input_nodes[0].replace_all_uses_with(change, lambda user: order[user] > order[change])
+    base, inputs, changed = {node: _base(node, model) for node in graph.nodes}, {}, defaultdict(list)
+    for node in graph.nodes:
+        inputs[node] = {*node.all_input_nodes, *(c for i in node.all_input_nodes for c in changed[base[i]] if order[c] > order[i])}
+        if node in changes:
+            changed[base[node]].append(node)
+    return changes, inputs, base
+
+# %% ../nbs/03_splitting.ipynb #f524d3ef
+def _ancestors(node, inputs, stop=None):
     "The nodes that `node` depends on, itself included, not looking past `stop`."
     found, stack = set(), [node]
     while stack:
@@ -82,31 +133,32 @@ def _ancestors(node, stop=None):
         if node not in found:
             found.add(node)
             if node is not stop:
-                stack.extend(node.all_input_nodes)
+                stack.extend(inputs[node])
     return found
 
 
-def _halves(graph, cut, after, model):
+def _halves(graph, cut, model):
     "Two graphs: image to features, features to output."
+    changes, inputs, base = _settle(graph, model)
     image, output = next(n for n in graph.nodes if n.op == "placeholder"), next(n for n in graph.nodes if n.op == "output")
-    below, above = _ancestors(cut), _ancestors(output, stop=cut)
+    below, above = _ancestors(cut, inputs), _ancestors(output, inputs, stop=cut)
     if image in above or cut not in above:
-        reason = "the data flow crosses this cut in more than one place" if cut in above else "the output does not depend on it"
-        raise ValueError(f"cannot split {type(model).__name__} after {after!r}: {reason}; cut at the end of a whole stage or block, "
-                         f"such as {', '.join(map(repr, _children(model)))}")
+        raise _Refused("the data flow crosses this cut in more than one place" if cut in above else "the output does not depend on it")
     stem, head = fx.Graph(), fx.Graph()
     made = {}
     for node in graph.nodes:
-        if node in below:
+        if node in below and node is not cut:
             made[node] = stem.node_copy(node, made.__getitem__)
-    stem.output(made[cut])
-    made = {cut: head.placeholder("features")}
+    stem.output(made[cut.args[0]])
+    features = head.placeholder("features")
+    overwritten = any(base[node] is base[cut] for node in changes & above)
+    made = {cut: head.call_method("clone", (features,)) if overwritten else features}
     for node in graph.nodes:
         if node in above and node is not cut:
             made[node] = head.node_copy(node, made.__getitem__)
     return stem, head
 
-# %% ../nbs/03_splitting.ipynb #c0e692e7
+# %% ../nbs/03_splitting.ipynb #52cb7f64
 def _share(source, target, path):
     "Make `target.<path>` the very object that `source.<path>` is."
     *parents, name = path.split(".")
@@ -122,56 +174,144 @@ def _share(source, target, path):
         setattr(target, name, getattr(source, name))
 
 
-def _compile(graph):
-    "The forward function that a graph describes, taking the module as its first argument."
+def _source(graph):
+    "What `_compile` takes: the forward function of a graph as text, the objects it names, the import paths of the modules it names."
     code = graph.python_code("self")
-    namespace = dict(code.globals)
-    exec(code.src, namespace)  # source text generated by torch.fx from the traced network
+    modules = {name: value.__name__ for name, value in code.globals.items() if inspect.ismodule(value)}
+    return code.src, {name: value for name, value in code.globals.items() if name not in modules}, modules
+
+
+def _compile(text, objects, modules):
+    "The forward function that a graph describes, taking the module as its first argument."
+    namespace = {**objects, **{name: importlib.import_module(path) for name, path in modules.items()}}
+    exec(text, namespace)  # generated by torch.fx from the traced network
     return namespace["forward"]
 
 
 class Part(nn.Module):
-    "A slice of a traced network; `rectified` tells whether its output can be negative."
+    """A slice of a traced network, with what is known about its output.
 
-    def __init__(self, model, graphs, rectified=False):
+    `rectified`: it is never negative. `last_axis`: the layer that shows its channels to be in the last axis, or an empty text."""
+
+    def __init__(self, model, graphs, rectified=False, last_axis=""):
         super().__init__()
-        self.training, self.rectified = model.training, rectified
+        self.training, self.rectified, self.last_axis = model.training, rectified, last_axis
         for graph in graphs.values():
             for node in graph.nodes:
                 if node.op in ("call_module", "get_attr"):
                     _share(model, self, node.target)
-        self._forwards = {training: _compile(graph) for training, graph in graphs.items()}
+        self._sources = {training: _source(graph) for training, graph in graphs.items()}
+        self._forwards = {training: _compile(*source) for training, source in self._sources.items()}
 
     def forward(self, x):
         return self._forwards[self.training](self, x)
 
-# %% ../nbs/03_splitting.ipynb #c61f6507
-_KEEPS_SIGN = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Dropout, nn.Dropout2d, nn.Identity)
+    def __getstate__(self):
+        return {name: value for name, value in self.__dict__.items() if name != "_forwards"}
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self._forwards = {training: _compile(*source) for training, source in self._sources.items()}
+
+# %% ../nbs/03_splitting.ipynb #5c1dffa7
+_RECTIFIES = {"relu", "relu_", "relu6", "sigmoid", "hardsigmoid"}
+_KEEPS_SIGN = _VIEWS | {"max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "channel_shuffle", "clone", "mean", "amax"}
+_KEEPS_SIGN_MODULES = (*_VIEW_MODULES, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.ChannelShuffle)
+_JOINS = {"cat", "concat", "stack"}
+_ARITHMETIC = {"add", "add_", "mul", "mul_"}
 
 
 def _is_rectified(node, model):
-    "Is the value of this node the output of a ReLU, perhaps pooled?"
-    while node.op == "call_module" and isinstance(model.get_submodule(node.target), _KEEPS_SIGN):
-        node = node.all_input_nodes[0]
+    "Is the value of this node made of the outputs of ReLUs, by nothing that could make it negative?"
+    if _calls(node, model, _KEEPS_SIGN, _KEEPS_SIGN_MODULES):
+        return _is_rectified(node.all_input_nodes[0], model)
+    if _calls(node, model, _JOINS | _ARITHMETIC):
+        numbers = [value for value in (*node.args, *node.kwargs.values()) if isinstance(value, (int, float))]
+        kept = _calls(node, model, _JOINS) or min(numbers, default=0) >= 0
+        return kept and all(_is_rectified(n, model) for n in node.all_input_nodes)
+    if _calls(node, model, (), _BatchNorm):
+        return isinstance(getattr(model.get_submodule(node.target), "act", None), nn.ReLU)
+    return _calls(node, model, _RECTIFIES, (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid))
+
+# %% ../nbs/03_splitting.ipynb #a888b347
+_POINTWISE = {"add", "add_", "sub", "mul", "mul_", "truediv", "relu", "relu_", "gelu", "silu", "dropout", "stochastic_depth", "contiguous",
+              "clone", "_marker"}
+_POINTWISE_MODULES = (nn.Identity, nn.Dropout, nn.ReLU, nn.GELU, nn.SiLU)
+
+
+def _works_on_last_axis(node, model):
+    "Is this node a linear layer or a layer norm over one axis?"
     if node.op == "call_module":
         m = model.get_submodule(node.target)
-        return isinstance(m, (nn.ReLU, nn.ReLU6)) or (isinstance(m, _BatchNorm) and isinstance(getattr(m, "act", None), nn.ReLU))
-    return getattr(node.target, "__name__", node.target) in ("relu", "relu_", "relu6")
+        return isinstance(m, nn.Linear) or (isinstance(m, nn.LayerNorm) and len(m.normalized_shape) == 1)
+    shape = [*node.args[1:2], node.kwargs.get("normalized_shape")][0]
+    return _calls(node, model, {"linear"}) or (_calls(node, model, {"layer_norm"}) and isinstance(shape, (tuple, list)) and len(shape) == 1)
 
-# %% ../nbs/03_splitting.ipynb #88ecc59d
+
+def _reached(node, model, onward):
+    "The nodes reached from `node` by the function `onward`, through pointwise layers only; the last ones need not be pointwise."
+    found, stack = {}, list(onward(node))
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found[node] = None
+            if _calls(node, model, _POINTWISE, _POINTWISE_MODULES):
+                stack.extend(onward(node))
+    return list(found)
+
+
+def _last_size(node, model):
+    "The node that gives the last size of a reshape, if the node is one."
+    return node.args[-1] if _calls(node, model, {"reshape", "view"}) and isinstance(node.args[-1], fx.Node) else None
+
+
+def _last_axis(cut, model):
+    "The layer next to the cut which shows that the channels are in the last axis, for a message; an empty text if there is none."
+    near = _reached(cut, model, lambda node: node.all_input_nodes)
+    for node in near[:]:  # a reshape to the last size that an earlier one had leaves the last axis alone
+        size, before = _last_size(node, model), _reached(node, model, lambda node: node.all_input_nodes)
+        if size is not None and any(_last_size(other, model) is size for other in before):
+            near += before
+    found = next((node for node in near + _reached(cut, model, lambda node: node.users) if _works_on_last_axis(node, model)), None)
+    if found is None:
+        return ""
+    return repr(found.target) if found.op == "call_module" else f"a call of {found.target.__name__}"
+
+# %% ../nbs/03_splitting.ipynb #a4558fcd
+def _works(model, path):
+    "Is there a head worth attacking after the module at this path?"
+    try:
+        graph, cut = _trace(model, path, model.training)
+        return any(n.op == "call_module" for n in _halves(graph, cut, model)[1].nodes) and not _last_axis(cut, model)
+    except ValueError:
+        return False
+
+
+def _advice(model, refused, most=4):
+    "Where to cut instead: stages come before single layers."
+    children = sorted(model.named_children(), key=lambda child: next(child[1].children(), None) is None)
+    working = islice((repr(name) for name, _ in children if name != refused and _works(model, name)), most)
+    found = ", ".join(working)
+    return (f"cut at the end of a whole stage or block, such as {found}" if found else
+            "none of its children works either; write stem and head as two modules and pass them to AdvBNNet(stem, head, layer)")
+
+# %% ../nbs/03_splitting.ipynb #0fdde863
 def split(model: nn.Module, after: str) -> tuple:
     """Cut `model` after the module at the path `after`: `(stem, head)` with `head(stem(x))` equal to `model(x)`.
 
     Both share the model's parameters under their own names. In eval mode the result is the same to the last bit;
-    in train mode dropout and stochastic depth act as in the model.
+    in train mode dropout and stochastic depth act as in the model. The head leaves the features it is given as they are.
     Raises `ValueError` for an unknown path (with the nearest ones), a model that torch.fx cannot trace, a module that is
     called more than once, and a cut that the data flow crosses in more than one place; each says what to do."""
     paths = [name for name, _ in model.named_modules() if name]
     if after not in paths:
-        near = difflib.get_close_matches(str(after), paths, 5, 0.4) or _children(model)
+        near = difflib.get_close_matches(str(after), paths, 5, 0.4) or [name for name, _ in model.named_children()][:6]
         raise ValueError(f"{type(model).__name__} has no module {after!r}; the nearest are {', '.join(map(repr, near))}")
     stems, heads = {}, {}
-    for training in (True, False):
-        graph, cut = _trace(model, after, training)
-        stems[training], heads[training] = _halves(graph, cut, after, model)
-    return Part(model, stems, _is_rectified(cut, model)), Part(model, heads)
+    try:
+        for training in (True, False):
+            graph, cut = _trace(model, after, training)
+            stems[training], heads[training] = _halves(graph, cut, model)
+    except _Refused as reason:
+        raise ValueError(f"cannot split {type(model).__name__} after {after!r}: {reason}; {_advice(model, after)}") from None
+    return Part(model, stems, _is_rectified(cut, model), _last_axis(cut, model)), Part(model, heads)

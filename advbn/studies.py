@@ -22,20 +22,19 @@ from .training import build_accelerator
 
 # %% ../nbs/26_studies.ipynb #22fee433
 def check_study(params: Params, name: str):
-    "Raise a `ParameterError` unless the profile runs studies and there is one called `name`."
+    "Raise a `ParameterError` unless there is a study called `name`."
     if name not in params.studies:
         raise ParameterError(f"no study {name!r} in params.yaml; there are {', '.join(params.studies) or 'none'}")
-    if params.current.short is None:
-        raise ParameterError(f"profile {params.profile!r} has no section 'short', which says how long the runs of a study are")
 
 
 def table_of_runs(params: Params, study: str) -> pd.DataFrame:
-    "A row for each run of a study: base, network, cut, augmentation, training and the layer's settings."
+    "A row for each run of a study: base, network, cut, augmentation, training, the layer's settings and the seeds. Empty where there are none."
     rows = []
     for name, run in params.runs(study).items():
         layer = run.method.layer.model_dump() if run.method.layer else {}
         rows.append({"run": name, "base": run.base, "method": name.partition("/")[2], "network": run.network.name, "after": run.after,
-                     "augmentation": run.augmentation, "train": run.method.train, **layer, "epochs": run.finetune.epochs})
+                     "augmentation": run.augmentation, "train": run.method.train, **layer, "epochs": run.finetune.epochs,
+                     "seeds": params.current.short.seeds})
     return pd.DataFrame(rows)
 
 # %% ../nbs/26_studies.ipynb #86ccd4b9
@@ -71,9 +70,11 @@ def study_run(params: Params, study: str, name: str, seed: int) -> pd.DataFrame:
 
 
 def run_study(params: Params, study: str) -> pd.DataFrame:
-    "All runs of a study, side by side where cores are free; the longest first."
+    "All runs of a study, side by side where cores are free, the longest first; an empty table where the profile has no section `short`."
     check_study(params, study)
     runs = params.runs(study)
+    if not runs:
+        return pd.DataFrame(columns=["branch", "shift", "cell", "correct", "images", "run", "seed", "accuracy"])
     steps = {name: run.method.layer.steps + 2 if run.method.layer else int(run.method.train == "clean") for name, run in runs.items()}
     tasks = [(study, name, seed) for name in sorted(runs, key=steps.get, reverse=True) for seed in params.current.short.seeds]
     found = pd.concat(side_by_side(study_run, params, tasks, study), ignore_index=True)
@@ -105,4 +106,5 @@ def study_table(found: pd.DataFrame, params: Params, study: str) -> pd.DataFrame
                 rows.append({"profile": params.profile, "study": study, "base": run.base, "method": name.partition("/")[2], "branch": branch,
                              "shift": shift, "accuracy": mean, "ci95": interval, "difference": difference[0], "difference_ci95": difference[1],
                              "control": control, "seeds": len(own)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["profile", "study", "base", "method", "branch", "shift", "accuracy", "ci95", "difference", "difference_ci95",
+                                       "control", "seeds"])

@@ -22,9 +22,15 @@ from .openmoji import DataError
 STYLES = ("brick.png", "grass.png", "gravel.png", "coins.png", "hubble_deep_field.jpg", "ihc.png", "coffee.png", "retina.jpg", "rocket.jpg", "moon.png")
 
 
-@lru_cache(maxsize=None)
 def style_images(size: int, folder: str | None = None) -> torch.Tensor:
-    "uint8 `[S, 3, size, size]`: scikit-image's photographs and textures, or the images of a folder, the middle square resized."
+    """uint8 `[S, 3, size, size]`: scikit-image's photographs and textures, or the images of a folder, the middle square resized.
+
+    Raises `DataError` for a folder that is missing or has no images, and for an image that cannot be read."""
+    return _style_images(size, folder).clone()
+
+
+@lru_cache(maxsize=None)
+def _style_images(size, folder):
     if folder is None:
         try:
             import skimage.data
@@ -37,9 +43,17 @@ def style_images(size: int, folder: str | None = None) -> torch.Tensor:
         paths = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
         if not paths:
             raise DataError(f"no style images (.jpg, .jpeg, .png) in {folder}")
-    images = [v2.functional.pil_to_tensor(Image.open(p).convert("RGB")) for p in paths]
+    images = [_picture(p) for p in paths]
     squares = [v2.functional.center_crop(i, [min(i.shape[1:])] * 2) for i in images]
     return torch.stack([v2.functional.resize(i, [size, size], antialias=True) for i in squares])
+
+
+def _picture(path):
+    try:
+        with Image.open(path) as image:
+            return v2.functional.pil_to_tensor(image.convert("RGB"))
+    except Exception as error:  # Pillow's readers say in many ways that a file is damaged
+        raise DataError(f"the style image {path} cannot be read: {' '.join(str(error).split())[:160] or type(error).__name__}") from None
 
 
 def adain(features: torch.Tensor, style: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:

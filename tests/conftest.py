@@ -6,6 +6,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+RECORDED = [p for p in ("openmoji", "cifar10", "imagenet") if (ROOT / "results" / p).exists()]  # the profiles with results in Git
 
 
 @pytest.fixture(scope="session")

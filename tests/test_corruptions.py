@@ -1,5 +1,6 @@
 """The corruptions against the maintained reference on real photographs, and their own promises."""
 import math
+import re
 
 import imagecorruptions
 import numpy as np
@@ -121,10 +122,39 @@ GOOD = torch.zeros(2, 3, 40, 40, dtype=torch.uint8)
     ((GOOD.numpy(), "fog", 1), {}, "ndarray; allowed is"), ((GOOD, "fogg", 1), {}, "nearest are fog"), ((GOOD, "", 1), {}, "no corruption ''"),
     ((GOOD, "fog", 0), {}, "severity is 0"), ((GOOD, "fog", 6), {}, "severity is 6"), ((GOOD, "fog", 1.5), {}, "severity is 1.5"),
     ((GOOD, "fog", 1.0), {}, "severity is 1.0"), ((GOOD, "fog", True), {}, "severity is True"), ((GOOD[..., :20], "fog", 1), {}, "20 x 40 pixels; allowed are 32"),
-    ((GOOD, "fog", 1), {"indices": [1]}, "2 images and 1 indices")])
+    ((GOOD, "fog", 1), {"indices": [1]}, "2 images and 1 indices"), ((GOOD, "fog", 1), {"indices": 5}, "indices are 5; allowed are"),
+    ((GOOD, "fog", 1), {"indices": torch.tensor(5)}, r"indices are tensor\(5\)"),
+    ((GOOD, "fog", 1), {"indices": [2, 1.5]}, r"indices\[1\] is 1.5; allowed is a whole number"),
+    ((GOOD, "fog", 1), {"indices": torch.tensor([1.0, 2.0])}, r"indices\[0\] is tensor\(1.\)"),
+    ((GOOD, "fog", 1), {"indices": "ab"}, r"indices\[0\] is 'a'"),
+    ((GOOD, ["fog"], 1), {}, r"name is \['fog'\]; allowed is a string, one of gaussian_noise"), ((GOOD, None, 1), {}, "name is None"),
+    *(((GOOD, "fog", 1), {"batch_size": b}, f"batch_size is {b}; allowed is a whole number from 1") for b in (-1, 0, 1.5, True, None)),
+    *(((GOOD, "fog", 1), {"seed": s}, "seed is .*; allowed is a whole number") for s in (1.0, True, None, "x", torch.tensor(1.0), torch.tensor([1, 2])))])
 def test_bad_input(arguments, keywords, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=words) as caught:
         corrupt(*arguments, **keywords)
+    assert "\n" not in str(caught.value)
+
+
+def test_whole_numbers_of_every_kind_are_the_same(photographs):
+    images = photographs[:2, :, :40, :40]
+    plain = corrupt(images, "shot_noise", 2, seed=3, indices=[5, 7], batch_size=1)
+    for kind in (np.int64, np.uint8, torch.tensor):
+        assert torch.equal(corrupt(images, "shot_noise", 2, seed=kind(3), indices=[kind(5), kind(7)], batch_size=kind(1)), plain)
+    for indices in (np.array([5, 7]), torch.tensor([5, 7]), (5, 7), range(5, 8, 2)):
+        assert torch.equal(corrupt(images, "shot_noise", 2, seed=3, indices=indices), plain)
+
+
+def test_the_docstring_has_every_number_and_its_source():
+    rows = re.findall(r"^\| (\w+) +\| (large|small) \| (.*) \|$", corrupt.__doc__, re.M)
+    assert [r[:2] for r in rows] == [(name, scale) for name in ALL for scale in ("large", "small")]
+    for name, scale, numbers in rows:
+        for severity, cell in enumerate(numbers.split(" | "), 1):
+            found = corruption_settings(name, severity, *{"large": (121, 300), "small": (300, 120)}[scale])
+            found = found[:2] if name == "frost" else found if isinstance(found, tuple) else (found,)
+            assert tuple(map(float, cell.split(", "))) == found
+    for words in ("up to 120 pixels take the row `small`", "whatever the longer one", "Hendrycks and Dietterich 2019", "github.com/hendrycks/robustness"):
+        assert words in corrupt.__doc__
 
 
 @pytest.mark.cuda

@@ -1,4 +1,5 @@
 import copy
+import pickle
 
 import pytest
 import timm
@@ -103,6 +104,16 @@ def test_batch_norms_that_do_more():
     for branch in ("clean", "adversarial"):
         with use_branch(net, branch):
             assert torch.equal(net(x), plain(x))
+
+
+def test_doubles_of_any_class_can_be_pickled_and_copied():
+    net = convert_dual_batchnorm(nn.Sequential(nn.SyncBatchNorm(2), nn.BatchNorm2d(2), timm.layers.BatchNormAct2d(2))).eval()
+    nn.init.normal_(net[0].adversarial.weight)
+    for twin in (pickle.loads(pickle.dumps(net)), copy.deepcopy(net)):
+        assert [type(m) for m in twin] == [type(m) for m in net]
+        with use_branch(twin, "adversarial"), use_branch(net, "adversarial"):
+            x = torch.randn(2, 2, 3, 3)
+            assert torch.equal(twin(x), net(x))
 
 
 @pytest.mark.parametrize("branch", ["Clean", "adv", "", None])

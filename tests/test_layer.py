@@ -1,4 +1,6 @@
 """The layer against the formula, and everything it must leave alone."""
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -193,7 +195,8 @@ def test_bad_settings(options, words):
     (lambda f, t: (f.long(), t), "floating point, got torch.int64"), (lambda f, t: (f, t[:-1]), "6 images and targets 5"),
     (lambda f, t: (f / 0, t), "NaN and"), (lambda f, t: (f.index_fill(0, torch.tensor([2]), float("inf")), t), "infinite values among 600"),
     (lambda f, t: (f[:0], t[:0]), "empty"), (lambda f, t: ([1], t), "got list"),
-    (lambda f, t: (f, t[0]), "targets a single number")])
+    (lambda f, t: (f, t[0]), "targets a single number"), (lambda f, t: (f, 3), "6 images and targets a single number; .*N class indices"),
+    (lambda f, t: (f, None), "targets are None; .*N class indices")])
 def test_bad_input(change, words):
     features, targets = change(*batch())
     with pytest.raises(ValueError, match=words):
@@ -204,6 +207,45 @@ def test_a_loss_that_is_not_a_number_is_reported():
     features, targets = batch()
     with pytest.raises(ValueError, match="became NaN or infinite during the attack"):
         AdvBN().attack(features, targets, small_head(), lambda logits, y: F.cross_entropy(logits, y) * float("nan"))
+
+
+@pytest.mark.parametrize("head, loss_fn, words", [
+    (small_head(), partial(F.cross_entropy, reduction="none"), r"one scalar tensor.*a tensor \(6,\); take the mean"),
+    (small_head(), lambda logits, y: 1.0, "got float"),
+    (lambda f: torch.zeros(6, 3), F.cross_entropy, "no gradient flows"),
+    (lambda f: torch.zeros(6, 3, requires_grad=True), F.cross_entropy, "no gradient flows.*does not use them"),
+    (torch.no_grad()(lambda f: f.mean((2, 3))), F.cross_entropy, "no gradient flows.*without gradient")])
+def test_a_loss_that_cannot_be_climbed_is_reported(head, loss_fn, words):
+    with pytest.raises(ValueError, match=words):
+        AdvBN()(*batch(), head, loss_fn)
+
+
+@pytest.mark.parametrize("wrap", [lambda h: h.forward, lambda h: partial(h), lambda h: partial(partial(h.forward)), lambda h: h.__call__])
+def test_a_callable_around_a_module_is_run_as_the_module(wrap):
+    features, targets = batch()
+    head = small_head().train()
+    before = state_of(head)
+    found = AdvBN(steps=3).attack(features, targets, wrap(head))
+    assert same(before, state_of(head))
+    assert all(torch.equal(a, b) for a, b in zip(found, AdvBN(steps=3).attack(features, targets, head)))
+
+
+def test_parameters_from_inference_mode_are_refused_before_anything_is_touched():
+    with torch.inference_mode():
+        head = small_head().train()
+    before = state_of(head)
+    with pytest.raises(ValueError, match="made under torch.inference_mode.*outside it"):
+        AdvBN()(*batch(), head)
+    assert same(before, state_of(head))
+
+
+def test_renormalize_takes_numbers_and_refuses_other_features():
+    f = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    factor = torch.tensor(1.1, dtype=torch.float64)
+    assert torch.equal(renormalize(f, 1.1, 2), renormalize(f, factor, 2 * torch.ones_like(factor)))
+    for bad, words in ((f[0], r"\[N, C, H, W\], got \(3, 4, 4\)"), (f.long(), "floating point, got torch.int64"), ([1], "got list")):
+        with pytest.raises(ValueError, match=words):
+            renormalize(bad, 1.0, 1.0)
 
 
 def test_half_precision_attacks_and_a_gradient_that_is_not_a_number_is_reported():

@@ -104,6 +104,30 @@ def test_parts_written_by_hand_serve_as_well():
     assert clean.requires_grad and adversarial.requires_grad
 
 
+def test_parts_that_share_names_cannot_be_exported():
+    nn = torch.nn
+    stem = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    head = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    net = AdvBNNet(stem, head, AdvBN(steps=1)).train()
+    sum(net.losses(torch.randn(4, 3, 8, 8), torch.randint(3, (4,)))).backward()
+    with pytest.raises(ValueError, match=r"both hold '0.weight' .*\(7 such names\).*as split does"):
+        net.export()
+
+
+def test_a_name_for_one_shared_tensor_is_no_clash():
+    conv = torch.nn.Conv2d(3, 3, 1)
+    net = AdvBNNet(torch.nn.Sequential(conv), torch.nn.Sequential(conv, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()), None)
+    assert list(net.export()) == ["0.weight", "0.bias"]
+
+
+def test_a_network_that_lost_its_branches_is_not_exported():
+    net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(prepare(resnet18(num_classes=3), "layer1"))
+    for branch in ("clean", "adversarial"):
+        with pytest.raises(ValueError, match="lost its adversarial branch"):
+            net.export(branch)
+    assert advbn.convert_dual_batchnorm(net.head) is net.head and net.export("adversarial").keys() == resnet18(num_classes=3).state_dict().keys()
+
+
 def test_bad_options_name_what_is_allowed():
     with pytest.raises(ValueError, match="eps is -1"):
         prepare(resnet18(), "layer1", eps=-1)

@@ -179,14 +179,36 @@ def test_order_of_keys_does_not_matter(case, tmp_path):
     (lambda c: c.update(state_dict={}), "no stage of the network lies in"), (lambda c: c.update(state_dict=[1]), "holds list"),
     (lambda c: c["state_dict"].pop("module.head.fc.weight"), "1 keys are missing (such as fc.weight)"),
     (lambda c: c["state_dict"].update({"module.head.extra": torch.zeros(1)}), "1 are left over (such as head.extra)"),
-    (lambda c: c.update(arch="resnet34"), "keys are missing")])
+    (lambda c: c.update(arch="resnet34"), "keys are missing"), (lambda c: c.update(arch="resnet50x"), "the nearest is 'resnet50'"),
+    (lambda c: c.pop("arch"), "does not name its architecture: give it as arch, on the command line with --arch"),
+    (lambda c: c.update(arch=torch.zeros(2)), "does not name its architecture"), (lambda c: c.update(arch="densenet121"), "no stage of the network"),
+    (lambda c: [c["state_dict"].pop(f"module.head.fc.{leaf}") for leaf in ("weight", "bias")], "has no classifier; expected are the keys 'head.fc.weight'"),
+    (lambda c: c["state_dict"].update({"module.head.fc.bias": torch.tensor(1.0)}), "has no classifier"),
+    (lambda c: c.update(state_dict={3: torch.zeros(1)}), "holds dict with Tensor under 3; expected is a dictionary from names to tensors"),
+    (lambda c: c.update(state_dict={"a": 1}), "holds dict with int under 'a'"), (lambda c: c.pop("state_dict"), "holds dict with str under 'arch'")])
 def test_other_files_are_refused(tmp_path, change, words):
     content = {"arch": "resnet18", "state_dict": {f"module.{k}": v for k, v in CASES["resnet18"]().state_dict().items()}}
     change(content)
     torch.save(content, tmp_path / "wrong.pt")
     with pytest.raises(ValueError) as caught:
         read_official(tmp_path / "wrong.pt")
-    assert words in str(caught.value)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"", "it is empty, cut short or was not written by torch.save"), (b"101", "Unsupported operand 49"),
+    (b"hello world\n", "it is empty, cut short or was not written by torch.save"), (b"PK\x03\x04zzz", "not a ZIP archive")])
+def test_a_file_that_is_no_checkpoint_gives_the_reason(tmp_path, content, words):
+    (tmp_path / "wrong.pt").write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint of tensors: ") as caught:
+        read_official(tmp_path / "wrong.pt")
+    assert str(caught.value).endswith(words)
+
+
+def test_a_wrong_architecture_of_the_caller_is_called_so(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "bare.pt")
+    with pytest.raises(ValueError, match="arch is 'resnet5'; allowed are .*; the nearest is 'resnet50'"):
+        read_official(tmp_path / "bare.pt", "resnet5")
 
 
 def test_a_payload_is_not_executed(tmp_path):
@@ -194,7 +216,7 @@ def test_a_payload_is_not_executed(tmp_path):
         def __reduce__(self):
             return (open, (str(tmp_path / "executed"), "w"))
     torch.save({"arch": "resnet18", "state_dict": Payload()}, tmp_path / "evil.pt")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint of tensors: Unsupported global"):
         read_official(tmp_path / "evil.pt")
     assert not (tmp_path / "executed").exists()
 

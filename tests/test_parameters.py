@@ -42,6 +42,12 @@ def test_the_projects_file_is_fine(content):
     ("profiles.openmoji.finetune.lr", 0, "greater than 0"), ("profiles.openmoji.finetune.epochs", True, "epochs is True"),
     ("profiles.openmoji.finetune.milestones", [3], "takes no milestones"), ("profiles.openmoji.pretrain.schedule", "step", "needs milestones"),
     ("profiles.openmoji.pretrain.precision", "fp8", "'no', 'bf16' or 'fp16'"),
+    ("methods.finetune.train", "nothing", "methods.finetune.train is 'nothing'; allowed is 'clean'"),
+    ("methods.finetune.after", "layer2", "is the control"), ("methods.my row", {"label": "x", "train": "clean"}, "should match pattern"),
+    ("methods.x;y", {"label": "x", "train": "clean"}, "should match pattern"),
+    ("profiles.imagenet.finetune.milestones", [20], "allowed are milestones before the last epoch"),
+    ("profiles.openmoji.data.test_images", 5, "openmoji takes no test_images"),
+    ("profiles.cifar10.data.sets.corruptions", "C", "test_images and sets.corruptions are both given"),
     ("profiles.openmoji.network.nam", "x", "did you mean 'name'"), ("profiles.openmoji.data.augment.flip", 1, "flip is 1"),
 ])
 def test_slips(content, path, value, words):

@@ -76,6 +76,14 @@ def test_styles_may_come_from_a_folder(tmp_path):
         style_images(40, str(tmp_path))
     Image.new("L", (30, 50), 77).save(tmp_path / "a.png")
     assert style_images(16, str(tmp_path)).unique().tolist() == [77]
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=f"the style image {tmp_path}/b.png cannot be read"):
+        style_images(17, str(tmp_path))
+
+
+def test_styles_are_the_callers_own():
+    style_images(40).zero_()
+    assert style_images(40).any()
 
 
 def test_a_set_on_disk_is_continued_and_complete(tmp_path, images, autoencoder):
@@ -103,6 +111,13 @@ def test_a_set_on_disk_is_continued_and_complete(tmp_path, images, autoencoder):
         make_set(images, tmp_path / "set", make, {"steps": 1})
 
 
+def test_names_that_differ_only_in_their_suffix_are_refused(tmp_path):
+    tree(tmp_path / "source", "c/a.jpg", "c/a.png", "c/b.png")
+    with pytest.raises(ValueError, match="c/a.jpg and c/a.png would both be written as c/a.png"):
+        make_set(read_images(tmp_path / "source"), tmp_path / "made", lambda b: b.images, {})
+    assert [p.name for p in tmp_path.iterdir()] == ["source"]
+
+
 def test_no_image_behind_the_pictures_is_ever_tested(root):
     data = EmbeddedData(root / "data")
     common = set(data.common_train([0, 1, 2, 3]).names)
@@ -127,8 +142,12 @@ def test_imagenet_c_folders_and_partial_classes(tmp_path):
             imagenet_c(tmp_path, *arguments, classes)
     with pytest.raises(DataError, match="the class 'n01'; the network knows 1 classes"):
         imagenet_c(tmp_path, "fog", 2, ["n011"])
-    with pytest.raises(ValueError, match="no corruption 'fogg'"):
+    with pytest.raises(DataError, match="the class 'n01'; the network knows 0 classes$"):
+        imagenet_c(tmp_path, "fog", 2, [])
+    with pytest.raises(ValueError, match="no corruption 'fogg'; the nearest are fog"):
         imagenet_c(tmp_path, "fogg", 1, classes)
+    with pytest.raises(ValueError, match="severity is 6"):
+        imagenet_c(tmp_path, "fog", 6, classes)
     with pytest.raises(DataError, match="ImageNet-C is missing: no .*nowhere"):
         imagenet_c(tmp_path / "nowhere", "fog", 1, classes)
 
@@ -139,6 +158,17 @@ def test_folder_sets(tmp_path, name):
     assert NamedFolder(tmp_path, ["n01", "n02"], name).targets == [1, 1]
     with pytest.raises(DataError, match=f"{name} is missing"):
         NamedFolder(tmp_path / "no", ["n01"], name)
+    (tmp_path / "n01").mkdir()
+    (tmp_path / "n01/notes.txt").write_text("no picture")
+    with pytest.raises(DataError, match=f"{name} is incomplete: {tmp_path}: .* the classes n01. .*; it is offered at https"):
+        NamedFolder(tmp_path, ["n01", "n02"], name)
+    with pytest.raises(DataError, match=f"{name} is damaged: {tmp_path}/n01/notes.txt is a file, expected is a folder; it is offered at https"):
+        NamedFolder(tmp_path / "n01/notes.txt", ["n01"], name)
+    for classes in (["n01"], []):
+        with pytest.raises(DataError, match="n01 has no class; .*; it is offered at https"):
+            NamedFolder(tmp_path / "n01", classes, name)
+    with pytest.raises(DataError, match="the test set is missing: no .*/no$"):
+        NamedFolder(tmp_path / "no", ["n01"], "the test set")
 
 
 def test_instagram_folders(tmp_path):
@@ -146,6 +176,8 @@ def test_instagram_folders(tmp_path):
     assert instagram_filters(tmp_path) == ["1977", "Hefe"]
     with pytest.raises(DataError, match="ImageNet-Instagram is missing"):
         instagram_filters(tmp_path / "no")
+    with pytest.raises(DataError, match="a.jpg is a file, expected is a folder"):
+        instagram_filters(tmp_path / "Hefe/n01/a.jpg")
 
 
 def test_cifar10_c_arrays(tmp_path):
@@ -168,6 +200,22 @@ def test_cifar10_c_arrays(tmp_path):
         cifar10_c(tmp_path, "snow", 1)
     with pytest.raises(DataError, match="fog.npy; it is offered"):
         cifar10_c(tmp_path, "fog", 1)
+    with pytest.raises(ValueError, match="no corruption 'snwo'; the nearest are snow"):
+        cifar10_c(tmp_path, "snwo", 1)
+    for labels in (np.arange(20) % 11, np.full(20, 0.5)):
+        np.save(tmp_path / "labels.npy", labels)
+        with pytest.raises(DataError, match="labels.npy holds .*; expected are whole numbers from 0 to 9"):
+            cifar10_c(tmp_path, "snow", 1)
+    good = (tmp_path / "snow.npy").read_bytes()
+    for damaged in (b"", b"no", b"PK\x03\x04", good[:60], good[:-1]):
+        for name in ("snow", "labels"):
+            np.save(tmp_path / "snow.npy", images)
+            (tmp_path / f"{name}.npy").write_bytes(damaged)
+            with pytest.raises(DataError, match=f"{tmp_path}/{name}.npy cannot be read as an array: .*; it is offered at https"):
+                cifar10_c(tmp_path, "snow", 1)
+            np.save(tmp_path / "labels.npy", np.arange(20) % 10)
+    with pytest.raises(DataError, match="labels.npy is a file, expected is a folder"):
+        cifar10_c(tmp_path / "labels.npy", "snow", 1)
 
 
 def test_the_cells_are_all_there(root, autoencoder):

@@ -105,10 +105,12 @@ def test_two_processes_evaluate_as_one_does_and_a_streamed_set_is_written(imagen
     train_autoencoder(params)
     alone, _ = evaluate(params, "standard", 0)
     launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    done = subprocess.run([sys.executable, *launch, "-m", "advbn", "evaluate", "standard", "--seed", "0"], cwd=imagenet, capture_output=True, text=True,
+    done = subprocess.run([sys.executable, *launch, "-m", "advbn", "evaluate", "standard", "--seed", "0", "--save"], cwd=imagenet, capture_output=True, text=True,
                           timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert alone.groupby(["branch", "shift"], sort=False).accuracy.mean().unstack(sort=False).round(2).to_string() in done.stdout
+    kept = pd.read_csv(imagenet / "results/imagenet/runs/standard.csv").set_index(["branch", "shift", "cell"])
+    assert (kept.correct == alone.set_index(["branch", "shift", "cell"]).correct).all() and (kept.images == alone.set_index(["branch", "shift", "cell"]).images).all()
     for command, words in ((["make-set", "made"], "6 images written"), (["make-set", "made"], "0 images written")):
         assert words in subprocess.run([sys.executable, "-m", "advbn", *command], cwd=imagenet, capture_output=True, text=True, check=True).stdout
     made = read_images(imagenet / "made")
@@ -155,6 +157,22 @@ def test_published_corruptions_stand_in_for_generated_ones(imagenet):
     (imagenet / "C/fog/3/n01443537/x.JPEG").unlink()
     with pytest.raises(DataError, match="fog/3"):
         FolderData(imagenet / "imagenet", {"corruptions": imagenet / "C"}, size=64, workers=0)
+
+
+def test_what_is_wrong_with_a_folder_is_said(imagenet):
+    data = imagenet / "imagenet"
+    for picture_ in (data / "val/n01484850").iterdir():
+        picture_.rename(picture_.with_suffix(".txt"))
+    with pytest.raises(DataError, match=f"the validation set is incomplete: {data}/val: Found no valid file for the classes n01484850"):
+        FolderData(data)
+    (data / "val").rename(data / "validation")
+    with pytest.raises(DataError, match=f"no images at {data}/val; expected are train/ and val/.*; ImageNet is offered at https://www.image-net.org"):
+        FolderData(data)
+    for part in ("train", "val"):
+        (imagenet / "flat" / part).mkdir(parents=True)
+    picture(imagenet / "flat/train/a.JPEG", (40, 40))
+    with pytest.raises(DataError, match="flat/train has no class folders; expected is a folder with pictures for each class"):
+        FolderData(imagenet / "flat")
 
 
 @pytest.mark.parametrize("change, words", [

@@ -8,14 +8,16 @@ import pytest
 import torch
 import yaml
 
-from advbn.cost import missing_sets, relative_costs, run_flops, step_flops
+from advbn.cost import missing_sets, relative_costs, run_flops, set_sizes, step_flops
 from advbn.corruptions import CORRUPTIONS
 from advbn.evaluation import mean_interval
 from advbn.instagram import FILTERS
 from advbn.models import build_model
 from advbn.parameters import ParameterError, load_params, parse_params
+from advbn.report import cost_chart, study_markdown
+from advbn.runs import check_networks
 from advbn.shifts import SHIFTS
-from advbn.studies import check_study, control_of, short_cells, study_table, table_of_runs
+from advbn.studies import check_study, control_of, run_study, short_cells, study_table, table_of_runs
 from advbn.training import finetuning_net
 from conftest import ROOT
 
@@ -75,6 +77,7 @@ def test_the_committed_tables_follow_from_the_committed_runs(params):
         pd.testing.assert_frame_equal(kept.drop(columns="cost"), made, check_dtype=False)
         used = json.loads((ROOT / f"results/openmoji/studies/{study}.json").read_text())
         assert used["study"] == json.loads(params.studies[study].model_dump_json())  # the parameters that the table was made with
+        assert used["settings"] == json.loads(params.current.model_dump_json())
 
 
 def test_the_short_test_has_the_chosen_cells(params):
@@ -93,7 +96,13 @@ def test_the_short_test_has_the_chosen_cells(params):
     (lambda c: c["bases"]["augmix"].update(augmentation="augmx"), "bases.augmix.augmentation is 'augmx'"),
     (lambda c: c["studies"]["ablations"]["methods"]["mean"]["layer"].update(perturb="average"), "perturb is 'average'"),
     (lambda c: c["profiles"]["openmoji"]["short"].update(seeds=[9]), "short.seeds are [9]; allowed are those of seeds"),
-    (lambda c: c["profiles"]["openmoji"]["short"].update(severities=[6]), "severities.0 is 6")])
+    (lambda c: c["profiles"]["openmoji"]["short"].update(severities=[6]), "severities.0 is 6"),
+    (lambda c: c["profiles"]["openmoji"]["short"].update(seeds=[1, 1]), "each may stand there once"),
+    (lambda c: c["studies"]["ablations"].update(bases=["plain", "plain"]), "each may stand there once"),
+    (lambda c: c["studies"]["ablations"]["methods"].pop("finetune-layer2"), "studies.ablations.methods.layer2 is cut after 'layer2', where 0 methods train clean"),
+    (lambda c: c["studies"]["ablations"]["methods"]["finetune-stem"].pop("after"), "where 2 methods train clean"),
+    (lambda c: c["bases"].update(spare={"label": "x"}), "bases.spare is in no study"),
+    (lambda c: c["profiles"]["imagenet"].update(short=c["profiles"]["openmoji"]["short"]), "imagenet takes no section 'short'")])
 def test_wrong_studies_are_refused(change, words):
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     change(content)
@@ -102,11 +111,28 @@ def test_wrong_studies_are_refused(change, words):
     assert words in str(caught.value)
 
 
-def test_unknown_studies_and_profiles_without_them(params):
+def test_unknown_studies_and_profiles_without_them(params, tmp_path):
     with pytest.raises(ParameterError, match="no study 'ablation'"):
         check_study(params, "ablation")
-    with pytest.raises(ParameterError, match="profile 'imagenet' has no section 'short'"):
-        check_study(params.model_copy(update={"profile": "imagenet"}), "ablations")
+    without = params.model_copy(update={"profile": "imagenet"})
+    found = run_study(without, "ablations")
+    table = study_table(found, without, "ablations")
+    assert found.empty and table.empty and table_of_runs(without, "ablations").empty
+    assert study_markdown(table, without) == "The profile imagenet runs no studies: it has no section `short`.\n"
+    table.to_csv(tmp_path / "empty.csv", index=False)
+    assert pd.read_csv(tmp_path / "empty.csv").empty and len(cost_chart(table, without).axes) == 1
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda c: c["studies"]["ablations"]["methods"]["layer2"].update(after="layr2") or c["studies"]["ablations"]["methods"]["finetune-layer2"].update(after="layr2"),
+     "studies.ablations.methods.*after: .*'layr2'; the nearest are 'layer2'"),
+    (lambda c: c["bases"]["densenet"]["network"].update(name="small_densnet"), "bases.densenet.network: no network 'small_densnet'; the nearest are 'small_densenet'"),
+    (lambda c: c["bases"]["densenet"]["network"].update(after="features.transitoin1"), "bases.densenet.network: .*'features.transitoin1'; the nearest are 'features.transition1'")])
+def test_wrong_networks_and_cuts_of_any_table_are_found_before_training(change, words):
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    change(content)
+    with pytest.raises(ParameterError, match=words):
+        check_networks(parse_params(content))
 
 
 def test_flops_are_those_worked_out_by_hand():
@@ -127,11 +153,16 @@ def test_costs_are_relative_to_the_bases_clean_finetune(params):
     assert run_flops(params.runs()["standard"], 9, 40) == 0
 
 
-def test_the_plan_names_stages_and_missing_sets(params, monkeypatch):
+def test_the_plan_names_stages_and_missing_sets(params, monkeypatch, tmp_path):
     for name in ("IMAGENET", "IMAGENET_SKETCH"):
         monkeypatch.delenv(name, raising=False)
     missing = missing_sets(params.model_copy(update={"profile": "imagenet"}))
     assert len(missing) == 2 and "IMAGENET_SKETCH" in missing[1] and missing_sets(params) == []
+    monkeypatch.setenv("CIFAR10", str(tmp_path / "cifar"))
+    cifar = params.model_copy(update={"profile": "cifar10"})
+    assert "no images at" in missing_sets(cifar)[0] and set_sizes(cifar) == (50_000, 2_000, 32) and not (tmp_path / "cifar").exists()  # nothing is downloaded
+    (tmp_path / "cifar/tran").mkdir(parents=True)
+    assert "has not train/ and test/ nor cifar-10-batches-py/" in missing_sets(cifar)[0]
     done = subprocess.run([sys.executable, "-m", "advbn", "plan", "--json"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     planned = json.loads(done.stdout)
@@ -139,6 +170,8 @@ def test_the_plan_names_stages_and_missing_sets(params, monkeypatch):
     assert {"pretrain", "shifts", *(f"{verb} {m}" for verb in ("train", "evaluate") for m in params.methods), *(f"study {s}" for s in params.studies)} <= set(stages)
     recipe = params.current.pretrain
     assert stages["pretrain"]["images"] == len(params.seeds) * recipe.epochs * 1424
-    model = build_model(params.current.network.name, 9)
-    assert planned["disk"]["checkpoints"] == 4 * sum(p.numel() for p in model.parameters()) * len(params.seeds) * 7
+    size = lambda name: 4 * sum(p.numel() for p in build_model(name, 9).parameters())
+    networks = len(params.seeds) * (1 + sum(1 + (m.train == "adversarial") for m in params.methods.values())) * size(params.current.network.name)
+    bases = sum(len(params.current.short.seeds) * size((b.network or params.current.network).name) for b in params.bases.values())
+    assert planned["disk"]["checkpoints"] == 2 * (networks + bases + 2 * size(params.current.pictures.network))
     assert all(row["minutes"] >= 0 for row in planned["stages"]) and planned["missing"] == []

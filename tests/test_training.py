@@ -1,7 +1,10 @@
 import math
+import multiprocessing
 import os
 import pickle
+from concurrent.futures import ProcessPoolExecutor
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -9,8 +12,9 @@ from torchvision.models import mnasnet0_5
 
 from advbn.data import FolderBatches, MemoryBatches, read_images
 from advbn.models import build_model
-from advbn.parameters import Training
+from advbn.parameters import Training, load_params
 from advbn.training import build_optimizer, finetuning_net, fit, load_state, pretraining_net, save_state, synchronized
+from conftest import ROOT
 
 RECIPE = Training(epochs=2, batch_size=16, lr=0.02)
 
@@ -119,3 +123,18 @@ def test_synchronised_heads_compute_the_same(name, layer):
     before, keys = net(x), net.state_dict().keys()
     net.head = synchronized(net.head)
     assert torch.allclose(net.eval()(x), before, atol=1e-6) and net.state_dict().keys() == keys
+
+
+def _trained_alone():
+    "A fine-tune from nothing but seeds, as a process of the pipeline makes it: one thread, augmentation, attack."
+    torch.set_num_threads(1)
+    images = read_images(ROOT / "data/openmoji")[range(0, 1898, 30)]
+    net = finetuning_net(model(), "layer1", {"steps": 2, "start": "random"})
+    fit(net, MemoryBatches(images, 16, seed=3, augment=load_params().current.data.augment, policy="trivialaugment"), RECIPE, seed=3)
+    return {key: value.numpy() for key, value in net.state_dict().items()}
+
+
+def test_two_processes_train_the_same_network_to_the_last_digit():
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as one, ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
+        first, second = one.submit(_trained_alone), other.submit(_trained_alone)
+        assert all(numpy.array_equal(a, b) for a, b in zip(first.result().values(), second.result().values()))
