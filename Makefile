@@ -23,20 +23,20 @@ env: $(READY)  ## the environment in .venv (about 3 minutes)
 data: $(READY)  ## the embedded images in data/ (10 seconds)
 	advbn data
 
-reproduce: say-main data  ## environment, data, main table and figures (about 15 minutes on two cores)
+reproduce: say-main data  ## environment, data, main table and figures (about 20 minutes on two cores)
 	dvc repro report pictures
 	dvc repro --single-item page
 	@echo; cat results/openmoji/tables/robustness.md results/openmoji/tables/advbn_set.md
 
-reproduce-all: say-all data  ## all of that and the further tables (about 40 minutes on two cores)
+reproduce-all: say-all data  ## all of that and the further tables (about 50 minutes on two cores)
 	dvc repro
 	@echo; cat results/openmoji/tables/*.md
 
 say-main:
-	@echo "environment 3 minutes, main table and figures about 15 on two cores"
+	@echo "environment 2 to 3 minutes, main table and figures about 20 on two cores"
 
 say-all:
-	@echo "environment 3 minutes, every table and figure about 40 on two cores"
+	@echo "environment 2 to 3 minutes, every table and figure about 50 on two cores"
 
 check: data  ## the notebooks' own checks
 	nbdev_test --path nbs --file_glob '[0-9]*.ipynb' --n_workers 2

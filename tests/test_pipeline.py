@@ -9,9 +9,11 @@ import sys
 import nbformat
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from conftest import ROOT
+from advbn.models import build_model
 from advbn.parameters import ParameterError
 from advbn.pipeline import check_parameters, notebook_parameters, run_notebook
 
@@ -187,3 +189,16 @@ def test_sets_are_written_from_the_command_line(clone):
                              (["data", "--root", "tests"], "holds something else")):
         done = call(sys.executable, "-m", "advbn", *arguments, cwd=clone, check=False)
         assert done.returncode == 2 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_weights_are_exported_and_disk_is_freed_only_when_asked(clone):
+    "In the same clone."
+    done = call(sys.executable, "-m", "advbn", "export", "gentle", "robust.pt", "--branch", "adversarial", "--seed", "1", cwd=clone)
+    assert "small_resnet, 9 classes" in done.stdout
+    build_model("small_resnet", 9).load_state_dict(torch.load(clone / "robust.pt", weights_only=True))
+    done = call(sys.executable, "-m", "advbn", "export", "finetune", "x.pt", "--branch", "adversarial", cwd=clone, check=False)
+    assert done.returncode == 2 and "finetune has clean" in done.stderr and not (clone / "x.pt").exists()
+    done = call(sys.executable, "-m", "advbn", "clean", cwd=clone)
+    assert "checkpoints" in done.stdout and "would be freed" in done.stdout and (clone / "checkpoints").exists()
+    done = call(sys.executable, "-m", "advbn", "clean", "--yes", cwd=clone)
+    assert "freed" in done.stdout and not (clone / "checkpoints").exists() and (clone / "data").exists() and (clone / "results").exists()
