@@ -160,7 +160,7 @@ def test_the_plan_names_stages_and_missing_sets(params, monkeypatch, tmp_path):
     assert len(missing) == 2 and "IMAGENET_SKETCH" in missing[1] and missing_sets(params) == []
     monkeypatch.setenv("CIFAR10", str(tmp_path / "cifar"))
     cifar = params.model_copy(update={"profile": "cifar10"})
-    assert "no images at" in missing_sets(cifar)[0] and set_sizes(cifar) == (50_000, 2_000, 32) and not (tmp_path / "cifar").exists()  # nothing is downloaded
+    assert "no images at" in missing_sets(cifar)[0] and set_sizes(cifar) == (50_000, cifar.current.data.test_images, 32) and not (tmp_path / "cifar").exists()  # nothing is downloaded
     (tmp_path / "cifar/tran").mkdir(parents=True)
     assert "has not train/ and test/ nor cifar-10-batches-py/" in missing_sets(cifar)[0]
     done = subprocess.run([sys.executable, "-m", "advbn", "plan", "--json"], capture_output=True, text=True, cwd=ROOT)
