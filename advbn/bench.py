@@ -20,8 +20,8 @@ from tqdm.auto import tqdm
 from .cost import step_flops
 from .models import build_model
 from .network import prepare
-from .page import surroundings
 from .parameters import project_root
+from .pipeline import surroundings
 from .training import finetuning_net
 
 # %% ../nbs/33_bench.ipynb #dc05737d

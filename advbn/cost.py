@@ -163,14 +163,19 @@ def _study_stages(params, train, test, size):
     "The same for the studies' bases and runs."
     short, seeds, classes = params.current.short, len(params.current.short.seeds), params.current.data.classes
     seen = seeds * test * (1 + short.corruptions * len(short.severities) + short.filters + 2)
-    for name, base in params.bases.items():
-        images = seeds * short.pretrain_epochs * train
-        yield f"bases {name}", seeds, images, images * _pretraining_flops((base.network or params.current.network).name, classes, size), 0, 0
-    for study in params.studies:
-        runs, images = params.runs(study).values(), seeds * short.finetune_epochs * train
+    images = seeds * short.finetune_epochs * train
+
+    def row(stage, runs, pretrained=0, flops=0):
         trained = sum(run.method.train != "nothing" for run in runs)
-        yield (f"study {study}", seeds * len(runs), images * trained + seen * len(runs), images * sum(run_flops(run, classes, size) for run in runs),
-               seen * sum(_looking_flops(run, classes, size) for run in runs), 0)
+        return (stage, seeds * (len(runs) + bool(pretrained)), pretrained + images * trained + seen * len(runs),
+                flops + images * sum(run_flops(run, classes, size) for run in runs), seen * sum(_looking_flops(run, classes, size) for run in runs), 0)
+
+    for name, base in params.bases.items():
+        pretrained = seeds * short.pretrain_epochs * train
+        yield row(f"bases {name}", params.base_runs(name).values(), pretrained,
+                  pretrained * _pretraining_flops((base.network or params.current.network).name, classes, size))
+    for study, section in params.studies.items():
+        yield row(f"study {study}", [run for run in params.runs(study).values() if run.name in section.methods])
 
 
 def _bytes(network, classes):

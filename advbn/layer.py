@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .dual_batchnorm import use_branch
+from .dual_batchnorm import folded, use_branch
 from .statistics import channel_mean, check_features, rescale
 
 # %% ../nbs/02_layer.ipynb #d21db2a5
@@ -30,7 +30,8 @@ def module_of(head):
 def borrowed(head, batch_statistics: bool = False):
     """`head` in eval mode, adversarial branch, parameters without gradient; all put back on the way out.
 
-    With `batch_statistics` its batch norms normalise by the batch, and do not keep what they see. A bound method or a
+    With `batch_statistics` its batch norms normalise by the batch, and do not keep what they see; without, those that `split` has
+    found right after a convolution do their work inside it, see `folded`. A bound method or a
     `functools.partial` stands for its module. Raises `ValueError` for parameters that were made in inference mode."""
     module = module_of(head)
     parameters = list(module.parameters()) if module is not None else []
@@ -39,6 +40,7 @@ def borrowed(head, batch_statistics: bool = False):
     flags = [(m, m.training) for m in module.modules()] if module is not None else []
     norms = [(m, m.track_running_stats) for m, _ in flags if isinstance(m, _BatchNorm)] if batch_statistics else []
     asking = [p for p in parameters if p.requires_grad]
+    pairs = module.convolutions_and_norms() if hasattr(module, "convolutions_and_norms") and not batch_statistics else []
     try:
         with use_branch(module, "adversarial"):
             for m, _ in flags:
@@ -47,7 +49,8 @@ def borrowed(head, batch_statistics: bool = False):
                 m.training, m.track_running_stats = True, False
             for p in asking:
                 p.requires_grad_(False)
-            yield head
+            with folded(pairs):
+                yield head
     finally:
         for m, before in norms:
             m.track_running_stats = before

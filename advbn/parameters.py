@@ -191,10 +191,10 @@ class Base(_Strict):
 
 
 class Study(_Strict):
-    "A table of its own: every base with every method."
+    "A table of its own: bases, each with the `base_methods` that all studies share and with further methods."
     title: str
     bases: Annotated[list[str], Field(min_length=1)]
-    methods: dict[Name, Method]
+    methods: dict[Name, Method] = {}
 
 
 class Profile(_Strict):
@@ -239,6 +239,7 @@ class Params(_Strict):
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     methods: Annotated[dict[Name, Method], Field(min_length=1)]
     bases: dict[Name, Base] = {}
+    base_methods: dict[Name, Method] = {}  # what every base is tested after
     studies: dict[Name, Study] = {}
     profiles: dict[str, Profile]
 
@@ -268,13 +269,17 @@ class Params(_Strict):
                     raise ValueError(f"studies.{study}.bases has {base!r}; allowed are {', '.join(self.bases)}" + (f"; did you mean {near[0]!r}?" if near else ""))
             if len(set(section.bases)) != len(section.bases):
                 raise ValueError(f"studies.{study}.bases are {', '.join(section.bases)}; each may stand there once")
-            if "finetune" not in section.methods or section.methods["finetune"].train != "clean":
-                raise ValueError(f"studies.{study}.methods has no 'finetune' that trains clean; the others are compared with it")
-            controls = [method.after for method in section.methods.values() if method.train == "clean"]
-            for name, method in section.methods.items():
+            twice = [name for name in section.methods if name in self.base_methods]
+            if twice:
+                raise ValueError(f"studies.{study}.methods.{twice[0]} is the name of one of base_methods, which stand in every study; choose another")
+            methods = self.base_methods | section.methods
+            controls = [method.after for method in methods.values() if method.train == "clean"]
+            for name, method in methods.items():
                 if controls.count(method.after) != 1:
                     raise ValueError(f"studies.{study}.methods.{name} is cut after {method.after or 'the place of its network'!r}, where {controls.count(method.after)} "
                                      "methods train clean; there must be one to compare with")
+        if self.studies and ("finetune" not in self.base_methods or self.base_methods["finetune"].train != "clean" or self.base_methods["finetune"].after):
+            raise ValueError("base_methods has no 'finetune' that trains clean, cut where its network says; the others are compared with it")
         for base in self.bases:
             if not any(base in section.bases for section in self.studies.values()):
                 raise ValueError(f"bases.{base} is in no study; name it in one, or remove it")
@@ -293,15 +298,21 @@ class Params(_Strict):
         profile = self.current
         if study is None:
             return {name: Run(name, None, method, profile.network, "none", profile.pretrain, profile.finetune) for name, method in self.methods.items()}
-        short, section, rows = profile.short, self.studies[study], {}
-        for base in section.bases if short else ():
-            start = self.bases[base]
+        section = self.studies[study]
+        return {name: run for base in section.bases for name, run in self._short_runs(base, self.base_methods | section.methods)}
+
+    def base_runs(self, base: str) -> dict:
+        "The runs of a base that all studies share, those of `base_methods`."
+        return dict(self._short_runs(base, self.base_methods))
+
+    def _short_runs(self, base, methods):
+        profile, short, start = self.current, self.current.short, self.bases[base]
+        if short:
             lr = {"lr": start.lr} if start.lr else {}
             pretrain = profile.pretrain.model_copy(update={"epochs": short.pretrain_epochs, **lr})
             finetune = profile.finetune.model_copy(update={"epochs": short.finetune_epochs})
-            for name, method in section.methods.items():
-                rows[f"{base}/{name}"] = Run(name, base, method, start.network or profile.network, start.augmentation, pretrain, finetune)
-        return rows
+            for name, method in methods.items():
+                yield f"{base}/{name}", Run(name, base, method, start.network or profile.network, start.augmentation, pretrain, finetune)
 
 # %% ../nbs/07_parameters.ipynb #f2aa7085
 class ParameterError(ValueError):

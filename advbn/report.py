@@ -206,8 +206,9 @@ STUDY_COLUMNS = (*SHIFTS, "mean")
 def study_label(params: Params, study: str, base: str, method: str, remark: bool = True) -> str:
     "A run's name for people: the base, if there are several, and the method, with what the layer does there."
     section, start = params.studies[study], params.bases[base]
-    words = (f"{start.label}: " if len(section.bases) > 1 else "") + section.methods[method].label
-    return words + (f" ({start.remark})" if remark and start.remark and section.methods[method].layer else "")
+    methods = params.base_methods | section.methods
+    words = (f"{start.label}: " if len(section.bases) > 1 else "") + methods[method].label
+    return words + (f" ({start.remark})" if remark and start.remark and methods[method].layer else "")
 
 
 def study_rows(table: pd.DataFrame, params: Params):

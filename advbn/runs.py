@@ -39,9 +39,9 @@ def checkpoint(params: Params, method: str, seed: int, branch: str = "clean") ->
     return project_root() / "checkpoints" / params.profile / method / f"seed{seed}-{branch}.pt"
 
 
-def find_run(params: Params, name: str, study: str | None = None) -> Run:
-    "The `Run` called `name` of the main table or of a study; raises `ParameterError` with the nearest name."
-    runs = params.runs(study)
+def find_run(params: Params, name: str) -> Run:
+    "The `Run` called `name` of the main table; raises `ParameterError` with the nearest name."
+    runs = params.runs()
     if name not in runs:
         near = difflib.get_close_matches(name, runs, 1, 0.4)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -84,7 +84,8 @@ def check_networks(params: Params):
         for name, run in params.runs(study).items():
             key = f"profiles.{params.profile}.network" if run.network == params.current.network else f"bases.{run.base}.network"
             if run.method.after:
-                key = f"{f'studies.{study}.' if study else ''}methods.{name.rpartition('/')[2]}.after"
+                own = study and run.name in params.studies[study].methods
+                key = f"{f'studies.{study}.' if own else 'base_' if study else ''}methods.{run.name}.after"
             places.setdefault((run.network.name, run.after), key)
     places.setdefault((section.network, section.after), f"profiles.{params.profile}.pictures")
     for (network, after), key in places.items():
@@ -120,7 +121,7 @@ def _pretrained(params, network, recipe, policy, seed, title, accelerator, data)
 def pretrain(params: Params, base: str | None, seed: int) -> pd.DataFrame:
     "Train the profile's network, or a study's `base`, from scratch, or take its published weights; save it, return a row per epoch."
     settle(params)
-    run = next(iter(params.runs().values())) if base is None else _of_base(params, base)
+    run = next(iter((params.runs() if base is None else params.base_runs(base)).values()))
     check_networks(params)
     accelerator = build_accelerator(run.pretrain.precision if run.pretrain else "no")
     model, history = _pretrained(params, run.network, run.pretrain, run.augmentation, seed, f"{base or 'pretraining'}, seed {seed}", accelerator,
@@ -128,15 +129,6 @@ def pretrain(params: Params, base: str | None, seed: int) -> pd.DataFrame:
     if accelerator.is_main_process:
         save_state(model.state_dict(), checkpoint(params, f"bases/{base}" if base else "pretrained", seed))
     return pd.DataFrame(history).assign(seed=seed)
-
-
-def _of_base(params, base):
-    "Any run that starts from `base`."
-    for study in params.studies:
-        for run in params.runs(study).values():
-            if run.base == base:
-                return run
-    raise ParameterError(f"no study has the base {base!r}; the bases are {', '.join(params.bases)}")
 
 
 def finetuned(params: Params, run: Run, model: torch.nn.Module, data, seed: int, accelerator) -> tuple:
@@ -286,9 +278,18 @@ def side_by_side(verb, params: Params, tasks: list, title: str = "") -> list:
     workers = len(tasks) if len(tasks) < 2 * free else free
     if workers <= 1 or free <= 1 or torch.cuda.is_available():
         return [verb(params, *task) for task in tasks]
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, _starting_method()) as pool:
         running = [pool.submit(verb, params, *task) for task in tasks]
         return [r.result() for r in tqdm(running, desc=title or verb.__name__, unit="run")]
+
+
+def _starting_method():
+    "Processes forked from one that has imported all this already, where the system can; new ones else."
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["advbn.runs", "accelerate"])
+    return context
 
 
 def each_seed(verb, params: Params, *args, seeds=None) -> list:

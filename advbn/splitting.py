@@ -10,7 +10,7 @@ import difflib
 import importlib
 import inspect
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from itertools import islice
 
 import torch
@@ -188,6 +188,17 @@ def _compile(text, objects, modules):
     return namespace["forward"]
 
 
+def _followed_by_norm(graph, model):
+    "Yield the paths of convolutions, and of the batch norm that alone uses their output, where each is called once."
+    modules = {node: model.get_submodule(node.target) for node in graph.nodes if node.op == "call_module"}
+    calls = Counter(map(id, modules.values()))
+    for node, norm in modules.items():
+        source = node.args[0] if node.args else None
+        if (isinstance(norm, _BatchNorm) and isinstance(modules.get(source), nn.Conv2d) and len(source.users) == 1
+                and calls[id(norm)] == calls[id(modules[source])] == 1):
+            yield source.target, node.target
+
+
 class Part(nn.Module):
     """A slice of a traced network, with what is known about its output.
 
@@ -202,6 +213,11 @@ class Part(nn.Module):
                     _share(model, self, node.target)
         self._sources = {training: _source(graph) for training, graph in graphs.items()}
         self._forwards = {training: _compile(*source) for training, source in self._sources.items()}
+        self._pairs = list(_followed_by_norm(graphs[False], model))
+
+    def convolutions_and_norms(self) -> list:
+        "`(convolution, batch norm)` for every batch norm that alone uses a convolution's output in eval mode."
+        return [(self.get_submodule(conv), self.get_submodule(norm)) for conv, norm in self._pairs]
 
     def forward(self, x):
         return self._forwards[self.training](self, x)

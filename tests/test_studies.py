@@ -17,7 +17,7 @@ from advbn.parameters import ParameterError, load_params, parse_params
 from advbn.report import cost_chart, study_markdown
 from advbn.runs import check_networks
 from advbn.shifts import SHIFTS
-from advbn.studies import check_study, control_of, run_study, short_cells, study_table, table_of_runs
+from advbn.studies import check_name, control_of, run_bases, run_study, short_cells, study_table, table_of_runs
 from advbn.training import finetuning_net
 from conftest import ROOT
 
@@ -30,7 +30,7 @@ def params():
 def test_a_study_is_every_base_with_every_method(params):
     for study, section in params.studies.items():
         runs = params.runs(study)
-        assert list(runs) == [f"{b}/{m}" for b in section.bases for m in section.methods]
+        assert list(runs) == [f"{b}/{m}" for b in section.bases for m in (*params.base_methods, *section.methods)]
         assert len(table_of_runs(params, study)) == len(runs)
         for run in runs.values():
             assert run.finetune.epochs == params.current.short.finetune_epochs and run.pretrain.epochs == params.current.short.pretrain_epochs
@@ -39,7 +39,7 @@ def test_a_study_is_every_base_with_every_method(params):
 
 def test_an_ablation_changes_one_setting(params):
     "Every row of the ablations differs from the reference in one setting alone."
-    methods = params.studies["ablations"].methods
+    methods = params.base_methods | params.studies["ablations"].methods
     reference = {**methods["advbn"].layer.model_dump(), "after": methods["advbn"].after}
     for name, method in methods.items():
         if method.train == "adversarial" and name != "advbn":
@@ -92,7 +92,9 @@ def test_the_short_test_has_the_chosen_cells(params):
 
 @pytest.mark.parametrize("change, words", [
     (lambda c: c["studies"]["ablations"].update(bases=["plane"]), "'plane'; allowed are plain"),
-    (lambda c: c["studies"]["ablations"]["methods"].pop("finetune"), "no 'finetune' that trains clean"),
+    (lambda c: c["base_methods"].pop("finetune"), "where 0 methods train clean"),
+    (lambda c: c.update(base_methods={"finetune": c["base_methods"]["advbn"], "clean": c["base_methods"]["finetune"]}), "base_methods has no 'finetune' that trains clean"),
+    (lambda c: c["studies"]["ablations"]["methods"].update(advbn=c["base_methods"]["advbn"]), "studies.ablations.methods.advbn is the name of one of base_methods"),
     (lambda c: c["bases"]["augmix"].update(augmentation="augmx"), "bases.augmix.augmentation is 'augmx'"),
     (lambda c: c["studies"]["ablations"]["methods"]["mean"]["layer"].update(perturb="average"), "perturb is 'average'"),
     (lambda c: c["profiles"]["openmoji"]["short"].update(seeds=[9]), "short.seeds are [9]; allowed are those of seeds"),
@@ -113,9 +115,11 @@ def test_wrong_studies_are_refused(change, words):
 
 def test_unknown_studies_and_profiles_without_them(params, tmp_path):
     with pytest.raises(ParameterError, match="no study 'ablation'"):
-        check_study(params, "ablation")
+        check_name("ablation", params.studies, "study")
     without = params.model_copy(update={"profile": "imagenet"})
-    found = run_study(without, "ablations")
+    history, shared = run_bases(without, "plain")
+    assert history.empty and shared.empty
+    found = run_study(without, "ablations", shared)
     table = study_table(found, without, "ablations")
     assert found.empty and table.empty and table_of_runs(without, "ablations").empty
     assert study_markdown(table, without) == "The profile imagenet runs no studies: it has no section `short`.\n"
