@@ -79,12 +79,12 @@ def chosen_shifts(words: str) -> tuple:
 
 class _Tests:
     "A folder of test images with the interface that `cells` asks for."
-    published, sketch_name = (), "edges"
+    published, sketch_name, size = (), "edges", None
 
     def __init__(self, images, workers):
         self.images, self.workers = images, workers
 
-    def pieces(self, seed, most=None):
+    def pieces(self, seed, most=None, wide=False):
         return self.images.pieces(workers=self.workers)
 
     def sketch(self, indices, test):

@@ -161,7 +161,7 @@ def make_set(out: Path, kind: Annotated[str, typer.Option(help="advbn, reconstru
     layer, styles = picture_attack(params, autoencoder), styles_folder(params)
     decoder = hashlib.sha256(checkpoint(params, "autoencoder", 0, "decoder").read_bytes()).hexdigest()
     settings = {"kind": kind, "seed": seed, "attack": layer.extra_repr(), "styles": styles, "decoder": decoder}
-    test = data.test(seed)
+    test = data.test(seed, wide=True)
     number = dict(zip(test.names, data.test_indices(seed).tolist()))
     makers = {"advbn": lambda b: adversarial(autoencoder, b.images, b.targets, layer), "reconstructed": lambda b: reconstructed(autoencoder, b.images),
               "stylized": lambda b: stylized(autoencoder, b.images, [number[n] for n in b.names], style_images(b.images.shape[-1], styles))}

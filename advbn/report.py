@@ -261,7 +261,7 @@ def cost_chart(table: pd.DataFrame, params: Params):
     if rows.cost.nunique() == 1:
         ax.set_xticks(place, [label.replace(": ", ":\n") for label in labels], fontsize=8)
         ax.set_xlim(-0.6, len(rows) - 0.4)
-        ax.set_xlabel(f"a training step of every row costs {rows.cost.iloc[0]:.2f} of the clean fine-tune's", fontsize=9)
+        ax.set_xlabel(f"a training step of every row costs {rows.cost.iloc[0]:.2f} times the clean fine-tune's", fontsize=9)
     else:
         ax.set_xlabel("cost of a training step, clean fine-tune = 1 (equal costs are drawn side by side)", fontsize=9)
         ax.legend(frameon=False, fontsize=7, bbox_to_anchor=(1.01, 1), loc="upper left")

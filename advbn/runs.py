@@ -106,11 +106,16 @@ def settle(params):
     if params.current.threads:
         torch.set_num_threads(params.current.threads)
 
-# %% ../nbs/25_runs.ipynb #b2ae8a1f
+# %% ../nbs/25_runs.ipynb #c8b32267
+def _weights(weights):
+    "A file is looked for from the project's root; other words are names of published weights."
+    return str(project_root() / weights) if weights and (project_root() / weights).is_file() else weights
+
+
 def _pretrained(params, network, recipe, policy, seed, title, accelerator, data):
     "`(network, rows per epoch)`: trained from scratch, or with its published weights and no rows."
     torch.manual_seed(step_seed(seed, "initial weights"))
-    model = build_model(network.name, len(data.classes), network.weights)
+    model = build_model(network.name, len(data.classes), _weights(network.weights))
     if recipe is None:
         return model.eval(), []
     net = pretraining_net(model)
@@ -162,7 +167,7 @@ def train_autoencoder(params: Params) -> tuple:
     accelerator = build_accelerator(section.classifier.precision if section.classifier else "no")
     data, history = load_data(params), []
     torch.manual_seed(step_seed("autoencoder", "initial weights"))
-    model = build_model(section.network, len(data.classes), section.weights)
+    model = build_model(section.network, len(data.classes), _weights(section.weights))
     if section.classifier:
         loader = data.batches(section.classifier.batch_size, 0, accelerator, params.current.data.augment, common=params.seeds)
         history = fit(pretraining_net(model), loader, section.classifier, 0, "pictures' classifier", accelerator)

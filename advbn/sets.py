@@ -22,7 +22,7 @@ from .published import PAGES, NamedFolder, cifar10_c, imagenet_c, instagram_filt
 # %% ../nbs/21_sets.ipynb #5a10cfd4
 class MemorySet:
     "What sets in memory have in common: `images` and how a seed divides them; a subclass says how."
-    in_memory, published = True, ()
+    in_memory, published, size = True, (), None
 
     def train(self, seed: int) -> Images:
         "The training images of `seed`."
@@ -36,11 +36,11 @@ class MemorySet:
         "The images that are training images for every one of `seeds`: what no test ever sees."
         raise NotImplementedError
 
-    def test(self, seed: int) -> Images:
-        "The test images of `seed`."
+    def test(self, seed: int, wide: bool = False) -> Images:
+        "The test images of `seed`, never wider than they are tested."
         return self.images[self.test_indices(seed)]
 
-    def pieces(self, seed: int, most: int | None = None):
+    def pieces(self, seed: int, most: int | None = None, wide: bool = False):
         "Yield the test images of `seed`, at most `most`, as `(indices, Images)`: here in one piece."
         indices = self.test_indices(seed)[:most]
         yield indices, self.images[indices]
@@ -171,21 +171,23 @@ class FolderData:
             if path := self.sets.get(shift):
                 yield shift, title, NamedFolder(path, self.classes, title)
 
-    def _images(self, shift, cell, most=None):
+    def _images(self, shift, cell, most=None, wide=False):
         resize = None if shift in ("corruptions", "stylized") else self.resize
         limit = min((n for n in (most, self.most) if n is not None), default=None)
-        return FolderImages(self.folders[shift, cell], self.classes, self.size, resize, limit)
+        return FolderImages(self.folders[shift, cell], self.classes, self.resize if wide else self.size, resize, limit)
 
-    def _pieces(self, shift, cell, most):
-        return self._images(shift, cell, most).pieces(workers=self.workers, rank=self.rank, world=self.world)
+    def _pieces(self, shift, cell, most, wide=False):
+        return self._images(shift, cell, most, wide).pieces(workers=self.workers, rank=self.rank, world=self.world)
 
-    def pieces(self, seed: int, most: int | None = None):
-        "Yield the validation images, at most `most`, as `(indices, Images)`; several processes get a share each."
-        return self._pieces("clean", "clean", most)
+    def pieces(self, seed: int, most: int | None = None, wide: bool = False):
+        """Yield the validation images, at most `most`, as `(indices, Images)`; several processes get a share each.
 
-    def test(self, seed: int) -> FolderImages:
-        "The test images, read when they are asked for."
-        return self._images("clean", "clean")
+        `wide` images are `resize` pixels square, not yet cropped to `size`: what decoded images are made from (AdvBN, section 4.3)."""
+        return self._pieces("clean", "clean", most, wide)
+
+    def test(self, seed: int, wide: bool = False) -> FolderImages:
+        "The test images, read when they are asked for; `wide` as for `pieces`."
+        return self._images("clean", "clean", wide=wide)
 
     def test_indices(self, seed: int) -> torch.Tensor:
         "Their places in the folder."

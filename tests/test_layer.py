@@ -1,4 +1,5 @@
 """The layer against the formula, and everything it must leave alone."""
+import copy
 from functools import partial
 
 import pytest
@@ -9,7 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torchvision.models import resnet18
 
-from advbn import AdvBN, convert_dual_batchnorm, renormalize, use_branch
+from advbn import AdvBN, convert_dual_batchnorm, prepare, renormalize, use_branch
+from advbn.dual_batchnorm import folded
+from advbn.models import build_model
 
 
 def small_head(channels=4, classes=3):
@@ -305,3 +308,44 @@ def test_the_attack_on_the_batchs_statistics_forgets_them():
         assert not torch.allclose(*seen, atol=1e-3)
         assert all(torch.equal(v, before[k]) for k, v in head.state_dict().items())
         assert all(m.training == mode for m in head.modules()) and all(m.track_running_stats for m in head.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+@pytest.mark.parametrize("name, after, folds", [("small_resnet", "layer1", 10), ("small_densenet", "features.transition1", 3), ("small_convnext", "features.1", 0)])
+def test_batch_norms_inside_the_convolutions_change_no_attack(name, after, folds):
+    "The same factors to the last rounding, all batch norms of a ResNet's head at work in its convolutions, nothing left behind."
+    torch.manual_seed(0)
+    model = build_model(name, 5)
+    for norm in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        torch.nn.init.uniform_(norm.weight, 0.5, 1.5), torch.nn.init.normal_(norm.bias), norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2)
+    net = prepare(model, after).double()
+    pairs = net.head.convolutions_and_norms()
+    assert len(pairs) >= folds and (folds or not pairs)
+    features, targets = net.features(torch.randn(6, 3, 40, 40).double()), torch.arange(6) % 5
+    before = copy.deepcopy(net.state_dict())
+    ids = {name: id(p) for name, p in net.named_parameters()}
+    fast = net.layer.attack(features, targets, net.head)
+    assert ids == {name: id(p) for name, p in net.named_parameters()} and all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    net.head._pairs = []
+    for a, b in zip(fast, net.layer.attack(features, targets, net.head)):
+        assert torch.equal(a, b)
+
+
+def test_pairs_that_are_not_fit_are_left_alone():
+    conv, norm = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4).eval()
+    x = torch.randn(2, 3, 8, 8)
+    expected, weight = norm(conv(x)), conv.weight
+    seen = []
+    hook = conv.register_forward_hook(lambda *a: seen.append(a))
+    with folded([(conv, norm)]):
+        assert conv.weight is weight and torch.equal(norm(conv(x)), expected)
+    hook.remove()
+    with folded([(conv, norm.train())]):
+        assert conv.weight is weight
+    for other in (torch.nn.BatchNorm2d(4, affine=False).eval(), torch.nn.BatchNorm2d(4, track_running_stats=False).eval()):
+        plain = other(conv(x))
+        with folded([(conv, other)]):
+            assert torch.allclose(other(conv(x)), plain, atol=1e-5)
+    with pytest.raises(KeyError), folded([(conv, norm.eval())]):
+        assert conv.weight is not weight
+        raise KeyError
+    assert conv.weight is weight and "forward" not in vars(norm) and torch.equal(norm(conv(x)), expected)

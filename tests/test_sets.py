@@ -20,6 +20,7 @@ from advbn.parameters import ParameterError, Data, parse_params
 from advbn.report import decoded_markdown, decoded_table, mce_table, robustness_markdown, robustness_table
 from advbn.runs import evaluate, load_data, pretrain, shift, shifted, train, train_autoencoder
 from advbn.sets import Cifar10Data, FolderData, edges, open_set, place
+from advbn.shifts import cropped
 
 CIFAR_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -114,7 +115,7 @@ def test_two_processes_evaluate_as_one_does_and_a_streamed_set_is_written(imagen
     for command, words in ((["make-set", "made"], "6 images written"), (["make-set", "made"], "0 images written")):
         assert words in subprocess.run([sys.executable, "-m", "advbn", *command], cwd=imagenet, capture_output=True, text=True, check=True).stdout
     made = read_images(imagenet / "made")
-    assert made.images.shape == (6, 3, 64, 64) and made.classes == ("n01440764", "n01443537", "n01484850")
+    assert made.images.shape == (6, 3, 72, 72) and made.classes == ("n01440764", "n01443537", "n01484850")
 
 
 def test_streamed_images_take_every_policy(imagenet):
@@ -137,6 +138,8 @@ def test_streamed_and_stored_images_are_prepared_as_the_paper_says(imagenet):
     for name, image in seen.items():
         expected = preset(torchvision.transforms.v2.functional.pil_to_tensor(Image.open(imagenet / "imagenet/val" / name).convert("RGB")))
         assert torch.equal(image, expected)
+    for (_, piece), (_, wide) in zip(data.pieces(0), data.pieces(0, wide=True)):  # what adversarial images are made from, and cropped to
+        assert wide.names == piece.names and wide.images.shape[-2:] == (72, 72) and torch.equal(cropped(data, wide.images), piece.images)
     sketches = list(data.published_cells())
     assert [(s, c, images.targets.sort().values.tolist()) for s, c, images in sketches] == [("sketch", "ImageNet-Sketch", [0, 2])]
 

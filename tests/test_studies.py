@@ -77,7 +77,17 @@ def test_the_committed_tables_follow_from_the_committed_runs(params):
         pd.testing.assert_frame_equal(kept.drop(columns="cost"), made, check_dtype=False)
         used = json.loads((ROOT / f"results/openmoji/studies/{study}.json").read_text())
         assert used["study"] == json.loads(params.studies[study].model_dump_json())  # the parameters that the table was made with
+        assert used["base_methods"] == {name: json.loads(m.model_dump_json()) for name, m in params.base_methods.items()}
         assert used["settings"] == json.loads(params.current.model_dump_json())
+
+
+def test_what_studies_share_was_measured_once(params):
+    for study, section in params.studies.items():
+        found = pd.read_csv(ROOT / f"results/openmoji/studies/{study}.csv")
+        for base in section.bases:
+            shared = pd.read_csv(ROOT / f"results/openmoji/studies/bases/{base}.csv")
+            assert set(shared.run) == set(params.base_runs(base)) and (shared.groupby("run").seed.nunique() == len(params.current.short.seeds)).all()
+            pd.testing.assert_frame_equal(found[found.run.isin(shared.run) & found.run.str.startswith(f"{base}/")].reset_index(drop=True), shared)
 
 
 def test_the_short_test_has_the_chosen_cells(params):
