@@ -132,8 +132,9 @@ def test_the_committed_tables_follow_from_the_committed_runs(root, profile, imag
     runs = pd.concat([pd.read_csv(results / f"runs/{m}.csv") for m in used["methods"]])
     for name, made in (("robustness", robustness_table(runs, profile)), ("mce", mce_table(runs, profile))):
         pd.testing.assert_frame_equal(pd.read_csv(results / f"tables/{name}.csv"), made, check_dtype=False)
-    if profile == params.profile:  # the tables hold what params.yaml says today
-        assert used == json.loads(json.dumps(params.model_dump(include={"profile", "seeds", "methods"}) | {"settings": params.current.model_dump()}))
+    today = params.model_copy(update={"profile": profile, "seeds": params.seeds if profile == params.profile else used["seeds"]})
+    settings = today.current.model_dump() | {"note": used["settings"]["note"]}
+    assert used == json.loads(json.dumps(today.model_dump(include={"profile", "seeds", "methods"}) | {"settings": settings}))  # the tables hold what params.yaml says today
     assert set(runs.seed) == set(used["seeds"]) and len(used["seeds"]) >= 3 and (runs.images == images).all()
     assert PUBLISHED["AdvBN"]["corruptions"] == 72.7
 
