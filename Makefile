@@ -57,4 +57,4 @@ readme: $(READY)  ## README.md from nbs/index.ipynb, with the tables of results/
 	sh nbs/render.sh > README.md
 
 clean: ## remove what can be made again, but for the environment
-	rm -rf executed predictions shifted checkpoints data build dist *.egg-info .pytest_cache .hypothesis .dvc/cache .dvc/tmp
+	rm -rf executed progress predictions shifted checkpoints data build dist *.egg-info .pytest_cache .hypothesis .dvc/cache .dvc/tmp

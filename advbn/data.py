@@ -6,7 +6,8 @@
 __all__ = ['MEAN', 'STD', 'Images', 'read_images', 'split_indices', 'normalize', 'to_pixels', 'MemoryBatches', 'epoch_order',
            'check_batch_size', 'FolderBatches', 'mixed_order', 'FolderImages']
 
-# %% ../nbs/10_data.ipynb #f57a41a5
+# %% ../nbs/10_data.ipynb #bb5b255f
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +93,13 @@ class MemoryBatches:
     def __len__(self):
         return len(self.images) // self.batch_size
 
+    def identity(self) -> str:
+        "SHA-256 of all that the batches are made of."
+        digest = hashlib.sha256(repr((self.batch_size, self.seed, self.augment, self.policy, self.world, self.images.classes)).encode())
+        for tensor in (self.images.images, self.images.targets):
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
     def batches(self, epoch: int, start: int = 0):
         "Yield `(images, targets)` of `epoch`, from the batch number `start` on."
         for step, indices in enumerate(epoch_order(len(self.images), self.seed, epoch).split(self.batch_size)[:len(self)]):
@@ -151,6 +159,11 @@ class FolderBatches:
 
     def __len__(self):
         return len(self.folder) // self.batch_size
+
+    def identity(self) -> str:
+        "SHA-256 of all that the batches are made of, the images by their paths and classes."
+        names = [(str(Path(path).relative_to(self.folder.root)), target) for path, target in self.folder.samples]
+        return hashlib.sha256(repr((self.batch_size, self.seed, str(self.decoded.transform), self.blend, self.world, names)).encode()).hexdigest()
 
     def batches(self, epoch: int, start: int = 0):
         "Yield `(images, targets)` of `epoch`, from the batch number `start` on."

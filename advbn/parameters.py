@@ -238,6 +238,7 @@ class Params(_Strict):
     profile: str
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     methods: Annotated[dict[Name, Method], Field(min_length=1)]
+    checkpoint_steps: Count = 200  # between two writes of a training run's progress
     bases: dict[Name, Base] = {}
     base_methods: dict[Name, Method] = {}  # what every base is tested after
     studies: dict[Name, Study] = {}

@@ -3,8 +3,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import nbformat
 import pandas as pd
@@ -190,6 +192,30 @@ def test_sets_are_written_from_the_command_line(clone):
                              (["data", "--root", "tests"], "holds something else")):
         done = call(sys.executable, "-m", "advbn", *arguments, cwd=clone, check=False)
         assert done.returncode == 2 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_run_asked_to_stop_says_so_by_its_exit_status(clone):
+    "In the same clone: a second run on the same files is refused while the first is at work; the first keeps its progress and goes on from it."
+    path = clone / "params.yaml"
+    before = path.read_text()
+    content = yaml.safe_load(before)
+    content["profiles"]["openmoji"]["pretrain"]["epochs"] = 100
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    command = [sys.executable, "-m", "advbn", "pretrain", "--seed", "0"]
+    first = subprocess.Popen(command, cwd=clone, stderr=subprocess.PIPE, text=True)
+    while not (clone / "progress/openmoji/pretrained-seed0.owner").exists() and first.poll() is None:
+        time.sleep(0.1)
+    second = call(*command, cwd=clone, check=False)
+    assert second.returncode == 2 and f"being trained by process {first.pid}" in second.stderr
+    first.send_signal(signal.SIGTERM)
+    said = first.communicate(timeout=60)[1].strip().splitlines()[-1]
+    assert first.returncode == 75 and "SIGTERM: stopped after step" in said and (clone / "progress/openmoji/pretrained-seed0.pt").exists()
+    again = subprocess.Popen(command, cwd=clone, stderr=subprocess.PIPE, text=True)
+    time.sleep(12)
+    again.send_signal(signal.SIGINT)
+    later = again.communicate(timeout=60)[1].strip().splitlines()[-1]
+    assert again.returncode == 75 and int(later.split("step ")[1].split(";")[0]) > int(said.split("step ")[1].split(";")[0])
+    path.write_text(before)
 
 
 def test_weights_are_exported_and_disk_is_freed_only_when_asked(clone):

@@ -17,7 +17,7 @@ from advbn.parameters import ParameterError, load_params, parse_params
 from advbn.report import cost_chart, study_markdown
 from advbn.runs import check_networks
 from advbn.shifts import SHIFTS
-from advbn.studies import check_name, control_of, run_bases, run_study, short_cells, study_table, table_of_runs
+from advbn.studies import check_name, control_of, is_short, run_bases, run_study, study_table, table_of_runs
 from advbn.training import finetuning_net
 from conftest import ROOT
 
@@ -93,7 +93,8 @@ def test_what_studies_share_was_measured_once(params):
 def test_the_short_test_has_the_chosen_cells(params):
     cells = [("clean", "clean", 0), *(("corruptions", f"{n}/{s}", 0) for n in CORRUPTIONS for s in range(1, 6)), *(("instagram", f.lstrip("_"), 0) for f in FILTERS),
              ("sketch", "line art", 0), ("advbn", "decoded", 0)]
-    kept = [(shift, cell) for shift, cell, _ in short_cells(iter(cells), params)]
+    wanted = is_short(params)
+    kept = [(shift, cell) for shift, cell, _ in cells if wanted(shift, cell)]
     short = params.current.short
     corrupted = [c for s, c in kept if s == "corruptions"]
     assert len(corrupted) == short.corruptions * len(short.severities) and {int(c[-1]) for c in corrupted} == set(short.severities)

@@ -1,0 +1,193 @@
+"""Runs that are killed, stopped, started twice, or find a full disk: what was promised of them, with real processes and signals."""
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import time
+
+import pytest
+import torch
+
+from advbn.data import MemoryBatches, read_images
+from advbn.models import build_model
+from advbn.parameters import Training
+from advbn.progress import Busy, Interrupted, Progress, read_checked, write_checked
+from advbn.training import finetuning_net, fit, load_state, save_state
+from conftest import ROOT
+
+RECIPE = Training(epochs=3, batch_size=16, lr=0.02, schedule="onecycle")
+AUGMENT = dict(degrees=10.0, translate=0.1, scale=0.1, flip=True)
+
+
+@pytest.fixture(scope="module")
+def context():
+    "Processes forked from one that has imported everything, so that each start takes a tenth of a second."
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["advbn.runs", "accelerate", "test_progress"])
+    return context
+
+
+def train(folder, every=1, seed=0, epochs=20):
+    "A run as the pipeline's: random start, augmentation, a policy that mixes images; its weights and history end in `folder`."
+    from advbn.parameters import Augment
+    torch.set_num_threads(1)
+    images = read_images(ROOT / "data/openmoji")[range(0, 1898, 20)]
+    torch.manual_seed(0)
+    net = finetuning_net(build_model("small_resnet", 9), "layer1", {"steps": 1, "start": "random"})
+    loader = MemoryBatches(images, 16, seed, Augment(**AUGMENT), "mixup")
+    try:
+        with Progress(folder / "run.pt", every) as progress:
+            history = fit(net, loader, RECIPE.model_copy(update={"epochs": epochs}), seed, progress=progress)
+    except Interrupted:
+        os._exit(75)
+    else:
+        save_state(net.state_dict(), folder / "weights.pt")
+        torch.save(history, folder / "history.pt")
+
+
+def start(context, folder, *args):
+    process = context.Process(target=train, args=(folder, *args))
+    process.start()
+    return process
+
+
+def written(path):
+    "When the file was written, or 0: it is missing for a moment between two renamings."
+    try:
+        return os.stat(path).st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def same(a, b):
+    "Weights, statistics and every number of the history, to the last bit."
+    left, right = load_state(a / "weights.pt"), load_state(b / "weights.pt")
+    assert list(left) == list(right) and all(torch.equal(left[k], right[k]) for k in left)
+    assert torch.load(a / "history.pt") == torch.load(b / "history.pt")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, context):
+    folder = tmp_path_factory.mktemp("whole")
+    process = start(context, folder, 1000)
+    process.join()
+    assert process.exitcode == 0 and len(torch.load(folder / "history.pt")) == 20
+    return folder
+
+
+def test_a_run_killed_twenty_times_ends_as_if_it_had_not_been(uninterrupted, context, tmp_path):
+    "SIGKILL at random moments, a file written after every step, so that many of them fall into the writing."
+    path, moments, kills, steps = tmp_path / "run.pt", random.Random(0), 0, []
+    while kills < 20:
+        process = start(context, tmp_path, 1)
+        before = written(path)
+        deadline = time.time() + 60
+        while kills % 2 and time.time() < deadline and written(path) <= before:  # every other time it comes a step further
+            time.sleep(0.02)
+        time.sleep(moments.uniform(0, 0.8))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "the run is too short for twenty kills"
+        kills += 1
+        steps.append((read_checked(path) or {"step": 0})["step"])
+    assert steps == sorted(steps) and 0 < steps[-1] < 100  # what was kept is never lost again
+    process = start(context, tmp_path, 1)
+    process.join()
+    assert process.exitcode == 0
+    same(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_asked_to_stop_keeps_its_progress_and_goes_on(uninterrupted, context, tmp_path, number):
+    process = start(context, tmp_path, 1000)
+    while not (tmp_path / "run.owner").exists():
+        time.sleep(0.01)
+    time.sleep(1.0)
+    os.kill(process.pid, number)
+    process.join()
+    kept = read_checked(tmp_path / "run.pt")
+    assert process.exitcode == 75 and kept["step"] > 0 and not (tmp_path / "run.owner").exists()
+    process = start(context, tmp_path, 1000)
+    process.join()
+    assert process.exitcode == 0
+    same(tmp_path, uninterrupted)
+
+
+def test_an_altered_file_is_noticed_and_the_one_before_is_used(tmp_path):
+    path = tmp_path / "run.pt"
+    assert read_checked(path) is None
+    for step in (1, 2):
+        write_checked({"step": step, "weights": torch.arange(1000.0)}, path)
+    whole = path.read_bytes()
+    for broken in (whole[:-1], whole[:40], b"", whole[:500] + bytes([whole[500] ^ 1]) + whole[501:]):
+        path.write_bytes(broken)
+        with pytest.warns(UserWarning, match="run.pt is truncated or altered"):
+            assert read_checked(path)["step"] == 1
+    path.unlink()  # killed between the two renamings
+    assert read_checked(path)["step"] == 1
+
+
+def test_nothing_in_the_file_is_executed(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    write_checked({"step": Payload()}, tmp_path / "run.pt")
+    with pytest.raises(Exception, match="Weights only load failed"):
+        read_checked(tmp_path / "run.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+def fill(folder, sizes):
+    "Write twice; before the second time the system allows no more than `sizes` bytes in a file."
+    write_checked({"step": 1}, folder / "run.pt")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (sizes, sizes))
+    try:
+        write_checked({"step": 2, "weights": torch.zeros(100_000)}, folder / "run.pt")
+    except OSError as error:
+        os._exit(3 if str(folder / "run.pt") in str(error) and "the last good progress is" in str(error) else 4)
+
+
+def test_a_disk_that_takes_no_more_leaves_the_last_good_file(context, tmp_path):
+    process = context.Process(target=fill, args=(tmp_path, 50_000))
+    process.start()
+    process.join()
+    assert process.exitcode == 3 and read_checked(tmp_path / "run.pt") == {"step": 1} and [p.name for p in tmp_path.iterdir()] == ["run.pt"]
+
+
+def test_a_second_run_stops_at_once_and_says_who_is_at_work(context, tmp_path):
+    process = start(context, tmp_path, 1000, 0, 30)
+    while not (tmp_path / "run.owner").exists() or not (tmp_path / "run.owner").read_text():
+        time.sleep(0.01)
+    with pytest.raises(Busy, match=f"run is being trained by process {process.pid} on "), Progress(tmp_path / "run.pt", 1):
+        pass
+    process.kill()  # the lock goes with its owner, however it ends
+    process.join()
+    with Progress(tmp_path / "run.pt", 1):
+        pass
+
+
+def test_progress_of_another_run_is_passed_over(tmp_path):
+    images = read_images(ROOT / "data/openmoji")[range(0, 1898, 60)]
+    finished = []
+    for seed in (0, 1):
+        torch.manual_seed(0)
+        net = finetuning_net(build_model("small_resnet", 9), "layer1", None)
+        with Progress(tmp_path / "run.pt", 1) as progress:
+            if seed:
+                with pytest.warns(UserWarning, match="run with other settings"):
+                    finished.append(fit(net, MemoryBatches(images, 16, seed), RECIPE, seed, progress=progress))
+            else:
+                finished.append(fit(net, MemoryBatches(images, 16, seed), RECIPE, seed, progress=progress))
+    assert len(finished[1]) == 3 and finished[0] != finished[1]
+
+
+def test_weights_that_are_not_finite_are_not_kept(tmp_path):
+    images = read_images(ROOT / "data/openmoji")[range(0, 1898, 60)]
+    torch.manual_seed(0)
+    net = finetuning_net(build_model("small_resnet", 9), "layer1", None)
+    next(p for p in net.trainable_parameters() if p.ndim == 4).register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(FloatingPointError, match="learning rate"), Progress(tmp_path / "run.pt", 1) as progress:
+        fit(net, MemoryBatches(images, 16, 0), RECIPE, 0, progress=progress)
+    assert not (tmp_path / "run.pt").exists()
