@@ -55,7 +55,7 @@ def test_every_picture_loads_and_every_table_has_its_rows(committed, tmp_path, w
     assert seen["tables"]["table-robustness"] == [1, rows, 1 + len(SHIFTS)] and seen["tables"]["table-advbn_set"] == [1, rows, 2 + len(DECODED)]
     assert seen["tables"]["table-mce"][1] == rows and seen["tables"]["table-published"][1] == len(params.methods) * len(SHIFTS)
     for study, section in params.studies.items():
-        expected = len(section.bases) * sum(2 if m.train == "adversarial" else 1 for m in section.methods.values())
+        expected = len(section.bases) * sum(2 if m.train == "adversarial" else 1 for m in (params.base_methods | section.methods).values())
         assert seen["tables"][f"table-{study}"] == [1, expected, 2 + len(SHIFTS) + 2]
 
 
