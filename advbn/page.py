@@ -183,10 +183,11 @@ def _study(results, params, name):
 
 
 def build_page(params: Params) -> str:
-    "The HTML of the profile's page, from its tables, its figures and how they were made. Raises `FileNotFoundError` if a main table is missing."
+    "The HTML of the profile's page, from its tables, its figures and how they were made. Raises `FileNotFoundError` if a main table, or the record of its parameters, is missing."
     from jinja2 import Environment
     results = project_root() / "results" / params.profile
     table, mce, decoded = (pd.read_csv(results / "tables" / f"{name}.csv") for name in ("robustness", "mce", "advbn_set"))
+    used = json.loads((results / "parameters.json").read_text(encoding="utf-8"))
     runs, seeds = read_runs(results.parent, params.profile, table.method.unique()), table.seeds.iloc[0]
     baseline = "AlexNet" if mce.baseline.iloc[0] == "alexnet" else params.methods[mce.baseline.iloc[0]].label.lower()
     sections = [
@@ -209,7 +210,7 @@ def build_page(params: Params) -> str:
          "figures": _figures(results / "figures", {"adversarial_images": "Originals, reconstructions and adversarial images.",
                                                    "predictions": "One image under every shift, with the likeliest classes."})}]
     lead = (f"Image classifiers that stay right when the style changes: AdvBN (Shu, Wu, Goldblum, Goldstein, NeurIPS 2021), computed anew on the profile "
-            f"{params.profile}: {params.current.network.name}, cut after {params.current.network.after}. {params.current.note or ''}")
+            f"{params.profile}: {params.current.network.name}, cut after {params.current.network.after}. {used['settings']['note'] or ''}")
     return Environment(autoescape=True).from_string(_TEMPLATE).render(
         title=f"AdvBN, {params.profile}: every table and figure", lead=lead, sections=sections, made=made(results),
         conclusions=conclusions(table, params) + attack_conclusions(runs, params), seeds=", ".join(map(str, sorted(runs.seed.unique()))))
