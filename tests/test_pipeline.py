@@ -211,7 +211,9 @@ def test_a_run_asked_to_stop_says_so_by_its_exit_status(clone):
     said = first.communicate(timeout=60)[1].strip().splitlines()[-1]
     assert first.returncode == 75 and "SIGTERM: stopped after step" in said and (clone / "progress/openmoji/pretrained-seed0.pt").exists()
     again = subprocess.Popen(command, cwd=clone, stderr=subprocess.PIPE, text=True)
-    time.sleep(12)
+    while not (clone / "progress/openmoji/pretrained-seed0.owner").exists() and again.poll() is None:
+        time.sleep(0.1)
+    time.sleep(1)
     again.send_signal(signal.SIGINT)
     later = again.communicate(timeout=60)[1].strip().splitlines()[-1]
     assert again.returncode == 75 and int(later.split("step ")[1].split(";")[0]) > int(said.split("step ")[1].split(";")[0])
