@@ -77,17 +77,14 @@ def fit_decoder(autoencoder: Autoencoder, loader, epochs: int, lr: float, progre
     optimizer = torch.optim.Adam(autoencoder.decoder.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * len(loader))
     parts = {"decoder": autoencoder.decoder, "optimizer": optimizer, "schedule": schedule}
-    kept = progress and progress.load({"epochs": epochs, "steps": len(loader), "lr": lr, "weights": fingerprint(autoencoder.state_dict()), "batches": loader.identity()})
+    kept = progress and progress.resume({"epochs": epochs, "steps": len(loader), "lr": lr, "weights": fingerprint(autoencoder.state_dict()), "batches": loader.identity()}, parts)
     history, step, total = [], 0, 0.0
     if kept:
-        for name, part in parts.items():
-            part.load_state_dict(kept[name])
         history, step, total = kept["history"], kept["step"], kept["total"]
 
     def keep():
-        if progress and (step % progress.every == 0 or step == epochs * len(loader) or progress.asked):
-            progress.keep({**{name: part.state_dict() for name, part in parts.items()}, "history": history, "step": step, "total": float(total)},
-                          progress.asked is not None)
+        if progress and (progress.due(step, epochs * len(loader)) or progress.asked):
+            progress.keep(step, progress.asked is not None, history=history, total=float(total))
 
     bar = tqdm(total=epochs * len(loader), initial=step, desc="decoder", unit="step")
     for epoch in range(step // len(loader), epochs):

@@ -137,7 +137,7 @@ class AdvBN(nn.Module):
                                  if torch.is_autocast_enabled(features.device.type) else None)
         broken = torch.zeros((), dtype=torch.bool, device=mu.device)
         with borrowed(head, self.batch_statistics):
-            for _ in range(self.steps):
+            for _ in range(self.steps if self.eps else 0):  # without room there is nothing to find
                 factors.requires_grad_()
                 loss = loss_fn(head(rescale(features, mu, *factors, self.rectify)), targets)
                 check_loss(loss)

@@ -273,7 +273,7 @@ class Params(_Strict):
             twice = [name for name in section.methods if name in self.base_methods]
             if twice:
                 raise ValueError(f"studies.{study}.methods.{twice[0]} is the name of one of base_methods, which stand in every study; choose another")
-            methods = self.base_methods | section.methods
+            methods = self.methods_of(study)
             controls = [method.after for method in methods.values() if method.train == "clean"]
             for name, method in methods.items():
                 if controls.count(method.after) != 1:
@@ -299,8 +299,11 @@ class Params(_Strict):
         profile = self.current
         if study is None:
             return {name: Run(name, None, method, profile.network, "none", profile.pretrain, profile.finetune) for name, method in self.methods.items()}
-        section = self.studies[study]
-        return {name: run for base in section.bases for name, run in self._short_runs(base, self.base_methods | section.methods)}
+        return {name: run for base in self.studies[study].bases for name, run in self._short_runs(base, self.methods_of(study))}
+
+    def methods_of(self, study: str) -> dict:
+        "All methods of a study: those of every base, and its own."
+        return self.base_methods | self.studies[study].methods
 
     def base_runs(self, base: str) -> dict:
         "The runs of a base that all studies share, those of `base_methods`."

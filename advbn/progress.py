@@ -129,18 +129,28 @@ class Progress:
         if isinstance(outer, Progress):  # of two held at a time, both are asked
             outer.asked = self.asked
 
-    def load(self, identity: dict):
-        "What was kept of a run with this `identity`, or `None`. Progress of another run at the same place is passed over, with a warning."
-        self.identity = json.dumps({**identity, "made by": made_by()}, sort_keys=True)
-        state = read_checked(self.path)
-        if state is not None and state["identity"] != self.identity:
+    def resume(self, identity: dict, parts: dict):
+        """Bring `parts`, name to module, optimiser or schedule, to where a run with this `identity` was kept; returns what was kept, or `None`.
+
+        Progress of another run at the same place is passed over, with a warning."""
+        self.parts, self.identity = parts, json.dumps({**identity, "made by": made_by()}, sort_keys=True)
+        kept = read_checked(self.path)
+        if kept is None:
+            return None
+        if kept["identity"] != self.identity:
             warnings.warn(f"{self.path} is the progress of a run with other settings, weights, images or code; this run begins anew", stacklevel=2)
             return None
-        return state
+        for name, part in parts.items():
+            part.load_state_dict(kept[name])
+        return kept
 
-    def keep(self, state: dict, stop: bool = False):
-        "Write `state`, and raise `Interrupted` if the run is to stop."
+    def due(self, step: int, last: int) -> bool:
+        "Whether the run is to be kept after this `step` of `last`."
+        return step % self.every == 0 or step == last
+
+    def keep(self, step: int, stop: bool, **state):
+        "Write the parts and `state`, and raise `Interrupted` if the run is to stop."
         if self.writes:
-            write_checked({**state, "identity": self.identity}, self.path)
+            write_checked({**{name: part.state_dict() for name, part in self.parts.items()}, **state, "step": step, "identity": self.identity}, self.path)
         if stop:
-            raise Interrupted(f"{self.asked}: stopped after step {state['step']}; the same command goes on from there")
+            raise Interrupted(f"{self.asked or 'another process was asked to stop'}: stopped after step {step}; the same command goes on from there")

@@ -206,7 +206,7 @@ STUDY_COLUMNS = (*SHIFTS, "mean")
 def study_label(params: Params, study: str, base: str, method: str, remark: bool = True) -> str:
     "A run's name for people: the base, if there are several, and the method, with what the layer does there."
     section, start = params.studies[study], params.bases[base]
-    methods = params.base_methods | section.methods
+    methods = params.methods_of(study)
     words = (f"{start.label}: " if len(section.bases) > 1 else "") + methods[method].label
     return words + (f" ({start.remark})" if remark and start.remark and methods[method].layer else "")
 

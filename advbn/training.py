@@ -122,11 +122,9 @@ def fit(
     loss_fn = partial(F.cross_entropy, label_smoothing=recipe.label_smoothing)
     meter, history, step = _Meter(net.head), [], 0
     parts = {"net": net, "optimizer": optimizer, "scheduler": scheduler, **({"scaler": accelerator.scaler} if accelerator.scaler else {})}
-    kept = progress and progress.load({"title": title, "recipe": recipe.model_dump(), "seed": seed, "steps": len(loader), "layer": str(net.layer),
-                                       "processes": accelerator.num_processes, "weights": fingerprint(net.state_dict()), "batches": loader.identity()})
+    kept = progress and progress.resume({"title": title, "recipe": recipe.model_dump(), "seed": seed, "steps": len(loader), "layer": str(net.layer),
+                                       "processes": accelerator.num_processes, "weights": fingerprint(net.state_dict()), "batches": loader.identity()}, parts)
     if kept:
-        for name, part in parts.items():
-            part.load_state_dict(kept[name])
         history, step = kept["history"], kept["step"]
         meter.restore(kept["meters"][accelerator.process_index], accelerator.device)
 
@@ -134,15 +132,14 @@ def fit(
         "Write how far the run has come, if it is time or somebody asked; several processes agree on it now and then."
         if progress is None:
             return
-        due, asked = now % progress.every == 0 or now == recipe.epochs * len(loader), progress.asked is not None
+        asked = progress.asked is not None
         if accelerator.num_processes > 1:
             asked = now % 20 == 0 and bool(accelerator.reduce(torch.tensor(float(asked), device=accelerator.device), "sum"))
-        if due or asked:
+        if asked or progress.due(now, recipe.epochs * len(loader)):
             if not all(p.isfinite().all() for p in net.trainable_parameters()):
                 raise FloatingPointError(f"{title}: a weight is NaN or infinite after step {now} (learning rate {lr:g}); the progress kept before is at {progress.path}")
             from accelerate.utils import gather_object
-            progress.keep({**{name: part.state_dict() for name, part in parts.items()}, "history": history, "step": now,
-                           "meters": gather_object([meter.state()])}, asked)
+            progress.keep(now, asked, history=history, meters=gather_object([meter.state()]))
 
     bar = tqdm(total=recipe.epochs * len(loader), initial=step, desc=title, unit="step", disable=None if accelerator.is_main_process else True)
     try:
