@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/ready
+WORKSHOP := $(VENV)/workshop
 export PATH := $(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env data say-main say-all reproduce reproduce-all check test lab export readme clean
+.PHONY: help env workshop data say-main say-all reproduce reproduce-all check test promises lab export readme docs dist clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -15,10 +16,16 @@ help:  ## list the targets
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --upgrade pip
+	$(BIN)/pip install -q -c constraints.txt -e '.[notebooks]'
+	touch $@
+
+$(WORKSHOP): $(READY)
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
 
-env: $(READY)  ## the environment in .venv (about 3 minutes)
+env: $(READY)  ## the environment in .venv, for the pipeline and JupyterLab (about 2 minutes)
+
+workshop: $(WORKSHOP)  ## and what tests, docs and releases need (about 1 more)
 
 data: $(READY)  ## the embedded images in data/ (10 seconds)
 	advbn data
@@ -38,23 +45,34 @@ say-main:
 say-all:
 	@echo "environment 2 to 3 minutes, every table and figure about 50 on two cores"
 
-check: data  ## the notebooks' own checks
+check: data $(WORKSHOP)  ## the notebooks' own checks
 	nbdev_test --path nbs --file_glob '[0-9]*.ipynb' --n_workers 2
 
 test: check  ## environment, the notebooks' own checks, pytest (about 15 minutes on two cores)
 	pytest
 
-lab: data  ## JupyterLab on the notebooks
-	jupyter lab nbs
+promises: data $(WORKSHOP)  ## results/promises.csv, from the tests that keep a promise (about 8 minutes)
+	pytest --promises results/promises.csv
 
-export: $(READY)  ## the package from the notebooks, and clean notebooks
+lab: data  ## JupyterLab, opened on nbs/explore
+	jupyter lab --notebook-dir=nbs nbs/explore
+
+export: $(WORKSHOP)  ## the package from the notebooks, and clean notebooks
 	nbdev_export
 	nbdev_clean
 
-readme: $(READY)  ## README.md from nbs/index.ipynb, with the tables of results/
+readme: $(WORKSHOP)  ## README.md from nbs/index.ipynb, with the tables of results/
 	cd nbs && TQDM_DISABLE=1 jupyter nbconvert --log-level WARN --to notebook --execute --inplace index.ipynb
 	nbdev_clean
 	sh nbs/render.sh > README.md
 
+docs: $(WORKSHOP)  ## the site in _docs/: the notebooks as a book, API, promises
+	NO_MKDOCS_2_WARNING=1 mkdocs build -q -f docs/mkdocs.yml
+	@echo _docs/index.html
+
+dist: $(WORKSHOP)  ## wheel and source archive in dist/, checked
+	python -m build
+	twine check --strict dist/*
+
 clean: ## remove what can be made again, but for the environment
-	rm -rf executed progress predictions shifted checkpoints data build dist *.egg-info .pytest_cache .hypothesis .dvc/cache .dvc/tmp
+	rm -rf executed progress predictions shifted checkpoints data data.partial data.before build dist _docs *.egg-info .pytest_cache .hypothesis .dvc/cache .dvc/tmp

@@ -65,9 +65,16 @@ class AdvBNNet(nn.Module):
             clean = loss_fn(self.head(features), targets)
         if self.layer is None:
             return clean, clean.new_zeros(())
+        return clean, self._adversarial(features, targets, loss_fn)
+
+    def adversarial_loss(self, images, targets, loss_fn=F.cross_entropy):
+        "The second of the two `losses` alone, for a training loop that computes the first itself. Needs a layer."
+        return self._adversarial(self.features(images), targets, loss_fn)
+
+    def _adversarial(self, features, targets, loss_fn):
         adversarial = self.layer(features, targets, self.head, loss_fn)
         with use_branch(self.head, "adversarial"):
-            return clean, loss_fn(self.head(adversarial), targets)
+            return loss_fn(self.head(adversarial), targets)
 
     def export(self, branch: str = "clean") -> dict:
         """A state dict of one branch, "clean" or "adversarial", for the plain network that this one was made from.

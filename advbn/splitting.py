@@ -9,6 +9,7 @@ __all__ = ['Part', 'split']
 import difflib
 import importlib
 import inspect
+import operator
 import sys
 from collections import Counter, defaultdict
 from itertools import islice
@@ -49,12 +50,29 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m, name):
         return isinstance(m, (_BatchNorm, *self.leaves)) or super().is_leaf_module(m, name)
 
+    def to_bool(self, obj):
+        "A check that the images have three channels gets its answer; any other decision on values cannot be traced."
+        node = obj.node
+        if node.target in (operator.eq, operator.ne) and _is_channels(node.args[0]) and isinstance(node.args[1], int):
+            return node.target(3, node.args[1])
+        return super().to_bool(obj)
+
     def call_module(self, m, forward, args, kwargs):
         out = super().call_module(m, forward, args, kwargs)
         if self.path_of_module(m) == self.after:
             out = self.create_proxy("call_function", _marker, (out,), {}) if isinstance(out, fx.Proxy) else out
             self.cuts.append(out)
         return out
+
+
+def _is_channels(node):
+    "Is this `images.shape[1]`, or `images.size(1)`?"
+    if not isinstance(node, fx.Node):
+        return False
+    if node.target == "size":
+        return node.args[0].op == "placeholder" and node.args[1:] == (1,)
+    shape = node.args[0] if node.target is operator.getitem and node.args[1] == 1 else None
+    return isinstance(shape, fx.Node) and shape.target is getattr and shape.args[1] == "shape" and shape.args[0].op == "placeholder"
 
 
 def _trace(model, after, training):

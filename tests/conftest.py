@@ -1,3 +1,5 @@
+import csv
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +9,21 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED = [p for p in ("openmoji", "cifar10", "imagenet") if (ROOT / "results" / p).exists()]  # the profiles with results in Git
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def copied_project(folder):
+    "The tracked and new files of the working tree, as a repository of its own at `folder`, with the images; returns `folder`."
+    names = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    for name in names:
+        if (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
+    shutil.copytree(ROOT / "data", folder / "data")
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +42,44 @@ def cuda():
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     return torch.device("cuda")
+
+
+# A test marked `promise("Section", "promise")` keeps that promise; `--promises FILE` writes the table of them, a row per fault that was tried.
+
+
+def pytest_addoption(parser):
+    parser.addoption("--promises", metavar="FILE", help="run the tests that keep a promise, and write the table of them")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--promises"):
+        items[:] = [item for item in items if item.get_closest_marker("promise")]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    mark = item.get_closest_marker("promise")
+    report.promise = (*mark.args, fault(item.name)) if mark else None
+    return report
+
+
+def fault(test):
+    "What a test tries: its name, and which of its cases."
+    name, _, case = test.partition("[")
+    return name.removeprefix("test_").replace("_", " ") + (f": {case.rstrip(']')}" if case else "")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    path = config.getoption("--promises")
+    if not path:
+        return
+    outcomes = {}
+    for outcome, word in (("passed", "kept"), ("skipped", "not tried here"), ("failed", "broken"), ("error", "broken")):
+        for report in terminalreporter.stats.get(outcome, []):
+            if getattr(report, "promise", None):
+                outcomes[report.promise] = word
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["section", "promise", "fault", "outcome"])
+        table.writerows([*promise, outcome] for promise, outcome in outcomes.items())

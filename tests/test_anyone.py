@@ -14,7 +14,7 @@ from advbn.evaluation import predict
 from advbn.models import build_model
 from advbn.openmoji import DataError, write_png
 from advbn.sets import edges
-from advbn.training import save_state
+from advbn.weights import save_state
 from conftest import ROOT
 
 

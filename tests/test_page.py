@@ -2,7 +2,6 @@
 import html
 import json
 import re
-import shutil
 import subprocess
 
 import pandas as pd
@@ -12,9 +11,8 @@ from advbn.evaluation import mean_interval
 from advbn.page import attack_conclusions, build_page, conclusions, side_by_side_rows, verdict
 from advbn.parameters import load_params
 from advbn.shifts import DECODED, SHIFTS
-from conftest import RECORDED, ROOT
+from conftest import CHROMIUM, RECORDED, ROOT
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PROBE = """<script>window.addEventListener('load', () => { const first = document.querySelector('#table-ablations tbody td:first-child'); const r = {images: [...document.images].map(i => i.complete && i.naturalWidth),
 tables: Object.fromEntries([...document.querySelectorAll('table')].map(t => [t.id, [t.tHead.rows.length, t.tBodies[0].rows.length, t.tHead.rows[0].cells.length]])),
 wide: document.documentElement.scrollWidth, window: window.innerWidth, outside: performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length,

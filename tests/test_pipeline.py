@@ -14,8 +14,9 @@ import pytest
 import torch
 import yaml
 
-from conftest import ROOT
+from conftest import ROOT, copied_project
 from advbn.models import build_model
+from advbn.openmoji import fingerprint
 from advbn.parameters import ParameterError
 from advbn.pipeline import check_parameters, notebook_parameters, run_notebook
 
@@ -100,15 +101,20 @@ def test_command_line_errors_are_one_line_and_status_2():
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     "The tracked and new files of the working tree, as a clone with its data built."
-    folder = tmp_path_factory.mktemp("clone") / "advbn"
-    names = call("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).stdout.splitlines()
-    for name in names:
-        if (ROOT / name).exists():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
-    shutil.copytree(ROOT / "data", folder / "data")
-    call("git", "init", "-q", cwd=folder)
+    folder = copied_project(tmp_path_factory.mktemp("clone") / "advbn")
+    call("git", "add", "-A", cwd=folder)
+    call("git", "-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-qm", "as it is", cwd=folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def make(clone, tmp_path_factory):
+    "Run a target of the Makefile in the clone, with this environment in place of one that it would install."
+    venv = tmp_path_factory.mktemp("venv")
+    (venv / "bin").symlink_to(os.path.dirname(sys.executable))
+    for name in ("ready", "workshop"):
+        (venv / name).touch()
+    return lambda *words: call("make", *words, f"VENV={venv}", cwd=clone)
 
 
 def would_run(folder):
@@ -120,17 +126,21 @@ def test_a_fresh_clone_is_up_to_date(clone):
     assert would_run(clone) == []
 
 
-def test_the_whole_pipeline_in_miniature(clone):
-    "A fourth of the images, one epoch, two seeds, and a method row that somebody added by one entry."
+def test_the_whole_pipeline_in_miniature(clone, make):
+    "A fourth of the images, one epoch, two seeds, and a method row that somebody added as CONTRIBUTING says."
     for kind in ("openmoji", "sketch"):
         for number, image in enumerate(sorted((clone / "data" / kind).rglob("*.png"))):
             if number % 4:
                 image.unlink()
+    pin = yaml.safe_load((clone / "data.dvc").read_text())
+    pin["outs"][0].update(fingerprint(clone / "data"))
+    (clone / "data.dvc").write_text(yaml.safe_dump(pin))
     path = clone / "params.yaml"
     content = yaml.safe_load(path.read_text())
     content["seeds"] = [0, 1]
     content["methods"] = {k: content["methods"][k] for k in ("standard", "finetune", "advbn")}
-    content["methods"]["gentle"] = {"label": "Gentle AdvBN", "train": "adversarial", "layer": {"eps": 0.3, "steps": 1}}
+    content["methods"] |= yaml.safe_load(re.search(r"## Add a method.*?```yaml\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)[1])
+    content["methods"]["gentle"]["layer"]["steps"] = 1
     for section in ("pretrain", "finetune"):
         content["profiles"]["openmoji"][section]["epochs"] = 1
     for section in ("classifier", "decoder"):
@@ -142,7 +152,8 @@ def test_the_whole_pipeline_in_miniature(clone):
         study.update(bases=["plain"], methods={k: study["methods"][k] for k in study.get("methods", {}) if k == "steps1"})
     content["profiles"]["openmoji"]["threads"] = None  # one process, which starts faster than two
     path.write_text(yaml.safe_dump(content, sort_keys=False))
-    call(sys.executable, "-m", "dvc", "repro", cwd=clone)
+    said = make("reproduce-all").stdout
+    assert "about" in said.splitlines()[0] and "Gentle AdvBN" in said and "is complete" in said
 
     table = pd.read_csv(clone / "results/openmoji/tables/robustness.csv")
     assert list(table.columns) == ["profile", "method", "branch", "shift", "accuracy", "ci95", "difference", "difference_ci95", "seeds"]
@@ -166,13 +177,32 @@ def test_the_whole_pipeline_in_miniature(clone):
     assert done["seconds"] > 0 and "torch" in done["Packages"]
     again = call(sys.executable, "-m", "dvc", "repro", cwd=clone)
     assert "Running stage" not in again.stdout + again.stderr
-    for command in (["metrics", "show"], ["plots", "show", "-o", "plots"], ["dag"]):
+    for command in (["metrics", "show"], ["plots", "show", "-o", "sets/plots"], ["dag"]):
         call(sys.executable, "-m", "dvc", *command, cwd=clone)
 
     content["methods"]["gentle"]["layer"]["eps"] = 0.2
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     touched = would_run(clone)
     assert touched and {s.partition("@")[2] for s in touched if "@" in s} == {"gentle"}
+
+
+@pytest.mark.promise("Interrupted work", "dvc repro after a failed stage goes on from that stage")
+def test_a_failed_stage_is_where_the_next_run_begins(clone):
+    "In the clone of the test before, whose method has new settings: the report fails, is mended, and nothing before it is run again."
+    path = clone / "nbs/stages/report.ipynb"
+    before = path.read_text()
+    broken = nbformat.reads(before, as_version=4)
+    broken.cells.append(nbformat.v4.new_code_cell("raise ValueError('this stage fails')"))
+    nbformat.write(broken, path)
+    kept = (clone / "results/openmoji/runs/gentle.csv").read_text()
+    done = call(sys.executable, "-m", "dvc", "repro", "report", cwd=clone, check=False)
+    assert done.returncode != 0 and "this stage fails" in done.stdout + done.stderr
+    ran = re.findall(r"Running stage '(\S+)'", done.stdout + done.stderr)
+    assert ran == ["train@gentle", "evaluate@gentle", "report"] and (clone / "results/openmoji/runs/gentle.csv").read_text() != kept
+    path.write_text(before)
+    done = call(sys.executable, "-m", "dvc", "repro", cwd=clone)
+    again = re.findall(r"Running stage '(\S+)'", done.stdout + done.stderr)
+    assert "report" in again and not {"train@gentle", "evaluate@gentle"} & set(again) and would_run(clone) == []
 
 
 def test_two_processes_train_a_method(clone):
@@ -194,6 +224,7 @@ def test_sets_are_written_from_the_command_line(clone):
         assert done.returncode == 2 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.promise("Interrupted work", "Ctrl-C and SIGTERM keep the progress and exit with status 75")
 def test_a_run_asked_to_stop_says_so_by_its_exit_status(clone):
     "In the same clone: a second run on the same files is refused while the first is at work; the first keeps its progress and goes on from it."
     path = clone / "params.yaml"
@@ -220,14 +251,64 @@ def test_a_run_asked_to_stop_says_so_by_its_exit_status(clone):
     path.write_text(before)
 
 
+@pytest.mark.promise("Long runs", "advbn clean says what it would free before it frees it, and the disk that a run takes is bounded")
 def test_weights_are_exported_and_disk_is_freed_only_when_asked(clone):
     "In the same clone."
-    done = call(sys.executable, "-m", "advbn", "export", "gentle", "robust.pt", "--branch", "adversarial", "--seed", "1", cwd=clone)
+    done = call(sys.executable, "-m", "advbn", "export", "gentle", "sets/robust.pt", "--branch", "adversarial", "--seed", "1", cwd=clone)
     assert "small_resnet, 9 classes" in done.stdout
-    build_model("small_resnet", 9).load_state_dict(torch.load(clone / "robust.pt", weights_only=True))
+    build_model("small_resnet", 9).load_state_dict(torch.load(clone / "sets/robust.pt", weights_only=True))
     done = call(sys.executable, "-m", "advbn", "export", "finetune", "x.pt", "--branch", "adversarial", cwd=clone, check=False)
     assert done.returncode == 2 and "finetune has clean" in done.stderr and not (clone / "x.pt").exists()
+    left = {p.name for p in (clone / "progress").rglob("*.pt*")}  # finished runs leave no progress, and one that was stopped a file and a spare
+    assert left <= {"pretrained-seed0.pt", "pretrained-seed0.pt.previous"} and sum(p.stat().st_size for p in (clone / "executed").rglob("*.ipynb")) < 20e6
     done = call(sys.executable, "-m", "advbn", "clean", cwd=clone)
     assert "checkpoints" in done.stdout and "would be freed" in done.stdout and (clone / "checkpoints").exists()
     done = call(sys.executable, "-m", "advbn", "clean", "--yes", cwd=clone)
     assert "freed" in done.stdout and not (clone / "checkpoints").exists() and (clone / "data").exists() and (clone / "results").exists()
+
+
+DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+ELSEWHERE = {"make test": "it would run this test", "make reproduce": "a part of `make reproduce-all`", "make lab": "it does not end; see test_lab", "make promises": "it would run this test",
+             "pip install .": "see test_package", "pre-commit install": "not of this project", "dvc repro": "what `make reproduce-all` calls"}  # and why not here
+
+
+def commands(document):
+    "What a document tells its reader to type: lines of its shell blocks, and words in backquotes that begin with a program's name."
+    text = (ROOT / document).read_text()
+    lines = [line.split("#")[0].strip() for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()]
+    words = re.findall(r"`((?:make|advbn|dvc|pip|pre-commit|accelerate|nbdev_\w+|twine)(?: [^`]+)?)`", re.sub(r"```.*?```", "", text, flags=re.S))
+    return [c for c in dict.fromkeys(lines + words) if " " in c or c.startswith("nbdev_")]
+
+
+def test_the_documents_commands_run(clone, make):
+    "Every one, as it is written, in the clone; names in capitals stand for something that is there."
+    found = [c for document in DOCUMENTS for c in commands(document)]
+    assert len(found) > 12
+    (clone / "checkpoint.pth.tar").unlink(missing_ok=True)
+    for command in found:
+        command = command.replace("--profile NAME", "--profile cifar10").replace("study@NAME", "study@ablations").replace("--profile imagenet", "--profile cifar10")
+        if command in ELSEWHERE or command.startswith(("accelerate", "twine upload", "advbn import-official", "advbn evaluate --model", "advbn run")):
+            continue  # see test_sets, test_official and test_anyone, which run them on what they need
+        program, *words = command.split()
+        if program == "make":
+            make(*words)
+        elif program == "nbdev_bump_version":
+            call("nbdev_bump_version", cwd=clone)
+            assert "0.1.1" in (clone / "settings.ini").read_text()
+            call("git", "checkout", "-q", "settings.ini", "advbn/__init__.py", cwd=clone)
+        else:
+            call(sys.executable, "-m", program, *words, cwd=clone)
+
+
+def test_no_target_leaves_files_that_git_does_not_ignore(clone, make):
+    "After the pipeline, the documents' commands and the other targets."
+    listed = make("help").stdout
+    assert {line.split()[0] for line in listed.splitlines()} >= {"reproduce", "test", "lab", "docs", "dist", "export", "readme", "promises", "clean"}
+    for target in ("env", "workshop", "data", "export", "docs", "dist"):
+        make(target)
+    assert (clone / "_docs/index.html").exists() and list((clone / "dist").glob("*.whl"))
+    left = [line for line in call("git", "status", "--porcelain", "--untracked-files=all", cwd=clone).stdout.splitlines() if line.startswith("??")]
+    allowed = ("results/openmoji/",)  # of the added method
+    assert [line for line in left if not line[3:].startswith(allowed)] == []
+    make("clean")
+    assert not any((clone / name).exists() for name in ("executed", "checkpoints", "_docs", "dist", "data"))

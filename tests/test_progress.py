@@ -9,11 +9,17 @@ import time
 import pytest
 import torch
 
+from advbn.autoencoder import Autoencoder, fit_decoder
 from advbn.data import MemoryBatches, read_images
 from advbn.models import build_model
+from advbn.openmoji import DataError, build_openmoji, fingerprint
 from advbn.parameters import Training
+from advbn.pictures import make_set
+from advbn.sets import EmbeddedData
+from advbn.shifts import cells, store_cells, stored_cells
 from advbn.progress import Busy, Interrupted, Progress, read_checked, write_checked
-from advbn.training import finetuning_net, fit, load_state, save_state
+from advbn.training import finetuning_net, fit
+from advbn.weights import load_state, save_state
 from conftest import ROOT
 
 RECIPE = Training(epochs=3, batch_size=16, lr=0.02, schedule="onecycle")
@@ -76,6 +82,7 @@ def uninterrupted(tmp_path_factory, context):
     return folder
 
 
+@pytest.mark.promise("Interrupted work", "training killed at any moment ends, after the same command, with the same weights and metrics to the last bit")
 def test_a_run_killed_twenty_times_ends_as_if_it_had_not_been(uninterrupted, context, tmp_path):
     "SIGKILL at random moments, a file written after every step, so that many of them fall into the writing."
     path, moments, kills, steps = tmp_path / "run.pt", random.Random(0), 0, []
@@ -98,6 +105,7 @@ def test_a_run_killed_twenty_times_ends_as_if_it_had_not_been(uninterrupted, con
     same(tmp_path, uninterrupted)
 
 
+@pytest.mark.promise("Interrupted work", "Ctrl-C and SIGTERM keep the progress and exit with status 75")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_asked_to_stop_keeps_its_progress_and_goes_on(uninterrupted, context, tmp_path, number):
     process = start(context, tmp_path, 1000)
@@ -114,6 +122,7 @@ def test_a_run_asked_to_stop_keeps_its_progress_and_goes_on(uninterrupted, conte
     same(tmp_path, uninterrupted)
 
 
+@pytest.mark.promise("Interrupted work", "a truncated or altered checkpoint is noticed, and the one before is used")
 def test_an_altered_file_is_noticed_and_the_one_before_is_used(tmp_path):
     path = tmp_path / "run.pt"
     assert read_checked(path) is None
@@ -128,6 +137,7 @@ def test_an_altered_file_is_noticed_and_the_one_before_is_used(tmp_path):
     assert read_checked(path)["step"] == 1
 
 
+@pytest.mark.promise("Interrupted work", "nothing in a checkpoint is executed")
 def test_nothing_in_the_file_is_executed(tmp_path):
     class Payload:
         def __reduce__(self):
@@ -149,6 +159,7 @@ def fill(folder, sizes):
         os._exit(3 if str(folder / "run.pt") in str(error) and "the last good progress is" in str(error) else 4)
 
 
+@pytest.mark.promise("Interrupted work", "a full disk stops with a clear error and leaves the last good file")
 def test_a_disk_that_takes_no_more_leaves_the_last_good_file(context, tmp_path):
     process = context.Process(target=fill, args=(tmp_path, 50_000))
     process.start()
@@ -156,6 +167,7 @@ def test_a_disk_that_takes_no_more_leaves_the_last_good_file(context, tmp_path):
     assert process.exitcode == 3 and read_checked(tmp_path / "run.pt") == {"step": 1} and [p.name for p in tmp_path.iterdir()] == ["run.pt"]
 
 
+@pytest.mark.promise("Interrupted work", "a second run on the same files stops at once and says who holds them")
 def test_a_second_run_stops_at_once_and_says_who_is_at_work(context, tmp_path):
     process = start(context, tmp_path, 1000, 0, 30)
     while not (tmp_path / "run.owner").exists() or not (tmp_path / "run.owner").read_text():
@@ -168,6 +180,7 @@ def test_a_second_run_stops_at_once_and_says_who_is_at_work(context, tmp_path):
         pass
 
 
+@pytest.mark.promise("Interrupted work", "progress of another run is passed over, with a warning")
 def test_progress_of_another_run_is_passed_over(tmp_path):
     images = read_images(ROOT / "data/openmoji")[range(0, 1898, 60)]
     finished = []
@@ -191,3 +204,116 @@ def test_weights_that_are_not_finite_are_not_kept(tmp_path):
     with pytest.raises(FloatingPointError, match="learning rate"), Progress(tmp_path / "run.pt", 1) as progress:
         fit(net, MemoryBatches(images, 16, 0), RECIPE, 0, progress=progress)
     assert not (tmp_path / "run.pt").exists()
+
+
+def train_decoder(folder, every):
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    autoencoder = Autoencoder(build_model("small_vgg", 9), "features.relu2_2")
+    images = read_images(ROOT / "data/openmoji")[range(0, 1898, 60)]
+    with Progress(folder / "run.pt", every) as progress:
+        errors = fit_decoder(autoencoder, MemoryBatches(images, 8, 0), 20, 0.004, progress)
+    save_state(autoencoder.state_dict(), folder / "weights.pt")
+    torch.save(errors, folder / "history.pt")
+
+
+def killed_until_done(context, target, *args, pause, at_least=3):
+    "Start it and kill it after a random time, `at_least` times, then let it end. Returns how often it was killed before it was done."
+    moments, kills = random.Random(1), 0
+    for _ in range(at_least):
+        process = context.Process(target=target, args=args)
+        process.start()
+        process.join(moments.uniform(*pause))
+        kills += process.is_alive()
+        process.kill()
+        process.join()
+        yield kills
+    process = context.Process(target=target, args=args)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    yield kills
+
+
+@pytest.mark.promise("Interrupted work", "training killed at any moment ends, after the same command, with the same weights and metrics to the last bit")
+def test_the_decoder_killed_and_started_again(context, tmp_path):
+    (tmp_path / "killed").mkdir(), (tmp_path / "whole").mkdir()
+    *_, kills = killed_until_done(context, train_decoder, tmp_path / "killed", 1, pause=(0.7, 1.6), at_least=4)
+    process = context.Process(target=train_decoder, args=(tmp_path / "whole", 1000))
+    process.start()
+    process.join()
+    assert kills >= 2
+    same(tmp_path / "killed", tmp_path / "whole")
+
+
+def draw(folder):
+    build_openmoji(folder / "data", limit=60)
+
+
+@pytest.mark.promise("Interrupted work", "a half-written set of images or of shifts is redone or continued, never taken for complete")
+def test_half_drawn_images(context, tmp_path):
+    (tmp_path / "whole").mkdir(), (tmp_path / "killed").mkdir()
+    draw(tmp_path / "whole")
+    whole = fingerprint(tmp_path / "whole/data")
+    for kills in killed_until_done(context, draw, tmp_path / "killed", pause=(0.2, 1.2)):
+        if (tmp_path / "killed/data").exists():
+            assert fingerprint(tmp_path / "killed/data") == whole
+    assert kills >= 2 and [p.name for p in (tmp_path / "killed").iterdir()] == ["data"] and fingerprint(tmp_path / "killed/data") == whole
+
+
+def keep_shifts(folder):
+    torch.set_num_threads(1)
+    store_cells(cells(EmbeddedData(ROOT / "data"), 0), folder / "shifts")
+
+
+@pytest.mark.promise("Interrupted work", "a half-written set of images or of shifts is redone or continued, never taken for complete")
+def test_half_made_shifts(context, tmp_path):
+    kept = tmp_path / "shifts"
+    for kills in killed_until_done(context, keep_shifts, tmp_path, pause=(0.5, 4.0)):
+        if not (kept / "cells.csv").exists():
+            with pytest.raises(DataError, match="no shifted images at .*, or not all"):
+                list(stored_cells(kept, "abcdefghi"))
+    assert kills >= 2 and len(list(stored_cells(kept, "abcdefghi"))) == 97 and not list(kept.rglob(".*"))
+    path = kept / "corruptions/fog/3.npz"
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(DataError, match="fog/3.npz is missing or damaged .*dvc repro --force shifts"):
+        list(stored_cells(kept, "abcdefghi"))
+
+
+def slowly(batch):
+    time.sleep(0.1)
+    return 255 - batch.images
+
+
+def write_set(folder):
+    make_set(read_images(ROOT / "data/sketch")[range(0, 1898, 4)], folder / "set", slowly, {"kind": "negative"}, batch_size=16)
+
+
+@pytest.mark.promise("Interrupted work", "a half-written set of images or of shifts is redone or continued, never taken for complete")
+def test_half_written_sets(context, tmp_path):
+    written_ = []
+    for kills in killed_until_done(context, write_set, tmp_path, pause=(0.8, 1.6)):
+        assert (tmp_path / "set").exists() == (not (tmp_path / "set.partial").exists())
+        written_.append(len(list(tmp_path.rglob("[!.]*.png"))))
+    assert kills >= 2 and written_ == sorted(written_) and written_[-1] == 475  # what was there is kept
+    made, images = read_images(tmp_path / "set"), read_images(ROOT / "data/sketch")[range(0, 1898, 4)]
+    assert made.names == images.names and torch.equal(made.images, 255 - images.images) and not list((tmp_path / "set").rglob(".*.png"))
+
+
+def save_on_a_full_disk(path):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+    try:
+        save_state({"weights": torch.zeros(100_000)}, path)
+    except OSError as error:
+        os._exit(3 if str(path) in str(error) else 4)
+
+
+@pytest.mark.promise("Interrupted work", "a full disk stops with a clear error and leaves the last good file")
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_disk_that_takes_no_more_leaves_the_last_weights(context, tmp_path, suffix):
+    path = tmp_path / f"net{suffix}"
+    save_state({"weights": torch.ones(3)}, path)
+    process = context.Process(target=save_on_a_full_disk, args=(path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 3 and torch.equal(load_state(path)["weights"], torch.ones(3)) and [p.name for p in tmp_path.iterdir()] == [path.name]

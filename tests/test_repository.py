@@ -10,7 +10,7 @@ import pytest
 
 from advbn.page import conclusions, made
 from advbn.parameters import load_params
-from conftest import RECORDED, ROOT
+from conftest import RECORDED, ROOT, fault
 
 NUMBERED = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
 STAGES = sorted((ROOT / "nbs/stages").glob("*.ipynb"))
@@ -132,3 +132,24 @@ def test_the_package_needs_nothing_of_the_workshop():
 def test_help_does_not_load_torch():
     code = "import sys\nfrom advbn.cli import app\nprint('torch' in sys.modules)"
     assert run(sys.executable, "-c", code, cwd=ROOT).strip() == "False"
+
+
+def test_the_table_of_promises_is_that_of_the_tests():
+    "`make promises` writes it; a test that is new, renamed or gone is noticed here."
+    listed = subprocess.run([sys.executable, "-m", "pytest", "--collect-only", "-q", "--promises", "/dev/null", "-p", "no:cacheprovider"], cwd=ROOT, capture_output=True, text=True).stdout
+    names = [line.partition("::")[2] for line in listed.splitlines() if "::" in line]
+    table = pd.read_csv(ROOT / "results/promises.csv")
+    assert sorted(table.fault) == sorted(fault(name) for name in names) and len(table) > 100
+    assert set(table.outcome) <= {"kept", "not tried here"} and set(table.section) == {"Interrupted work", "Several processes", "Bad input", "Determinism and state", "Long runs"}
+
+
+def test_every_command_has_an_example_and_shells_can_complete():
+    import os
+
+    from advbn.cli import app
+    names = [c.name or c.callback.__name__ for c in app.registered_commands]
+    assert {"data", "train", "evaluate", "corrupt", "make-set", "export", "plan", "bench", "import-official", "report", "run", "clean", "check"} <= set(names)
+    for command in app.registered_commands:
+        assert f"Example: advbn {command.name or command.callback.__name__}" in command.callback.__doc__.replace("accelerate launch -m advbn", "advbn"), command.callback
+    done = subprocess.run([sys.executable, "-m", "advbn"], capture_output=True, text=True, env={**os.environ, "_ADVBN_COMPLETE": "complete_bash", "COMP_WORDS": "advbn eva", "COMP_CWORD": "1"})
+    assert done.stdout.strip() == "evaluate"

@@ -95,6 +95,7 @@ def test_imagenets_protocol_in_miniature_up_to_the_tables(imagenet, root, monkey
     assert "nan" not in text + decoded_markdown(decoded_table(runs, "imagenet"), params)
 
 
+@pytest.mark.promise("Several processes", "evaluation counts every image once, as one process does")
 def test_two_processes_evaluate_as_one_does_and_a_streamed_set_is_written(imagenet, root, monkeypatch):
     "The second process has no piece of so small a set, and must not be waited for in vain."
     monkeypatch.setenv("ADVBN_ROOT", str(imagenet))
@@ -144,6 +145,7 @@ def test_streamed_and_stored_images_are_prepared_as_the_paper_says(imagenet):
     assert [(s, c, images.targets.sort().values.tolist()) for s, c, images in sketches] == [("sketch", "ImageNet-Sketch", [0, 2])]
 
 
+@pytest.mark.promise("Several processes", "evaluation counts every image once, as one process does")
 def test_processes_share_the_images_and_count_none_twice(imagenet):
     names = [[n for _, piece in FolderData(imagenet / "imagenet", size=64, resize=72, workers=0, rank=r, world=2).pieces(0) for n in piece.names]
              for r in (0, 1)]

@@ -1,7 +1,6 @@
 import math
 import multiprocessing
 import os
-import pickle
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy
@@ -13,7 +12,9 @@ from torchvision.models import mnasnet0_5
 from advbn.data import FolderBatches, MemoryBatches, read_images
 from advbn.models import build_model
 from advbn.parameters import Training, load_params
-from advbn.training import build_optimizer, finetuning_net, fit, load_state, pretraining_net, save_state, synchronized
+from advbn.processes import synchronized
+from advbn.training import build_optimizer, finetuning_net, fit, pretraining_net
+from advbn.weights import WeightsError, load_state, save_state
 from conftest import ROOT
 
 RECIPE = Training(epochs=2, batch_size=16, lr=0.02)
@@ -110,7 +111,7 @@ def test_a_payload_is_not_executed(tmp_path):
             return os.mkdir, (str(tmp_path / "harm"),)
 
     torch.save({"weight": Payload()}, tmp_path / "bad.pt")
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(WeightsError, match="was not executed"):
         load_state(tmp_path / "bad.pt")
     assert not (tmp_path / "harm").exists()
 

@@ -1,0 +1,98 @@
+"""Pages of the site that are not notebooks: README, the API, the promises, the report; and the order of everything."""
+import csv
+import json
+import re
+from pathlib import Path
+
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = {"The method": range(0, 5), "Networks and parameters": range(5, 9), "Images and shifts": [*range(9, 20), *range(22, 26)],
+         "Training and evaluation": [20, 21, 26, 27, 28, 29, 30, 31], "Costs, tables, figures": range(32, 36), "Using it": range(36, 100)}
+
+
+def numbered():
+    return sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+
+
+def title(path):
+    "The first heading of a notebook."
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if found := re.match(r"# (.+)", "".join(cell["source"])):
+            return found[1].strip()
+    return path.stem
+
+
+def module(path):
+    "The module that a notebook defines, such as `adapters.lightning`."
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if found := re.match(r"#\| default_exp (\S+)", "".join(cell["source"])):
+            return found[1]
+
+
+def on_config(config):
+    "The order of the pages."
+    book = [{part: [{title(p): p.name} for p in numbered() if int(p.name[:2]) in numbers]} for part, numbers in PARTS.items()]
+    others = {name: [{title(p): f"{name}/{p.name}"} for p in sorted((ROOT / "nbs" / name).glob("*.ipynb"))] for name in ("explore", "stages")}
+    api = [{"advbn" if m == "__init__" else f"advbn.{m}": f"api/{m}.md"} for m in map(module, numbered()) if m and m != "__main__"]
+    config.nav = [{"advbn": "index.md"}, *book, {"Explore": others["explore"]}, {"Stages of the pipeline": others["stages"]}, {"Results": "report.md"},
+                  {"Promises": "promises.md"}, {"Contributing": "CONTRIBUTING.md"}, {"Changes": "CHANGELOG.md"}, {"API": api}]
+    return config
+
+
+def linked(text):
+    "Links to files of the repository lead to their pages, or to copies of them."
+    text = re.sub(r"\]\(nbs/index\.ipynb\)", "](index.md)", text)
+    text = re.sub(r"\]\(nbs/?\)", "](00_statistics.ipynb)", text)
+    text = re.sub(r"\]\(nbs/([^)]+\.ipynb)\)", r"](\1)", text)
+    text = re.sub(r"\]\((advbn|results|tests)/?\)", lambda m: "](" + {"advbn": "api/__init__.md", "results": "report.md", "tests": "promises.md"}[m[1]] + ")", text)
+    return re.sub(r"\]\((LICENSE|[a-z]+\.yaml|data\.dvc)\)", r"](files/\1)", text)
+
+
+def promises():
+    "The table of promises, faults and outcomes."
+    path = ROOT / "results/promises.csv"
+    rows = list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
+    lines = ["# Promises", "", "What the software promises, what was tried to break it, and what happened; written by `make promises` from the tests' outcomes.", "",
+             "| | promise | faults tried | kept |", "|---|---|---|---|"]
+    kinds = {}
+    for row in rows:
+        kinds.setdefault((row["section"], row["promise"]), []).append(row)
+    for (section, promise), tried in kinds.items():
+        lines.append(f"| {section} | {promise} | {len(tried)} | {sum(r['outcome'] == 'kept' for r in tried)} |")
+    for section in dict.fromkeys(s for s, _ in kinds):
+        lines += ["", f"## {section}"]
+        for (s, promise), tried in kinds.items():
+            if s == section:
+                lines += ["", f"**{promise[0].upper()}{promise[1:]}.**", "", *(f"* {r['fault'].replace('|', '/')}: {r['outcome']}" for r in tried)]
+    return "\n".join(lines) + "\n"
+
+
+def on_files(files, config):
+    "Add the pages that are not notebooks, and the files that they show."
+    def add(uri, content):
+        files.append(File.generated(config, uri, content=content))
+
+    if index := files.get_file_from_path("index.ipynb"):
+        files.remove(index)
+    add("index.md", linked((ROOT / "README.md").read_text(encoding="utf-8")))
+    for name in ("CONTRIBUTING.md", "CHANGELOG.md"):
+        add(name, linked((ROOT / name).read_text(encoding="utf-8")))
+    add("promises.md", promises())
+    pages = [p for p in sorted((ROOT / "results").glob("*/report.html")) if not p.parent.is_symlink()]
+    add("report.md", "# Results\n\nEvery table and figure on one page, for each scale:\n\n" + "".join(f"* [{p.parent.name}](results/{p.parent.name}/report.html)\n" for p in pages))
+    for path in sorted((ROOT / "results").rglob("*")):
+        if path.is_file() and path.suffix in (".png", ".html", ".csv", ".md", ".json"):
+            uri = path.relative_to(ROOT).as_posix()
+            add(uri, path.read_bytes() if path.suffix != ".md" else path.read_text(encoding="utf-8"))
+    for name in ("LICENSE", "params.yaml", "dvc.yaml", "data.dvc"):
+        add(f"files/{name}", (ROOT / name).read_bytes())
+    for path in numbered():
+        name = module(path)
+        if name and name != "__main__":
+            source = f"{name.replace('.', '/')}.py"
+            full = "advbn" if name == "__init__" else f"advbn.{name}"
+            up = "../"
+            add(f"api/{name}.md", f"# {full}\n\nDefined and explained in [{title(path)}]({up}{path.name}); [source]({up}source/{source}).\n\n::: {full}\n    options:\n      show_root_heading: false\n")
+            add(f"source/{source}", (ROOT / "advbn" / source).read_bytes())
+    return files

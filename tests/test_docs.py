@@ -1,0 +1,101 @@
+"""The site: built without warnings, every link leads somewhere, search answers, light and dark, in a real browser."""
+import functools
+import http.server
+import os
+import subprocess
+import sys
+import threading
+from html.parser import HTMLParser
+from urllib.parse import unquote, urldefrag, urljoin, urlparse
+
+import pytest
+
+from conftest import CHROMIUM, ROOT
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "-q", "-f", "docs/mkdocs.yml", "-d", str(folder)], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return folder
+
+
+class Links(HTMLParser):
+    "What a page links to and shows, and its anchors."
+
+    def __init__(self):
+        super().__init__()
+        self.links, self.anchors = [], set()
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.anchors |= {found[k] for k in ("id", "name") if found.get(k)}
+        self.links += [found[k] for k in ("href", "src") if found.get(k)]
+
+
+def test_every_link_leads_somewhere(site):
+    pages = {p.relative_to(site).as_posix(): p for p in site.rglob("*.html")}
+    read = {}
+    for name, path in pages.items():
+        read[name] = Links()
+        read[name].feed(path.read_text(encoding="utf-8"))
+    broken = []
+    for name, page in read.items():
+        for link in page.links:
+            if urlparse(link).scheme or link.startswith("//"):
+                continue
+            target, anchor = urldefrag(urljoin(f"/{name}", link))
+            target = unquote(target).lstrip("/") or "index.html"
+            if not (site / target).exists():
+                broken.append((name, link))
+            elif anchor and target in read and not anchor.startswith("__") and unquote(anchor) not in read[target].anchors:
+                broken.append((name, link))
+    assert broken == [] and len(pages) > 60
+    assert {"index.html", "02_layer.html", "api/layer.html", "promises.html", "explore/styles.html", "results/openmoji/report.html", "source/layer.py"} <= {*pages, "source/layer.py"}
+
+
+def test_api_pages_have_signatures_and_sources(site):
+    page = (site / "api/layer.html").read_text(encoding="utf-8")
+    assert "AdvBN" in page and "step_size" in page and "Source code" in page and "../source/layer.py" in page and "../02_layer.html" in page
+    for name in ("corruptions", "network", "splitting", "evaluation", "adapters.lightning"):
+        assert "doc-heading" in (site / f"api/{name}.html").read_text(encoding="utf-8"), name
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
+def test_the_site_in_a_browser(site):
+    from playwright.sync_api import sync_playwright
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page, failed = browser.new_page(viewport={"width": 1200, "height": 1000}), []
+        page.on("requestfailed", lambda request: failed.append(request.url))
+        page.on("response", lambda response: failed.append(response.url) if response.status >= 400 else None)
+        outside = []
+        page.on("request", lambda request: outside.append(request.url) if not request.url.startswith((address, "data:", "blob:")) else None)
+        for name in ("index", "02_layer", "api/layer", "promises"):
+            page.goto(f"{address}/{name}.html", wait_until="load")
+            assert page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)") == []
+            assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+            if os.environ.get("ADVBN_SCREENS"):
+                page.screenshot(path=f"{os.environ['ADVBN_SCREENS']}/site-{name.replace('/', '-')}.png")
+        light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        page.locator("label[for^='__palette']:visible").first.click()
+        page.wait_for_function("before => getComputedStyle(document.body).backgroundColor != before", arg=light)
+        page.goto(f"{address}/index.html")
+        page.locator("input.md-search__input").click()
+        page.locator("input.md-search__input").fill("statistics")
+        page.wait_for_selector(".md-search-result__item", timeout=20_000)
+        assert failed == [] and outside == []
+        browser.close()
+    server.shutdown()

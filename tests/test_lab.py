@@ -1,0 +1,152 @@
+"""The notebooks of nbs/explore in a real JupyterLab and a real browser: they run, a slider moves, and the picture changes."""
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import nbformat
+import pytest
+import yaml
+
+from conftest import CHROMIUM, ROOT, copied_project
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    "A copy of the project with one seed and an epoch of everything, evaluated, so that there is something to look at."
+    folder = copied_project(tmp_path_factory.mktemp("lab") / "advbn")
+    content = yaml.safe_load((folder / "params.yaml").read_text())
+    profile = content["profiles"]["openmoji"]
+    for section in (profile["pretrain"], profile["finetune"], profile["pictures"]["classifier"], profile["pictures"]["decoder"]):
+        section["epochs"] = 1
+    content.update(seeds=[0], studies={}, bases={}, base_methods={}, methods={k: content["methods"][k] for k in ("standard", "finetune", "advbn")})
+    profile.update(short=None, threads=None)
+    (folder / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    path = folder / "nbs/explore/your_data.ipynb"
+    path.write_text(path.read_text().replace("epochs=12", "epochs=1").replace("epochs=2", "epochs=1"))
+    done = subprocess.run([sys.executable, "-m", "dvc", "repro", "evaluate"], cwd=folder, capture_output=True, text=True, env={**os.environ, "DVC_NO_ANALYTICS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lab(project):
+    "JupyterLab on the copy's notebooks; its address."
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--IdentityProvider.token=", "--ServerApp.password=",
+               "--expose-app-in-browser", f"--ServerApp.root_dir={project / 'nbs/explore'}", "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    with open(project / "lab.log", "w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "JUPYTER_CONFIG_DIR": str(project / "config"), "JUPYTER_DATA_DIR": str(project / "jupyter"), "DVC_NO_ANALYTICS": "1"},
+                                  cwd=project, start_new_session=True)
+    address = f"http://127.0.0.1:{port}"
+    deadline = time.time() + 60
+    while time.time() < deadline:
+        try:
+            urllib.request.urlopen(f"{address}/api", timeout=1)
+            break
+        except OSError:
+            assert server.poll() is None, (project / "lab.log").read_text()[-3000:]
+            time.sleep(0.3)
+    yield address
+    os.killpg(server.pid, 15)
+    server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def notebook(lab, browser, tmp_path_factory):
+    "Open a notebook, run all its cells and wait for the last; the page."
+    pages = []
+
+    def run(name, timeout=240):
+        page = browser.new_page(viewport={"width": 1300, "height": 1500})
+        pages.append((name, page))
+        page.goto(f"{lab}/lab/tree/{name}.ipynb?reset", wait_until="domcontentloaded")
+        page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+        page.wait_for_function("window.jupyterapp && window.jupyterapp.shell.currentWidget && window.jupyterapp.shell.currentWidget.sessionContext"
+                               " && window.jupyterapp.shell.currentWidget.sessionContext.session"
+                               " && window.jupyterapp.shell.currentWidget.sessionContext.session.kernel", timeout=60_000)
+        page.evaluate("() => { window.finished = false; window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => { window.finished = true }) }")
+        page.wait_for_function("window.finished", timeout=1000 * timeout)
+        errors = page.evaluate("""() => { const cells = window.jupyterapp.shell.currentWidget.content.model.sharedModel.cells;
+            return cells.filter(c => c.cell_type == 'code').flatMap(c => c.getOutputs().filter(o => o.output_type == 'error').map(o => o.evalue || o.ename)) }""")
+        assert errors == []
+        return page
+
+    yield run
+    for name, page in pages:
+        if os.environ.get("ADVBN_SCREENS"):
+            page.screenshot(path=f"{os.environ['ADVBN_SCREENS']}/{name}.png")
+        page.close()
+
+
+def changes(page, selector, act, timeout=20):
+    "`act` changes the picture at `selector`: its source before and after."
+    before = page.get_attribute(selector, "src")
+    act()
+    deadline = time.time() + timeout
+    while time.time() < deadline and page.get_attribute(selector, "src") == before:
+        time.sleep(0.05)
+    return page.get_attribute(selector, "src") != before
+
+
+def test_the_style_view_follows_its_sliders(notebook):
+    page = notebook("styles")
+    picture = ".jp-OutputArea-output .widget-image"
+    page.wait_for_selector(picture, timeout=30_000)
+    page.locator(picture).first.scroll_into_view_if_needed()
+    assert page.evaluate("s => document.querySelector(s).naturalWidth", picture) > 300
+    for index, key in ((0, "ArrowRight"), (1, "ArrowLeft"), (2, "ArrowLeft")):  # image, strength, steps
+        handle = page.locator(".widget-slider .noUi-handle").nth(index)
+        handle.focus()
+        assert changes(page, picture, lambda: [handle.press(key) for _ in range(5)]), index
+    assert changes(page, picture, lambda: page.locator(".widget-dropdown select").first.select_option("first quarter"))
+
+
+def test_the_robustness_view_draws_charts_and_mistakes(notebook):
+    page = notebook("robustness")
+    page.wait_for_selector(".vega-embed svg, .vega-embed canvas", timeout=30_000)
+    assert page.locator(".vega-embed").count() >= 2
+    picture = ".jp-OutputArea-output img"
+    page.wait_for_selector(picture, timeout=30_000)
+    page.locator(".widget-select-multiple select").first.scroll_into_view_if_needed()
+    assert changes(page, picture, lambda: page.locator(".widget-dropdown select").nth(2).select_option("corruptions/fog/5"))
+    page.locator(".widget-dropdown select").first.select_option("snow")
+    page.wait_for_function("[...document.querySelectorAll('.vega-embed')].some(e => e.textContent.includes('snow') || e.querySelector('canvas'))", timeout=20_000)
+
+
+def test_ones_own_network_and_picture(notebook, project):
+    page = notebook("robustness")
+    page.locator("input[placeholder^='file with a state dict']").fill(str(project / "checkpoints/openmoji/advbn/seed0-adversarial.pt"))
+    page.keyboard.press("Tab")
+    picture = next((project / "data/openmoji/flags").glob("*.png"))
+    page.locator("input[type=file]").set_input_files(str(picture))
+    page.wait_for_function("document.body.innerText.includes('probability, %')", timeout=30_000)
+
+
+def test_ones_own_images_become_a_robust_network(notebook, project):
+    page = notebook("your_data", timeout=400)
+    assert (project / "sets/robust.safetensors").exists()
+    assert page.evaluate("document.body.innerText.includes('mean error, unnormalised')") or page.locator("text=mean error").count()
+
+
+def test_the_notebooks_say_what_their_settings_do():
+    cells = nbformat.read(ROOT / "nbs/explore/your_data.ipynb", as_version=4).cells
+    settings = next(c.source for c in cells if "held_out" in c.source).splitlines()
+    assert all("#" in line for line in settings if " = " in line)
+    assert json.loads((ROOT / "nbs/explore/styles.ipynb").read_text())["cells"][0]["cell_type"] == "markdown"

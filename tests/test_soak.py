@@ -1,0 +1,63 @@
+"""2,000 training steps and 200 evaluations in one process: memory, open files and the disk do not grow."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+
+PROGRAM = """
+import gc, json, os, resource, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from advbn.data import Images, MemoryBatches
+from advbn.evaluation import top1_accuracy
+from advbn.models import SmallResNet
+from advbn.parameters import Augment, Training
+from advbn.progress import Progress
+from advbn.runs import score
+from advbn.training import finetuning_net, fit
+
+folder = Path(sys.argv[1])
+torch.manual_seed(0)
+images = Images(torch.randint(256, (160, 3, 16, 16), dtype=torch.uint8), torch.arange(160) % 5, tuple(map(str, range(160))), tuple("abcde"))
+marks = []
+
+def mark(done):
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    disk = sum(p.stat().st_size for p in folder.rglob("*"))
+    marks.append({"done": done, "memory": pages * resource.getpagesize() / 2**20, "files": len(os.listdir("/proc/self/fd")), "disk": disk / 2**20})
+
+def train(steps):
+    net = finetuning_net(SmallResNet(5, (4, 8, 8), blocks=1), "layer1", {"steps": 2, "start": "random"})
+    with Progress(folder / "run.pt", 50) as progress:
+        fit(net, MemoryBatches(images, 16, 0, Augment(degrees=10.0), "mixup"), Training(epochs=steps // 10, batch_size=16, lr=0.01), 0, progress=progress)
+    return net
+
+def evaluate(net, times):
+    for _ in range(times):
+        score({"clean": (net.stem, net.head)}, [("clean", "clean", images)], "soak")
+        top1_accuracy(net, images.images, images.targets, 64)
+
+for turn in range(5):
+    net = train(400)
+    evaluate(net, 40)
+    mark(400 * (turn + 1))
+print(json.dumps(marks))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.promise("Long runs", "2,000 steps and 200 evaluations without growth of memory, open files or the disk")
+def test_nothing_grows(tmp_path):
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, env={**os.environ, "TQDM_DISABLE": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    marks = json.loads(done.stdout.splitlines()[-1])
+    first, last = marks[1], marks[-1]  # what is made once is made in the first turn
+    assert last["done"] == 2000 and last["files"] == first["files"], marks
+    assert last["memory"] - first["memory"] < 12, marks  # MiB, in 1,200 steps and 120 evaluations; a tensor kept per step would be 30
+    assert last["disk"] == pytest.approx(first["disk"], rel=0.1) and last["disk"] < 1, marks
