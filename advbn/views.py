@@ -20,12 +20,19 @@ from .evaluation import predict
 from .layer import AdvBN
 from .openmoji import DataError
 from .parameters import project_root
+from .report import TITLES
 from .runs import load_data, shifted
 from .splitting import split
 from .statistics import renormalize
 
 # %% ../nbs/45_views.ipynb #5ee7f107
 GROUPS = ("all channels", "first quarter", "second quarter", "third quarter", "last quarter")
+
+
+def _png(figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
 
 
 class StyleView:
@@ -58,13 +65,11 @@ class StyleView:
 
     def draw(self, image: int = 0, eps: float = 1.1, steps: int = 6, group: str = GROUPS[0]) -> bytes:
         "The view as a PNG."
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
         factors = self.factors(image, eps, steps, group)
         pictures = (self.images.images[image], *self.restyled(image, factors))
         found, probability = predict(self.model, torch.stack(pictures), top=3)
         figure = Figure(figsize=(9.5, 3.6), dpi=80)
-        FigureCanvasAgg(figure)
         grid = figure.add_gridspec(2, 5, height_ratios=[1.5, 1], width_ratios=[1, 1, 1, 0.1, 2.2], hspace=0.15, left=0.01, right=0.99, top=0.9, bottom=0.12)
         truth = self.images.classes[self.images.targets[image]]
         for column, (name, picture) in enumerate(zip((f"original: {truth}", "decoded", "adversarial"), pictures)):
@@ -83,9 +88,7 @@ class StyleView:
         ax.axhline(1, color="0.3", lw=0.8)
         ax.set(ylim=(-0.7, 2.7), xlabel="channel", title="factors")
         ax.legend(frameon=False, fontsize=8, ncols=2, loc="upper right")
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        return buffer.getvalue()
+        return _png(figure)
 
     def widget(self):
         "The view with its sliders."
@@ -103,7 +106,7 @@ class StyleView:
 
 # %% ../nbs/45_views.ipynb #f2ae498f
 class RobustnessView:
-    "Accuracy of the pipeline's networks per shift, filter and severity, as interactive charts, and the images that a network gets wrong."
+    "Accuracy of the pipeline's networks per shift, filter and severity, as charts to choose from, and the images that a network gets wrong."
 
     def __init__(self, params):
         self.params, self.data = params, None
@@ -121,22 +124,32 @@ class RobustnessView:
         parts = rows.cell.str.split("/", expand=True)
         return rows.assign(name=parts[0], severity=pd.to_numeric(parts[1], errors="coerce"))
 
-    def by_shift(self, networks):
-        "A chart of accuracy per shift; the whisker spans the seeds."
-        import altair as alt
+    def by_shift(self, networks) -> bytes:
+        "A chart of accuracy per shift as a PNG; the whisker spans the seeds."
+        from matplotlib.figure import Figure
         rows = self.chosen(networks).groupby(["network", "shift", "seed"], sort=False).accuracy.mean().reset_index()
-        base = alt.Chart(rows).encode(y=alt.Y("network:N", title=None, sort=list(networks)), color=alt.Color("network:N", legend=None))
-        bars = base.mark_bar(opacity=0.8).encode(x=alt.X("mean(accuracy):Q", title="accuracy, %"), tooltip=["network", "shift", alt.Tooltip("mean(accuracy):Q", format=".1f")])
-        span = base.mark_rule(color="black").encode(x="min(accuracy):Q", x2="max(accuracy):Q")
-        return (bars + span).properties(width=420, height=22 * len(networks)).facet(row=alt.Row("shift:N", title=None, sort=list(rows["shift"].unique())))
+        shifts, figure = list(rows["shift"].unique()), Figure(figsize=(6.4, 1.3 + 0.11 * rows["shift"].nunique() * (len(networks) + 1)), dpi=90, layout="constrained")
+        ax = figure.add_subplot()
+        for i, network in enumerate(networks):
+            found = rows[rows.network == network].groupby("shift", sort=False).accuracy.agg(["mean", "min", "max"]).reindex(shifts)
+            y = np.arange(len(shifts)) * (len(networks) + 1) + i
+            ax.barh(y, found["mean"], xerr=[found["mean"] - found["min"], found["max"] - found["mean"]], color=f"C{list(self.networks).index(network)}", label=network, error_kw={"lw": 0.8})
+        ax.set(yticks=np.arange(len(shifts)) * (len(networks) + 1) + (len(networks) - 1) / 2, yticklabels=[TITLES.get(s, s) for s in shifts], xlabel="accuracy, %")
+        ax.invert_yaxis()
+        figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+        return _png(figure)
 
-    def by_severity(self, networks, corruption: str):
-        "A chart of accuracy against severity for one corruption."
-        import altair as alt
+    def by_severity(self, networks, corruption: str) -> bytes:
+        "A chart of accuracy against severity for one corruption as a PNG."
+        from matplotlib.figure import Figure
         rows = self.chosen(networks).query("shift == 'corruptions' and name == @corruption")
-        return alt.Chart(rows, title=corruption).mark_line(point=True).encode(
-            x="severity:O", y=alt.Y("mean(accuracy):Q", title="accuracy, %", scale=alt.Scale(zero=False)), color=alt.Color("network:N", title=None, sort=list(networks)),
-            tooltip=["network", "severity", alt.Tooltip("mean(accuracy):Q", format=".1f")]).properties(width=420, height=220)
+        figure = Figure(figsize=(4.6, 3.4), dpi=90, layout="constrained")
+        ax = figure.add_subplot(title=corruption.replace("_", " "))
+        for network in networks:
+            found = rows[rows.network == network].groupby("severity").accuracy.mean()
+            ax.plot(found.index, found, "o-", ms=4, color=f"C{list(self.networks).index(network)}")
+        ax.set(xticks=range(1, 6), xlabel="severity", ylabel="accuracy, %")
+        return _png(figure)
 
     def corruptions(self) -> list:
         "Names for `by_severity`."
@@ -163,9 +176,7 @@ class RobustnessView:
         for ax in figure.axes:
             ax.axis("off")
         figure.tight_layout()
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        return buffer.getvalue()
+        return _png(figure)
 
     def widget(self):
         "Both charts and the mistakes, with what to choose."
@@ -174,30 +185,24 @@ class RobustnessView:
         networks = widgets.SelectMultiple(options=names, value=names, rows=len(names), description="networks")
         corruption = widgets.Dropdown(options=self.corruptions(), description="corruption")
         network, cell = widgets.Dropdown(options=names, value=names[-1], description="mistakes of"), widgets.Dropdown(options=list(cells), description="under")
-        charts, wrong = (widgets.Output(), widgets.Output()), widgets.Output()
+        charts, wrong, said = (widgets.Image(format="png"), widgets.Image(format="png")), widgets.Image(format="png"), widgets.Label()
 
         def redraw(_):
-            from IPython.display import display
-            for output, chart in zip(charts, (lambda: self.by_shift(networks.value), lambda: self.by_severity(networks.value, corruption.value))):
-                output.clear_output(wait=True)
-                with output:
-                    display(chart() if networks.value else "choose at least one network")
+            if networks.value:
+                charts[0].value, charts[1].value = self.by_shift(networks.value), self.by_severity(networks.value, corruption.value)
 
         def look(_):
-            from IPython.display import Image, display
-            wrong.clear_output(wait=True)
-            with wrong:
-                try:
-                    display(Image(self.mistakes(network.value, cell.value)))
-                except DataError as error:
-                    print(error)
+            try:
+                wrong.value, said.value = self.mistakes(network.value, cell.value), ""
+            except DataError as error:
+                said.value = str(error)
 
         for chooser in (networks, corruption):
             chooser.observe(redraw, "value")
         for chooser in (network, cell):
             chooser.observe(look, "value")
         redraw(None), look(None)
-        return widgets.VBox([widgets.HBox([networks, corruption]), widgets.HBox(charts), widgets.HBox([network, cell]), wrong])
+        return widgets.VBox([widgets.HBox([networks, corruption]), widgets.HBox(charts), widgets.HBox([network, cell]), said, wrong])
 
 # %% ../nbs/45_views.ipynb #d70c814c
 def classify(model, picture, classes, size: int = 224, resize: int | None = 256, top: int = 3) -> pd.DataFrame:

@@ -2,13 +2,15 @@
 import csv
 import json
 import re
+import tempfile
 from pathlib import Path
 
+from latex2mathml.converter import convert
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = {"The method": range(0, 5), "Networks and parameters": range(5, 9), "Images and shifts": [*range(9, 20), *range(22, 26)],
-         "Training and evaluation": [20, 21, 26, 27, 28, 29, 30, 31], "Costs, tables, figures": range(32, 36), "Using it": range(36, 100)}
+PARTS = {"The method": [*range(0, 5), 46], "Networks and parameters": range(5, 9), "Images and shifts": [*range(9, 20), *range(22, 26)],
+         "Training and evaluation": [20, 21, 26, 27, 28, 29, 30, 31], "Costs, tables, figures": range(32, 36), "Using it": range(36, 46)}
 
 
 def numbered():
@@ -32,12 +34,36 @@ def module(path):
 
 def on_config(config):
     "The order of the pages."
-    book = [{part: [{title(p): p.name} for p in numbered() if int(p.name[:2]) in numbers]} for part, numbers in PARTS.items()]
+    by_number = {int(p.name[:2]): p for p in numbered()}
+    book = [{part: [{title(by_number[n]): by_number[n].name} for n in numbers if n in by_number]} for part, numbers in PARTS.items()]
     others = {name: [{title(p): f"{name}/{p.name}"} for p in sorted((ROOT / "nbs" / name).glob("*.ipynb"))] for name in ("explore", "stages")}
     api = [{"advbn" if m == "__init__" else f"advbn.{m}": f"api/{m}.md"} for m in map(module, numbered()) if m and m != "__main__"]
     config.nav = [{"advbn": "index.md"}, *book, {"Explore": others["explore"]}, {"Stages of the pipeline": others["stages"]}, {"Results": "report.md"},
                   {"Promises": "promises.md"}, {"Contributing": "CONTRIBUTING.md"}, {"Changes": "CHANGELOG.md"}, {"API": api}]
     return config
+
+
+def with_formulas(text):
+    "TeX between dollars as MathML, which browsers draw without help from elsewhere."
+    text = re.sub(r"\$\$(.+?)\$\$", lambda m: convert(" ".join(m[1].split()), display="block"), text, flags=re.S)
+    return re.sub(r"(?<![\\$`])\$([^$`\n]+?)\$(?!\w)", lambda m: convert(m[1]), text)
+
+
+def for_readers(path, copy):
+    "A copy of a notebook without what is meant for nbdev and for machines: directives, and cells that are hidden."
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    shown = []
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            if re.match(r"#\| (hide|default_exp)\b", source):
+                continue
+            cell["source"] = re.sub(r"(?m)^#\| .*\n?", "", source)
+        elif cell["cell_type"] == "markdown":
+            cell["source"] = with_formulas(source)
+        shown.append(cell)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.write_text(json.dumps(notebook | {"cells": shown}), encoding="utf-8")
 
 
 def linked(text):
@@ -73,12 +99,17 @@ def on_files(files, config):
     def add(uri, content):
         files.append(File.generated(config, uri, content=content))
 
+    readable = Path(tempfile.mkdtemp())
+    for notebook in [f for f in files if f.src_uri.endswith(".ipynb")]:
+        for_readers(ROOT / "nbs" / notebook.src_uri, readable / notebook.src_uri)
+        notebook.file = File(notebook.src_uri, str(readable), config.site_dir, False)  # what the plugin that renders notebooks has wrapped
     if index := files.get_file_from_path("index.ipynb"):
         files.remove(index)
     add("index.md", linked((ROOT / "README.md").read_text(encoding="utf-8")))
     for name in ("CONTRIBUTING.md", "CHANGELOG.md"):
         add(name, linked((ROOT / name).read_text(encoding="utf-8")))
     add("promises.md", promises())
+    add("book.css", (ROOT / "docs/book.css").read_text(encoding="utf-8"))
     pages = [p for p in sorted((ROOT / "results").glob("*/report.html")) if not p.parent.is_symlink()]
     add("report.md", "# Results\n\nEvery table and figure on one page, for each scale:\n\n" + "".join(f"* [{p.parent.name}](results/{p.parent.name}/report.html)\n" for p in pages))
     for path in sorted((ROOT / "results").rglob("*")):

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+
+from advbn.openmoji import fingerprint
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED = [p for p in ("openmoji", "cifar10", "imagenet") if (ROOT / "results" / p).exists()]  # the profiles with results in Git
@@ -24,6 +27,17 @@ def copied_project(folder):
     shutil.copytree(ROOT / "data", folder / "data")
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
     return folder
+
+
+def keep_a_fourth(folder):
+    "Leave every fourth image of the project at `folder`, and pin those."
+    for kind in ("openmoji", "sketch"):
+        for number, image in enumerate(sorted((folder / "data" / kind).rglob("*.png"))):
+            if number % 4:
+                image.unlink()
+    pin = yaml.safe_load((folder / "data.dvc").read_text())
+    pin["outs"][0].update(fingerprint(folder / "data"))
+    (folder / "data.dvc").write_text(yaml.safe_dump(pin))
 
 
 @pytest.fixture(scope="session")

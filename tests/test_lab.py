@@ -11,7 +11,7 @@ import nbformat
 import pytest
 import yaml
 
-from conftest import CHROMIUM, ROOT, copied_project
+from conftest import CHROMIUM, ROOT, copied_project, keep_a_fourth
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")]
 
@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="no Chro
 def project(tmp_path_factory):
     "A copy of the project with one seed and an epoch of everything, evaluated, so that there is something to look at."
     folder = copied_project(tmp_path_factory.mktemp("lab") / "advbn")
+    keep_a_fourth(folder)
     content = yaml.safe_load((folder / "params.yaml").read_text())
     profile = content["profiles"]["openmoji"]
     for section in (profile["pretrain"], profile["finetune"], profile["pictures"]["classifier"], profile["pictures"]["decoder"]):
@@ -120,14 +121,13 @@ def test_the_style_view_follows_its_sliders(notebook):
 
 def test_the_robustness_view_draws_charts_and_mistakes(notebook):
     page = notebook("robustness")
-    page.wait_for_selector(".vega-embed svg, .vega-embed canvas", timeout=30_000)
-    assert page.locator(".vega-embed").count() >= 2
-    picture = ".jp-OutputArea-output img"
-    page.wait_for_selector(picture, timeout=30_000)
-    page.locator(".widget-select-multiple select").first.scroll_into_view_if_needed()
-    assert changes(page, picture, lambda: page.locator(".widget-dropdown select").nth(2).select_option("corruptions/fog/5"))
-    page.locator(".widget-dropdown select").first.select_option("snow")
-    page.wait_for_function("[...document.querySelectorAll('.vega-embed')].some(e => e.textContent.includes('snow') || e.querySelector('canvas'))", timeout=20_000)
+    pictures = ".jp-OutputArea-output .widget-image"
+    page.wait_for_selector(pictures, timeout=30_000)
+    assert page.locator(pictures).count() == 3 and page.evaluate("s => [...document.querySelectorAll(s)].every(i => i.naturalWidth > 300)", pictures)
+    charts, mistakes = (f":nth-match({pictures}, {n})" for n in (2, 3))
+    assert changes(page, charts, lambda: page.locator(".widget-dropdown select").first.select_option("snow"))
+    assert changes(page, charts, lambda: page.locator(".widget-select-multiple select").first.select_option("Clean fine-tune"))
+    assert changes(page, mistakes, lambda: page.locator(".widget-dropdown select").nth(2).select_option("corruptions/fog/5"))
 
 
 def test_ones_own_network_and_picture(notebook, project):
@@ -135,7 +135,9 @@ def test_ones_own_network_and_picture(notebook, project):
     page.locator("input[placeholder^='file with a state dict']").fill(str(project / "checkpoints/openmoji/advbn/seed0-adversarial.pt"))
     page.keyboard.press("Tab")
     picture = next((project / "data/openmoji/flags").glob("*.png"))
-    page.locator("input[type=file]").set_input_files(str(picture))
+    with page.expect_file_chooser() as chooser:
+        page.locator(".widget-upload").click()
+    chooser.value.set_files(str(picture))
     page.wait_for_function("document.body.innerText.includes('probability, %')", timeout=30_000)
 
 

@@ -14,9 +14,8 @@ import pytest
 import torch
 import yaml
 
-from conftest import ROOT, copied_project
+from conftest import ROOT, copied_project, keep_a_fourth
 from advbn.models import build_model
-from advbn.openmoji import fingerprint
 from advbn.parameters import ParameterError
 from advbn.pipeline import check_parameters, notebook_parameters, run_notebook
 
@@ -128,13 +127,7 @@ def test_a_fresh_clone_is_up_to_date(clone):
 
 def test_the_whole_pipeline_in_miniature(clone, make):
     "A fourth of the images, one epoch, two seeds, and a method row that somebody added as CONTRIBUTING says."
-    for kind in ("openmoji", "sketch"):
-        for number, image in enumerate(sorted((clone / "data" / kind).rglob("*.png"))):
-            if number % 4:
-                image.unlink()
-    pin = yaml.safe_load((clone / "data.dvc").read_text())
-    pin["outs"][0].update(fingerprint(clone / "data"))
-    (clone / "data.dvc").write_text(yaml.safe_dump(pin))
+    keep_a_fourth(clone)
     path = clone / "params.yaml"
     content = yaml.safe_load(path.read_text())
     content["seeds"] = [0, 1]

@@ -59,7 +59,8 @@ class AdvBNCallback(TrainerCallback):
 
     def on_log(self, args, state, control, model=None, logs=None, **kwargs):
         if logs is not None and getattr(model, "adversarial_loss", None) is not None:
-            logs["adversarial_loss"] = round(model.adversarial_loss.item(), 4)
+            for record in (logs, state.log_history[-1]):
+                record["adversarial_loss"] = round(model.adversarial_loss.item(), 4)
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
         for branch in BRANCHES if state.is_world_process_zero else ():
