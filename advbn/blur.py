@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .fields import Randomness, clipped_zoom, gaussian_filter, gaussian_kernel
+from .fields import clipped_zoom, gaussian_filter, gaussian_kernel
 
 # %% ../nbs/16_blur.ipynb #16750b73
 LARGE = {

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from .fields import Randomness, gaussian_filter
+from .fields import gaussian_filter
 
 # %% ../nbs/18_digital.ipynb #fee3bd32
 LARGE = {

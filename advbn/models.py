@@ -10,7 +10,6 @@ import difflib
 from functools import partial
 from pathlib import Path
 
-import torch
 import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock

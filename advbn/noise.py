@@ -5,10 +5,8 @@
 # %% auto #0
 __all__ = ['LARGE', 'SMALL', 'gaussian_noise', 'shot_noise', 'impulse_noise', 'speckle_noise']
 
-# %% ../nbs/15_noise.ipynb #933320a8
+# %% ../nbs/15_noise.ipynb #e8615850
 import torch
-
-from .fields import Randomness
 
 # %% ../nbs/15_noise.ipynb #68bab32b
 LARGE = {

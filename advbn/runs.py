@@ -25,7 +25,7 @@ from .evaluation import for_inference, predict_heads
 from .layer import AdvBN
 from .models import build_model
 from .openmoji import DataError
-from .parameters import Network, ParameterError, Params, Run, project_root
+from .parameters import ParameterError, Params, Run, project_root
 from .processes import build_accelerator, others_answering
 from .progress import Progress
 from .sets import open_set, place

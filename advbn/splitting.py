@@ -14,7 +14,6 @@ import sys
 from collections import Counter, defaultdict
 from itertools import islice
 
-import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 

@@ -9,9 +9,7 @@ __all__ = ['STYLES', 'style_images', 'adain', 'reconstructed', 'stylized', 'adve
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torchvision.transforms import v2
 

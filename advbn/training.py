@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .augmentation import step_seed
-from .layer import AdvBN, NotFinite
+from .layer import NotFinite
 from .network import AdvBNNet, prepare
 from .processes import build_accelerator, others_answering, synchronized
 from .progress import Progress, fingerprint

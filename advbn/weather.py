@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from .blur import move_blur
-from .fields import Randomness, clipped_zoom, gaussian_filter, plasma
+from .fields import clipped_zoom, gaussian_filter, plasma
 
 # %% ../nbs/17_weather.ipynb #6d03bfba
 LARGE = {

@@ -125,8 +125,9 @@ def test_a_fresh_clone_is_up_to_date(clone):
     assert would_run(clone) == []
 
 
-def test_the_whole_pipeline_in_miniature(clone, make):
-    "A fourth of the images, one epoch, two seeds, and a method row that somebody added as CONTRIBUTING says."
+@pytest.fixture(scope="module")
+def reproduced(clone, make):
+    "The clone after `make reproduce-all`, with a fourth of the images, one epoch, two seeds, and a method row that somebody added as CONTRIBUTING says."
     keep_a_fourth(clone)
     path = clone / "params.yaml"
     content = yaml.safe_load(path.read_text())
@@ -147,7 +148,12 @@ def test_the_whole_pipeline_in_miniature(clone, make):
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     said = make("reproduce-all").stdout
     assert "about" in said.splitlines()[0] and "Gentle AdvBN" in said and "is complete" in said
+    return clone
 
+
+def test_the_whole_pipeline_in_miniature(reproduced):
+    clone, path = reproduced, reproduced / "params.yaml"
+    content = yaml.safe_load(path.read_text())
     table = pd.read_csv(clone / "results/openmoji/tables/robustness.csv")
     assert list(table.columns) == ["profile", "method", "branch", "shift", "accuracy", "ci95", "difference", "difference_ci95", "seeds"]
     assert set(table.method) == {"standard", "finetune", "advbn", "gentle"} and (table.seeds == 2).all()
@@ -180,8 +186,12 @@ def test_the_whole_pipeline_in_miniature(clone, make):
 
 
 @pytest.mark.promise("Interrupted work", "dvc repro after a failed stage goes on from that stage")
-def test_a_failed_stage_is_where_the_next_run_begins(clone):
-    "In the clone of the test before, whose method has new settings: the report fails, is mended, and nothing before it is run again."
+def test_a_failed_stage_is_where_the_next_run_begins(reproduced):
+    "A method gets new settings; the report fails, is mended, and nothing before it is run again."
+    clone, params = reproduced, reproduced / "params.yaml"
+    content = yaml.safe_load(params.read_text())
+    content["methods"]["gentle"]["layer"]["eps"] = 0.25
+    params.write_text(yaml.safe_dump(content, sort_keys=False))
     path = clone / "nbs/stages/report.ipynb"
     before = path.read_text()
     broken = nbformat.reads(before, as_version=4)
@@ -198,8 +208,9 @@ def test_a_failed_stage_is_where_the_next_run_begins(clone):
     assert "report" in again and not {"train@gentle", "evaluate@gentle"} & set(again) and would_run(clone) == []
 
 
-def test_two_processes_train_a_method(clone):
+def test_two_processes_train_a_method(reproduced):
     "In the clone of the test before: accelerate's launcher, two processes on the CPU, one checkpoint per branch that evaluates."
+    clone = reproduced
     done = call(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
                 "--dynamo_backend", "no", "-m", "advbn", "train", "gentle", "--seed", "1", cwd=clone)
     assert "clean_loss" in done.stdout
@@ -207,7 +218,8 @@ def test_two_processes_train_a_method(clone):
     assert "sketch" in done.stdout and "adversarial" in done.stdout
 
 
-def test_sets_are_written_from_the_command_line(clone):
+def test_sets_are_written_from_the_command_line(reproduced):
+    clone = reproduced
     for arguments in (["make-set", "sets/advbn"], ["corrupt", "sets/advbn", "sets/foggy", "--name", "fog", "--severity", "4"]):
         assert "119 images written" in call(sys.executable, "-m", "advbn", *arguments, cwd=clone).stdout
     for arguments, words in ((["make-set", "sets/advbn", "--kind", "stylized"], "other settings"), (["make-set", "x", "--kind", "style"], "allowed are"),
@@ -245,8 +257,9 @@ def test_a_run_asked_to_stop_says_so_by_its_exit_status(clone):
 
 
 @pytest.mark.promise("Long runs", "advbn clean says what it would free before it frees it, and the disk that a run takes is bounded")
-def test_weights_are_exported_and_disk_is_freed_only_when_asked(clone):
+def test_weights_are_exported_and_disk_is_freed_only_when_asked(reproduced):
     "In the same clone."
+    clone = reproduced
     done = call(sys.executable, "-m", "advbn", "export", "gentle", "sets/robust.pt", "--branch", "adversarial", "--seed", "1", cwd=clone)
     assert "small_resnet, 9 classes" in done.stdout
     build_model("small_resnet", 9).load_state_dict(torch.load(clone / "sets/robust.pt", weights_only=True))

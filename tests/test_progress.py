@@ -212,7 +212,7 @@ def train_decoder(folder, every):
     autoencoder = Autoencoder(build_model("small_vgg", 9), "features.relu2_2")
     images = read_images(ROOT / "data/openmoji")[range(0, 1898, 60)]
     with Progress(folder / "run.pt", every) as progress:
-        errors = fit_decoder(autoencoder, MemoryBatches(images, 8, 0), 20, 0.004, progress)
+        errors = fit_decoder(autoencoder, MemoryBatches(images, 8, 0), 100, 0.004, progress)
     save_state(autoencoder.state_dict(), folder / "weights.pt")
     torch.save(errors, folder / "history.pt")
 
@@ -238,7 +238,7 @@ def killed_until_done(context, target, *args, pause, at_least=3):
 @pytest.mark.promise("Interrupted work", "training killed at any moment ends, after the same command, with the same weights and metrics to the last bit")
 def test_the_decoder_killed_and_started_again(context, tmp_path):
     (tmp_path / "killed").mkdir(), (tmp_path / "whole").mkdir()
-    *_, kills = killed_until_done(context, train_decoder, tmp_path / "killed", 1, pause=(0.7, 1.6), at_least=4)
+    *_, kills = killed_until_done(context, train_decoder, tmp_path / "killed", 1, pause=(0.5, 1.5), at_least=4)
     process = context.Process(target=train_decoder, args=(tmp_path / "whole", 1000))
     process.start()
     process.join()
