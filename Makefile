@@ -52,10 +52,10 @@ test: check  ## environment, the notebooks' own checks, pytest (about 35 minutes
 	pytest
 
 promises: data $(WORKSHOP)  ## results/promises.csv, from the tests that keep a promise (about 8 minutes)
-	pytest --promises results/promises.csv
+	pytest -m promise --promises results/promises.csv
 
 lab: data  ## JupyterLab, opened on nbs/explore
-	jupyter lab --notebook-dir=nbs nbs/explore
+	jupyter lab --notebook-dir=nbs --LabApp.default_url=/lab/tree/explore $(LAB)
 
 export: $(WORKSHOP)  ## the package from the notebooks, and clean notebooks
 	nbdev_export

@@ -18,7 +18,9 @@ from .progress import INTERRUPTED, Busy, Interrupted, ProcessLost
 
 # %% ../nbs/39_cli.ipynb #06918bb1
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
-                  help="AdvBN: image models robust to style, from adversarial feature statistics.")
+                  help="AdvBN: image models robust to style, from adversarial feature statistics.",
+                  epilog="Exit status: 0 done; 1 check found something wrong; 2 an error that a person can mend; 75 asked to stop, progress kept, the same command goes on; "
+                         "130 stopped by Ctrl-C with nothing to keep.")
 
 
 def _version(wanted: bool):
@@ -120,8 +122,8 @@ def evaluate(
     classes: Annotated[Optional[Path], typer.Option(help="The network's classes, a name per line, if the folder has only some.")] = None,
     shifts: Annotated[str, typer.Option(help="all, or some of clean,corruptions,instagram,sketch.")] = "all",
     images: Annotated[Optional[int], typer.Option(help="Test on so many, drawn at random.", min=1)] = None,
-    size: Annotated[int, typer.Option(help="Pixels that the network is given.", min=8)] = 224,
-    resize: Annotated[int, typer.Option(help="The shorter side before the middle is cut out.", min=8)] = 256,
+    size: Annotated[int, typer.Option(help="Pixels that the network is given.", min=8, max=4096)] = 224,
+    resize: Annotated[int, typer.Option(help="The shorter side before the middle is cut out.", min=8, max=8192)] = 256,
     on_bad_image: OnBad = "error",
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     save: Save = False,
@@ -133,12 +135,16 @@ def evaluate(
     if (method is None) == (model is None):
         raise ParameterError("evaluate takes a method of params.yaml or a --model; exactly one of them" + (f", not {method!r} and {model!r}" if method else ""))
     if method:
+        if ignored := [o for o, given in (("--data", data), ("--weights", weights), ("--adversarial-weights", adversarial_weights), ("--classes", classes), ("--images", images)) if given is not None]:
+            raise ParameterError(f"{ignored[0]} goes with --model; a method of params.yaml is tested on the images of its profile")
         from advbn.runs import evaluate
         params = load_params()
         found, _ = evaluate(params, method, seed)
         table = found.groupby(["branch", "shift"], sort=False).accuracy.mean().unstack(sort=False)
         _told(found, table.to_json(indent=1) if json else table.round(2).to_string(), save, params, "runs", f"{method}.csv")
     else:
+        if save:
+            raise ParameterError("--save goes with a method of params.yaml; use --json to keep what is printed")
         if missing := [option for option, value in (("--weights", weights), ("--data", data)) if value is None]:
             raise ParameterError(f"--model {model} needs {' and '.join(missing)}")
         import torch
@@ -291,6 +297,9 @@ def bench(what: Annotated[str, typer.Argument(help="step: AdvBN's training step 
         raise ParameterError(f"bench takes 'step', not {what!r}")
     if not network.startswith("resnet"):
         raise ParameterError(f"--network is {network!r}; the reference is written for torchvision's ResNets, such as 'resnet18'")
+    import torch
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise ParameterError(f"--device is {device!r}; allowed is cpu" + (" and cuda" if torch.cuda.is_available() else ", there is no CUDA device"))
     import pandas as pd
     from advbn.bench import bench_step, step_chart, write_bench
     found = bench_step(network, batch, size, device, repetitions)

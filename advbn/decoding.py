@@ -130,9 +130,9 @@ def inspect_folder(root: Path, other: Path | None = None) -> dict:
 
     Pictures are the same if their pixels are. Raises the errors of `Tree`."""
     tree, problems = Tree(root), {"images that cannot be read": []}
+    beside = Tree(other) if other is not None else None
     seen = _fingerprints(tree, problems["images that cannot be read"])
-    if other is not None:
-        beside = Tree(other)
+    if beside:
         problems["classes on one side only"] = [f"{c}, in {root if c in tree.classes else other}" for c in sorted({*tree.classes} ^ {*beside.classes})]
         there = _fingerprints(beside, problems["images that cannot be read"])
         problems["images on both sides"] = [f"{seen[key]} and {there[key]}" for key in seen if key in there]

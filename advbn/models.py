@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['SMALL', 'SmallResNet', 'SmallVGG', 'small_densenet', 'small_efficientnet', 'small_convnext', 'build_model']
 
-# %% ../nbs/07_models.ipynb #6645998a
+# %% ../nbs/07_models.ipynb #c33c7416
 import difflib
+import os
 from functools import partial
 from pathlib import Path
 
@@ -114,6 +115,8 @@ def build_model(name: str, classes: int, weights: str | None = None) -> nn.Modul
 
     `weights` is a file with a state dict, see `load_into`, the name of a torchvision weight set or, for timm, any word for its default; `None` starts from
     random numbers. Raises `ValueError` for an unknown name, with the nearest ones, and for a file that holds something else."""
+    if weights and not Path(weights).is_file() and (os.sep in weights or Path(weights).suffix.lower() in (".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors")):
+        raise FileNotFoundError(f"no weights at {weights}")
     if weights and Path(weights).is_file():
         return load_into(build_model(name, classes), Path(weights))
     library, _, model = name.rpartition("/")
@@ -124,6 +127,10 @@ def build_model(name: str, classes: int, weights: str | None = None) -> nn.Modul
     if library == "torchvision" and model in torchvision.models.list_models(torchvision.models):
         if not weights:
             return torchvision.models.get_model(model, num_classes=classes)
+        published = [*torchvision.models.get_model_weights(model).__members__, "DEFAULT"]
+        if weights not in published:
+            near = difflib.get_close_matches(weights, published, 1, 0.4) or published[:1]
+            raise ValueError(f"{name!r} has no published weights {weights!r}; there are {', '.join(published)}, and files with a state dict; did you mean {near[0]!r}?")
         net = torchvision.models.get_model(model, weights=weights)
         found = [m for m in net.modules() if isinstance(m, nn.Linear)][-1].out_features
         if found != classes:

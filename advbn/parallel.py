@@ -8,6 +8,9 @@ __all__ = ['start_workers', 'side_by_side', 'each_seed']
 # %% ../nbs/29_parallel.ipynb #1fa6f66c
 import multiprocessing
 import os
+import signal
+import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
 
 from tqdm import tqdm
@@ -30,7 +33,20 @@ def start_workers():
         from multiprocessing import forkserver
         forkserver.ensure_running()
 
-# %% ../nbs/29_parallel.ipynb #13adfb1a
+# %% ../nbs/29_parallel.ipynb #cf859cf6
+def _end_with(owner):
+    "In a worker: when the process that asked for it has gone, keep what is being trained and end."
+    def watch():
+        while True:
+            time.sleep(0.5)
+            try:
+                os.kill(owner, 0)
+            except ProcessLookupError:
+                os.kill(os.getpid(), signal.SIGTERM)  # once to have progress kept, and again when there is none to keep
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def side_by_side(verb, params: Params, tasks: list, title: str = "") -> list:
     """`verb(params, *task)` for every one of `tasks`, in processes of their own where cores are free; results in the order of `tasks`.
 
@@ -41,7 +57,7 @@ def side_by_side(verb, params: Params, tasks: list, title: str = "") -> list:
     workers = len(tasks) if len(tasks) < 2 * free else free
     if workers <= 1 or free <= 1 or torch.cuda.is_available():
         return [verb(params, *task) for task in tasks]
-    with ProcessPoolExecutor(workers, _context()) as pool:
+    with ProcessPoolExecutor(workers, _context(), _end_with, (os.getpid(),)) as pool:
         running = [pool.submit(verb, params, *task) for task in tasks]
         return [r.result() for r in tqdm(running, desc=title or verb.__name__, unit="run")]
 

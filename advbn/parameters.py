@@ -154,6 +154,8 @@ class Data(_Strict):
 
     @model_validator(mode="after")
     def _sets_that_can_be_read(self):
+        if self.resize < self.size:
+            raise ValueError(f"resize is {self.resize} and size {self.size}; what is cut out cannot be larger than what it is cut from")
         if self.test_images and self.name == "openmoji":
             raise ValueError("openmoji takes no test_images; a quarter of the images is held out per seed")
         if self.on_bad_image == "skip" and self.name == "openmoji":
@@ -210,7 +212,7 @@ class Profile(_Strict):
     finetune: Training
     pictures: Pictures
     short: Short | None = None  # null: this profile has the main table alone
-    threads: Count | None = None  # CPU threads; null leaves the choice to torch
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None  # CPU threads; null leaves the choice to torch
     note: str | None = None  # what a reader of the results should know
 
     @model_validator(mode="after")
@@ -244,7 +246,7 @@ class Params(_Strict):
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     methods: Annotated[dict[Name, Method], Field(min_length=1)]
     checkpoint_steps: Count = 200  # between two writes of a training run's progress
-    timeout: Count = 600  # seconds that the processes of a run wait for each other
+    timeout: Annotated[int, Field(ge=1, le=1_000_000)] = 600  # seconds that the processes of a run wait for each other
     bases: dict[Name, Base] = {}
     base_methods: dict[Name, Method] = {}  # what every base is tested after
     studies: dict[Name, Study] = {}
@@ -340,7 +342,7 @@ def _known_keys(model, path):
 
 
 def explain(error: ValidationError, source: str = "params.yaml", model: type = Params) -> str:
-    "One line for each problem: key, value and what is allowed."
+    "The first problem: key, value and what is allowed; of several the next as well, and how many there are."
     lines = []
     for problem in error.errors():
         key = ".".join(map(str, problem["loc"]))
@@ -355,11 +357,21 @@ def explain(error: ValidationError, source: str = "params.yaml", model: type = P
             lines.append(f"{source}: {key + ': ' if key else ''}{problem['ctx']['error']}")
         else:
             lines.append(f"{source}: {key} is {problem['input']!r}; {problem['msg'][0].lower()}{problem['msg'][1:]}")
-    return "\n".join(lines)
+    return "\n".join(lines if len(lines) < 3 else [lines[0], f"{lines[1]} (and {len(lines) - 2} more)"])
+
+
+class _Once(yaml.SafeLoader):
+    "YAML in which a key stands once."
+
+    def construct_mapping(self, node, deep=False):
+        keys = [k.value for k, _ in node.value if isinstance(k, yaml.ScalarNode) and k.value != "<<"]
+        if twice := [k for k in keys if keys.count(k) > 1]:
+            raise yaml.constructor.ConstructorError(problem=f"the key {twice[0]!r} stands twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def parse_params(content: dict, source: str = "params.yaml") -> Params:
-    "Checked parameters from a nested dictionary; raises `ParameterError` with a line for each slip."
+    "Checked parameters from a nested dictionary; raises `ParameterError`, a line or two, for slips."
     if not isinstance(content, dict):
         raise ParameterError(f"{source}: holds {type(content).__name__}, not keys and values")
     try:
@@ -369,12 +381,14 @@ def parse_params(content: dict, source: str = "params.yaml") -> Params:
 
 
 def load_params(path: str | Path | None = None) -> Params:
-    "The project's `params.yaml`, or the file at `path`, checked; raises `ParameterError` with a line for each slip."
+    "The project's `params.yaml`, or the file at `path`, checked; raises `ParameterError`, a line or two, for slips."
     path = Path(path) if path else project_root() / "params.yaml"
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(encoding="utf-8"), _Once)
     except FileNotFoundError:
         raise ParameterError(f"{path}: no such file") from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ParameterError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     except yaml.YAMLError as error:
         raise ParameterError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     return parse_params(content, path.name)

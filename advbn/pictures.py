@@ -97,6 +97,7 @@ def make_set(images: Images | FolderImages, root, make, settings: dict, batch_si
     from pathlib import Path
     from tqdm import tqdm
     from advbn.openmoji import write_png
+    from advbn.progress import held
     owners = {}
     for name in images.names:
         file = Path(name).with_suffix(".png")
@@ -113,18 +114,19 @@ def make_set(images: Images | FolderImages, root, make, settings: dict, batch_si
         if missing:
             raise FileExistsError(f"{root} exists and lacks {len(missing)} of {len(images)} images, such as {missing[0]}; name another folder")
         return 0
-    partial.mkdir(parents=True, exist_ok=True)
-    (partial / "settings.json").write_text(text)
-    for chosen in tqdm(mixed_order(len(images)).split(batch_size), desc=root.name, unit="batch"):
-        batch = images[chosen]
-        paths = [(partial / n).with_suffix(".png") for n in batch.names]
-        if all(p.exists() for p in paths):
-            continue
-        for path, image in zip(paths, make(batch)):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_name(f".{path.name}")
-            write_png(unfinished, image.permute(1, 2, 0).cpu().numpy())
-            unfinished.replace(path)
-            written += 1
-    partial.rename(root)
+    with held(root, "written"):
+        partial.mkdir(parents=True, exist_ok=True)
+        (partial / "settings.json").write_text(text)
+        for chosen in tqdm(mixed_order(len(images)).split(batch_size), desc=root.name, unit="batch"):
+            batch = images[chosen]
+            paths = [(partial / n).with_suffix(".png") for n in batch.names]
+            if all(p.exists() for p in paths):
+                continue
+            for path, image in zip(paths, make(batch)):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                unfinished = path.with_name(f".{path.name}")
+                write_png(unfinished, image.permute(1, 2, 0).cpu().numpy())
+                unfinished.replace(path)
+                written += 1
+        partial.rename(root)
     return written

@@ -12,12 +12,16 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
+import threading
 import time
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from .parameters import ParameterError, Params, load_params, project_root
+from .progress import Interrupted
 
 # %% ../nbs/36_pipeline.ipynb #46906c01
 def notebook_parameters(path: Path) -> dict:
@@ -25,7 +29,11 @@ def notebook_parameters(path: Path) -> dict:
     import nbformat
     if not Path(path).exists():
         raise ParameterError(f"no notebook at {path}")
-    cells = [c for c in nbformat.read(path, as_version=4).cells if "parameters" in c.metadata.get("tags", [])]
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except Exception as error:  # nbformat says in many ways that a file is no notebook
+        raise ParameterError(f"{path} is no notebook: {' '.join(str(error).split())[:100]}") from None
+    cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     if len(cells) != 1:
         raise ParameterError(f"{path} has {len(cells)} cells tagged 'parameters'; it must have exactly one")
     return {target.id: ast.literal_eval(statement.value) for statement in ast.parse(cells[0].source).body
@@ -90,11 +98,39 @@ def record_stage(params: Params, stage: str, seconds: float):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"seconds": round(seconds, 1), **surroundings()}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
-# %% ../nbs/36_pipeline.ipynb #1bce4ae4
+# %% ../nbs/36_pipeline.ipynb #bffc7862
+@contextmanager
+def _stopping(progress):
+    "Pass Ctrl-C and SIGTERM on to the notebook's processes, and wait until they have kept what they train."
+    import psutil
+    asked = []
+
+    def stop(number, frame):
+        asked.append(signal.Signals(number).name)
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                child.send_signal(signal.SIGTERM)
+
+    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)} if threading.current_thread() is threading.main_thread() else {}
+    try:
+        yield
+    except BaseException:
+        if not asked:
+            raise
+        deadline = time.time() + 60
+        while time.time() < deadline and any(progress.rglob("*.owner")):
+            time.sleep(0.2)
+        raise Interrupted(f"{asked[0]}: stopped; the same command goes on from the progress kept") from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def run_notebook(path: Path, given: dict | None = None) -> Path:
     """Execute a notebook with papermill from the project's root; returns the executed copy under `executed/`. A failing cell raises.
 
-    Raises `ParameterError` for wrong parameters, and for a `profile` that is not the one of `params.yaml`, which the code would go by."""
+    Raises `ParameterError` for wrong parameters, and for a `profile` that is not the one of `params.yaml`, which the code would go by, and
+    `Interrupted` after Ctrl-C or SIGTERM, once the notebook's processes have kept their progress."""
     try:
         import papermill
     except ImportError:
@@ -106,8 +142,9 @@ def run_notebook(path: Path, given: dict | None = None) -> Path:
     output = project_root() / "executed" / params.profile / f"{name}.ipynb"
     output.parent.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    papermill.execute_notebook(str(path), str(output), parameters=values, kernel_name="python3", language="python", cwd=str(project_root()),
-                               progress_bar={"desc": output.stem, "unit": "cell"})
+    with _stopping(project_root() / "progress"):
+        papermill.execute_notebook(str(path), str(output), parameters=values, kernel_name="python3", language="python", cwd=str(project_root()),
+                                   progress_bar={"desc": output.stem, "unit": "cell"})
     if path.parent.name == "stages":
         record_stage(params, name, time.perf_counter() - began)
     return output

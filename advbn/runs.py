@@ -80,6 +80,10 @@ def check_networks(params: Params):
                 key = f"{f'studies.{study}.' if own else 'base_' if study else ''}methods.{run.name}.after"
             places.setdefault((run.network.name, run.after), key)
     places.setdefault((section.network, section.after), f"profiles.{params.profile}.pictures")
+    try:
+        Autoencoder(build_model(section.network, params.current.data.classes), section.after)
+    except ValueError as error:
+        raise ParameterError(f"params.yaml: profiles.{params.profile}.pictures: {error}") from None
     for (network, after), key in places.items():
         try:
             split(build_model(network, params.current.data.classes), after)

@@ -20,6 +20,7 @@ from .data import Images, mixed_order
 from .instagram import FILTERS, instagram
 from .layer import AdvBN
 from .openmoji import DataError
+from .progress import held
 from .styles import adversarial, reconstructed, style_images, stylized
 
 # %% ../nbs/25_shifts.ipynb #f1e29b05
@@ -74,15 +75,16 @@ def cells(data, seed: int, autoencoder: Autoencoder | None = None, layer: AdvBN 
 def store_cells(cells, folder: Path) -> pd.DataFrame:
     "Write each of `cells` as `SHIFT/CELL.npz`, images and targets, and then `cells.csv`, the list of them, which is returned."
     folder, rows = Path(folder), []
-    (folder / "cells.csv").unlink(missing_ok=True)
-    for shift, cell, images in cells:
-        path = folder / shift / f"{cell}.npz"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, images=images.images.cpu().numpy(), targets=images.targets.cpu().numpy())
-        rows.append({"shift": shift, "cell": cell, "images": len(images)})
-    listed, unfinished = pd.DataFrame(rows), folder / ".cells.csv.partial"
-    listed.to_csv(unfinished, index=False)
-    unfinished.replace(folder / "cells.csv")
+    with held(folder):
+        (folder / "cells.csv").unlink(missing_ok=True)
+        for shift, cell, images in cells:
+            path = folder / shift / f"{cell}.npz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(path, images=images.images.cpu().numpy(), targets=images.targets.cpu().numpy())
+            rows.append({"shift": shift, "cell": cell, "images": len(images)})
+        listed, unfinished = pd.DataFrame(rows), folder / ".cells.csv.partial"
+        listed.to_csv(unfinished, index=False)
+        unfinished.replace(folder / "cells.csv")
     return listed
 
 

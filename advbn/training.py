@@ -27,8 +27,9 @@ def build_optimizer(parameters, recipe, steps_per_epoch: int) -> tuple:
     "`(optimizer, scheduler)` for the `Training` section `recipe`; the scheduler is to be stepped once a batch."
     optimizer = torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
     total = recipe.epochs * steps_per_epoch
+    rise = recipe.warmup if recipe.warmup * total != 1 else recipe.warmup * 1.001  # torch divides by the length of the rise less one
     if recipe.schedule == "onecycle":
-        return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=total, pct_start=recipe.warmup,
+        return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=total, pct_start=rise,
                                                               cycle_momentum=False)
     milestones = [m * steps_per_epoch for m in recipe.milestones]
     return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)

@@ -45,16 +45,17 @@ class StyleView:
         self.rectify, self.head = autoencoder.encoder.rectified, split(autoencoder.classifier, autoencoder.after)[1].eval()
 
     def factors(self, image: int, eps: float, steps: int, group: str) -> torch.Tensor:
-        "The factors `[2, C]` of mean and deviation that the attack finds for one image."
+        "The factors `[2, C]` of mean and deviation that the attack, on the channels of `group` alone, finds for one image."
         with torch.no_grad():
             features = self.autoencoder.encode(self.images.images[image:image + 1].float() / 255)
+        moved = torch.zeros(features.shape[1], dtype=torch.bool)
+        (moved if group == GROUPS[0] else moved.tensor_split(4)[GROUPS.index(group) - 1])[:] = True
+
+        def head(changed):
+            return self.head(torch.where(moved[:, None, None], changed, features))
+
         attack = AdvBN(eps=eps, steps=steps, rectify=self.rectify).attack
-        found = torch.stack(attack(features, self.images.targets[image:image + 1], self.head)).flatten(1)
-        if group != GROUPS[0]:
-            kept = torch.zeros(found.shape[1], dtype=torch.bool)
-            kept.tensor_split(4)[GROUPS.index(group) - 1][:] = True
-            found[:, ~kept] = 1
-        return found
+        return torch.stack(attack(features, self.images.targets[image:image + 1], head)).flatten(1)
 
     def restyled(self, image: int, factors: torch.Tensor) -> tuple:
         "`(reconstructed, adversarial)` uint8 `[3, H, W]` of one image under `factors`."

@@ -36,9 +36,9 @@ def on_config(config):
     "The order of the pages."
     by_number = {int(p.name[:2]): p for p in numbered()}
     book = [{part: [{title(by_number[n]): by_number[n].name} for n in numbers if n in by_number]} for part, numbers in PARTS.items()]
-    others = {name: [{title(p): f"{name}/{p.name}"} for p in sorted((ROOT / "nbs" / name).glob("*.ipynb"))] for name in ("explore", "stages")}
+    explore = [{title(p): f"explore/{p.name}"} for p in sorted((ROOT / "nbs/explore").glob("*.ipynb"))]
     api = [{"advbn" if m == "__init__" else f"advbn.{m}": f"api/{m}.md"} for m in map(module, numbered()) if m and m != "__main__"]
-    config.nav = [{"advbn": "index.md"}, *book, {"Explore": others["explore"]}, {"Stages of the pipeline": others["stages"]}, {"Results": "report.md"},
+    config.nav = [{"advbn": "index.md"}, *book, {"Explore": explore}, {"Results": "report.md"},
                   {"Promises": "promises.md"}, {"Contributing": "CONTRIBUTING.md"}, {"Changes": "CHANGELOG.md"}, {"API": api}]
     return config
 
@@ -100,6 +100,8 @@ def on_files(files, config):
         files.append(File.generated(config, uri, content=content))
 
     readable = Path(tempfile.mkdtemp())
+    for stage in [f for f in files if f.src_uri.startswith("stages/")]:
+        files.remove(stage)  # they have nothing to show before they are run
     for notebook in [f for f in files if f.src_uri.endswith(".ipynb")]:
         for_readers(ROOT / "nbs" / notebook.src_uri, readable / notebook.src_uri)
         notebook.file = File(notebook.src_uri, str(readable), config.site_dir, False)  # what the plugin that renders notebooks has wrapped

@@ -349,6 +349,9 @@ PARAMETERS = [
     ("no control", lambda c: c["methods"].pop("finetune"), "methods has no 'finetune'"), ("the control trains adversarially", put("methods/finetune/train", "nothing"), "allowed is 'clean'"),
     ("a name for a folder", lambda c: c["methods"].update({"../x": c["methods"]["standard"]}), "../x"), ("a base that is not there", put("studies/ablations/bases", ["plane"]), "did you mean 'plain'"),
     ("a severity that is not there", put(OWN + "short/severities", [6]), "severities.0 is 6"), ("a seed that is not trained", put(OWN + "short/seeds", [9]), "allowed are those of seeds"),
+    ("cut out of something smaller", put(OWN + "data/resize", 100), "resize is 100 and size 224"), ("too many threads", put(OWN + "threads", 10**12), "threads is 1000000000000"),
+    ("an encoder that cannot be mirrored", lambda c: c["profiles"]["openmoji"]["pictures"].update(network="small_resnet", after="layer1"), "can be mirrored"),
+    ("four slips at once", lambda c: [put("seeds", 3)(c), put("timeout", 0)(c), put("profile", 5)(c), put("checkpoint_steps", "x")(c)], "(and 2 more)"),
     ("no data", lambda c: c["profiles"]["openmoji"].pop("data"), "'profiles.openmoji.data' is missing"), ("no time to wait", put("timeout", 0), "timeout is 0")]
 
 
@@ -372,13 +375,13 @@ def test_a_slip_in_params(project, refused, change, words):
 
 
 @pytest.mark.promise("Bad input", "a slip in params.yaml stops before work begins, with key, value and what is allowed")
-@pytest.mark.parametrize("text, words", [("", "holds NoneType, not keys and values"), ("- a\n- b\n", "holds list"), ("a: [1, 2\nb: 3", "not YAML"), (None, "no such file")],
-                         ids=["empty", "a list", "not YAML", "missing"])
+@pytest.mark.parametrize("text, words", [("", "holds NoneType, not keys and values"), ("- a\n- b\n", "holds list"), ("a: [1, 2\nb: 3", "not YAML"), (None, "no such file"), ("seeds: [0]\nseeds: [1]\n", "the key 'seeds' stands twice"),
+                                         (b"\xff\xfe\x00", "not YAML")], ids=["empty", "a list", "not YAML", "missing", "a key twice", "not text"])
 def test_a_file_of_parameters_that_is_none(project, refused, text, words):
     if text is None:
         (project / "params.yaml").unlink()
     else:
-        (project / "params.yaml").write_text(text)
+        (project / "params.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
     refused(["train", "advbn"], "params.yaml", words)
 
 
@@ -389,7 +392,11 @@ def test_a_file_of_parameters_that_is_none(project, refused, text, words):
     (["run", "nbs/stages/train.ipynb"], "no notebook at"), (["plan", "--profile", "openmojo"], "allowed are openmoji"), (["make-set", "out", "--kind", "sketch"], "allowed are advbn"),
     (["make-set", "out", "--seed", "99"], "allowed are the seeds"), (["corrupt", "data/openmoji", "out", "--name", "frog"], "frog"), (["corrupt", "nowhere", "out", "--name", "fog"], "no images at nowhere"),
     (["corrupt", "data/openmoji", "out", "--name", "fog", "--severity", "9"], "9"), (["corrupt", "data/openmoji", "out", "--name", "fog", "--on-bad-image", "ignore"], "allowed are 'error' and 'skip'"),
-    (["bench", "stepp"], "stepp"), (["export", "advbn", "x.pt", "--branch", "dirty"], "dirty"), (["import-official", "nowhere.pth"], "no checkpoint at nowhere.pth")],
+    (["bench", "stepp"], "stepp"), (["bench", "step", "--device", "tpu"], "--device is 'tpu'"), (["evaluate", "advbn", "--data", "data/openmoji"], "--data goes with --model"),
+    (["evaluate", "--model", "resnet18", "--weights", "typo.pt", "--data", "data/openmoji"], "no weights at typo.pt"), (["run", "params.yaml"], "params.yaml is no notebook"),
+    (["evaluate", "--model", "timm/resnet18", "--weights", "typo.pt", "--data", "data/openmoji"], "no weights at typo.pt"),
+    (["evaluate", "--model", "resnet18", "--weights", "IMAGENET1K_V9", "--data", "data/openmoji"], "did you mean 'IMAGENET1K_V1'"),
+    (["evaluate", "--model", "small_resnet", "--weights", "x.pt", "--data", "data/openmoji", "--save"], "--save goes with a method"), (["export", "advbn", "x.pt", "--branch", "dirty"], "dirty"), (["import-official", "nowhere.pth"], "no checkpoint at nowhere.pth")],
     ids=lambda v: " ".join(v) if isinstance(v, list) else "")
 def test_a_slip_on_the_command_line(project, refused, monkeypatch, arguments, words):
     monkeypatch.chdir(project)

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from conftest import ROOT, copied_project, keep_a_fourth
+from conftest import ROOT, borrowed_venv, copied_project, keep_a_fourth
 from advbn.models import build_model
 from advbn.parameters import ParameterError
 from advbn.pipeline import check_parameters, notebook_parameters, run_notebook
@@ -109,10 +109,7 @@ def clone(tmp_path_factory):
 @pytest.fixture(scope="module")
 def make(clone, tmp_path_factory):
     "Run a target of the Makefile in the clone, with this environment in place of one that it would install."
-    venv = tmp_path_factory.mktemp("venv")
-    (venv / "bin").symlink_to(os.path.dirname(sys.executable))
-    for name in ("ready", "workshop"):
-        (venv / name).touch()
+    venv = borrowed_venv(tmp_path_factory.mktemp("venv"))
     return lambda *words: call("make", *words, f"VENV={venv}", cwd=clone)
 
 
@@ -254,6 +251,39 @@ def test_a_run_asked_to_stop_says_so_by_its_exit_status(clone):
     later = again.communicate(timeout=60)[1].strip().splitlines()[-1]
     assert again.returncode == 75 and int(later.split("step ")[1].split(";")[0]) > int(said.split("step ")[1].split(";")[0])
     path.write_text(before)
+
+
+@pytest.mark.promise("Interrupted work", "Ctrl-C and SIGTERM keep the progress and exit with status 75")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stage_asked_to_stop_takes_its_workers_along(clone, number):
+    "Two seeds side by side, each in a process of its own: both keep their progress, and none is left."
+    path = clone / "params.yaml"
+    before = path.read_text()
+    content = yaml.safe_load(before)
+    content.update(seeds=[7, 8])
+    content["profiles"]["openmoji"]["short"] = None
+    content["profiles"]["openmoji"]["threads"] = 1
+    content["profiles"]["openmoji"]["pretrain"]["epochs"] = 200
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    kept = [clone / f"progress/openmoji/pretrained-seed{seed}" for seed in (7, 8)]
+    stage = subprocess.Popen([sys.executable, "-m", "advbn", "run", "nbs/stages/pretrain.ipynb", "-p", "profile=openmoji"], cwd=clone, stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 120
+    while not all(k.with_suffix(".owner").exists() for k in kept) and time.time() < deadline and stage.poll() is None:
+        time.sleep(0.1)
+    workers = [int(k.with_suffix(".owner").read_text().split()[1]) for k in kept]
+    time.sleep(2)
+    stage.send_signal(number)
+    said = stage.communicate(timeout=90)[1]
+    assert stage.returncode == 75 and f"{number.name}: stopped" in said
+    assert all(k.with_suffix(".pt").exists() and not k.with_suffix(".owner").exists() for k in kept)
+    deadline = time.time() + 20
+    while any(os.path.exists(f"/proc/{pid}") for pid in workers) and time.time() < deadline:
+        time.sleep(0.2)
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in workers)
+    path.write_text(before)
+    for k in kept:
+        for file in clone.glob(f"progress/openmoji/{k.name}*"):
+            file.unlink()
 
 
 @pytest.mark.promise("Long runs", "advbn clean says what it would free before it frees it, and the disk that a run takes is bounded")

@@ -317,3 +317,34 @@ def test_a_disk_that_takes_no_more_leaves_the_last_weights(context, tmp_path, su
     process.start()
     process.join()
     assert process.exitcode == 3 and torch.equal(load_state(path)["weights"], torch.ones(3)) and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.promise("Interrupted work", "a truncated or altered checkpoint is noticed, and the one before is used")
+def test_a_damaged_file_does_not_push_the_good_one_out(tmp_path):
+    path = tmp_path / "run.pt"
+    for step in (1, 2):
+        write_checked({"step": step}, path)
+    path.write_bytes(b"damaged")
+    write_checked({"step": 3}, path)
+    path.unlink()  # as if killed between the two renamings
+    assert read_checked(path)["step"] == 1
+
+
+@pytest.mark.promise("Interrupted work", "a second run on the same files stops at once and says who holds them")
+def test_two_writers_of_a_set(context, tmp_path):
+    process = context.Process(target=write_set, args=(tmp_path,))
+    process.start()
+    while not (tmp_path / "set.owner").exists() or not (tmp_path / "set.owner").read_text():
+        time.sleep(0.01)
+    with pytest.raises(Busy, match=f"set is being written by process {process.pid} on "):
+        write_set(tmp_path)
+    process.join()
+    assert process.exitcode == 0 and [p.name for p in tmp_path.iterdir()] == ["set"]
+
+
+@pytest.mark.promise("Bad input", "NaN and infinity stop training with step, learning rate and the last good progress")
+def test_a_decoder_that_diverges_stops(tmp_path):
+    autoencoder = Autoencoder(build_model("small_vgg", 9), "features.relu2_2")
+    images = read_images(ROOT / "data/openmoji")[range(0, 1898, 60)]
+    with pytest.raises(FloatingPointError, match=r"decoder: a weight is NaN or infinite after step \d+ \(learning rate"), Progress(tmp_path / "run.pt", 1) as progress:
+        fit_decoder(autoencoder, MemoryBatches(images, 8, 0), 3, 1e30, progress)

@@ -136,11 +136,28 @@ def test_help_does_not_load_torch():
 
 def test_the_table_of_promises_is_that_of_the_tests():
     "`make promises` writes it; a test that is new, renamed or gone is noticed here."
-    listed = subprocess.run([sys.executable, "-m", "pytest", "--collect-only", "-q", "--promises", "/dev/null", "-p", "no:cacheprovider"], cwd=ROOT, capture_output=True, text=True).stdout
+    listed = subprocess.run([sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "promise", "-p", "no:cacheprovider"], cwd=ROOT, capture_output=True, text=True).stdout
     names = [line.partition("::")[2] for line in listed.splitlines() if "::" in line]
     table = pd.read_csv(ROOT / "results/promises.csv")
     assert sorted(table.fault) == sorted(fault(name) for name in names) and len(table) > 100
     assert set(table.outcome) <= {"kept", "not tried here"} and set(table.section) == {"Interrupted work", "Several processes", "Bad input", "Determinism and state", "Long runs"}
+
+
+def test_the_map_names_every_notebook():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    spans = [(int(a), int(b or a)) for a, b in re.findall(r"`(\d\d)_\w+`(?: … `(\d\d)_\w+`)?", text)]
+    assert [p.name for p in NUMBERED if not any(a <= int(p.name[:2]) <= b for a, b in spans)] == []
+
+
+def test_every_shown_cell_ends_in_something_to_see():
+    "But for those that are exported or hidden, and the stages, which are run by the pipeline; widgets are drawn by a browser."
+    bare = []
+    for path in [*NUMBERED, *sorted((ROOT / "nbs/explore").glob("*.ipynb"))]:
+        for i, cell in enumerate(nbformat.read(path, as_version=4).cells):
+            if cell.cell_type == "code" and not cell.source.startswith(("#| export", "#| hide", "#| default_exp", "#| cuda")) and not cell.outputs:
+                if not re.search(r"widget\(\)$|widgets\.VBox\(.*\)$", cell.source.strip()):
+                    bare.append(f"{path.name}, cell {i}")
+    assert bare == []
 
 
 def test_every_command_has_an_example_and_shells_can_complete():

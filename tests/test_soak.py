@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 PROGRAM = """
-import gc, json, os, resource, sys
+import gc, json, os, resource, sys, warnings
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -32,10 +32,21 @@ def mark(done):
     disk = sum(p.stat().st_size for p in folder.rglob("*"))
     marks.append({"done": done, "memory": pages * resource.getpagesize() / 2**20, "files": len(os.listdir("/proc/self/fd")), "disk": disk / 2**20})
 
-def train(steps):
+steps = 0
+plain_step = torch.optim.SGD.step
+
+def counted(self, *args, **kwargs):
+    global steps
+    steps += 1
+    return plain_step(self, *args, **kwargs)
+
+torch.optim.SGD.step = counted
+
+def train(n, seed):
     net = finetuning_net(SmallResNet(5, (4, 8, 8), blocks=1), "layer1", {"steps": 2, "start": "random"})
-    with Progress(folder / "run.pt", 50) as progress:
-        fit(net, MemoryBatches(images, 16, 0, Augment(degrees=10.0), "mixup"), Training(epochs=steps // 10, batch_size=16, lr=0.01), 0, progress=progress)
+    with Progress(folder / "run.pt", 50) as progress, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # each turn passes over the progress of the one before
+        fit(net, MemoryBatches(images, 16, seed, Augment(degrees=10.0), "mixup"), Training(epochs=n // 10, batch_size=16, lr=0.01), seed, progress=progress)
     return net
 
 def evaluate(net, times):
@@ -44,9 +55,9 @@ def evaluate(net, times):
         top1_accuracy(net, images.images, images.targets, 64)
 
 for turn in range(5):
-    net = train(400)
+    net = train(400, turn)
     evaluate(net, 40)
-    mark(400 * (turn + 1))
+    mark(steps)
 print(json.dumps(marks))
 """
 
