@@ -230,18 +230,19 @@ def clean(yes: Annotated[bool, typer.Option("--yes", help="Remove them.")] = Fal
 def corrupt(source: Path, out: Path, name: Annotated[str, typer.Option(help="A corruption, such as fog.")],
             severity: Annotated[int, typer.Option(help="1 to 5.")] = 3, seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
             on_bad_image: OnBad = "error"):
-    "Corrupt a tree of equally large images into another tree. Example: advbn corrupt data/openmoji out --name fog --severity 3"
+    "Corrupt the pictures of a tree, of any size, into another tree. Example: advbn corrupt data/openmoji out --name fog --severity 3"
     from advbn.corruptions import corrupt
-    from advbn.data import read_images
+    from advbn.anyone import Pictures
+    from advbn.corruptions import check_corruption
     from advbn.decoding import BadImages
     from advbn.pictures import make_set
     bad = BadImages(on_bad_image)
-    images = read_images(source, bad)
+    check_corruption(name, severity)
+    images = Pictures(source, bad)
     _left_out(bad)
     number = dict(zip(images.names, range(len(images))))
-    corrupt(images.images[:0], name, severity)
     made = make_set(images, out, lambda b: corrupt(b.images, name, severity, seed=seed, indices=[number[n] for n in b.names]),
-                    {"corruption": name, "severity": severity, "seed": seed, "source": str(source)})
+                    {"corruption": name, "severity": severity, "seed": seed, "source": str(source)}, 32 if images.one_size else 1)
     print(f"{out}: {made} images written")
 
 

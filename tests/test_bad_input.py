@@ -14,9 +14,9 @@ import yaml
 from PIL import Image
 from torch import nn
 
-from advbn import AdvBN, cli
+from advbn import AdvBN, cli, corrupt
 from advbn.data import MemoryBatches, duplicates, read_images
-from advbn.decoding import BadImages, Tree
+from advbn.decoding import BadImages, Tree, read_picture
 from advbn.models import build_model
 from advbn.network import AdvBNNet
 from advbn.openmoji import DataError
@@ -232,7 +232,8 @@ def test_a_list_of_classes_that_does_not_fit(folder, refused, listed, words):
 @pytest.mark.promise("Bad input", "a set of images that is not what it should be is refused")
 def test_images_of_several_sizes_and_names_that_clash(folder, refused):
     photo((50, 40)).save(folder / "images/cats/x.png")
-    refused(["corrupt", folder / "images", folder / "out", "--name", "fog"], "1 images under", "differ in size", "x.png")
+    with pytest.raises(DataError, match="1 images under .* differ in size from .*x.png"):
+        read_images(folder / "images")
     (folder / "images/cats/x.png").unlink()
     photo().save(folder / "images/cats/0.bmp")
     refused(["corrupt", folder / "images", folder / "out", "--name", "fog"], "would both be written as cats/0.png")
@@ -307,6 +308,16 @@ def test_test_images_that_are_trained_on_are_reported(folder):
     (train / "birds/0.png").unlink(), (train / "birds").rmdir()
     with pytest.raises(DataError, match="sketches has the class 'zebra'; the network knows 2 classes"):
         FolderData(folder / "imagenet", {"sketch": folder / "sketches"})
+
+
+def test_pictures_of_any_size_are_corrupted(folder, run):
+    photo((60, 50), seed=5).save(folder / "images/cats/wide.jpg")
+    assert "7 images written" in run("corrupt", folder / "images", folder / "out", "--name", "fog", "--severity", "2")[1]
+    wide = read_picture(folder / "out/cats/wide.png")
+    names = [name for name, _ in Tree(folder / "images").samples]
+    number = names.index(str(folder / "images/cats/wide.jpg"))
+    original = torch.from_numpy(np.asarray(read_picture(folder / "images/cats/wide.jpg"))).permute(2, 0, 1)[None]
+    assert wide.size == (60, 50) and np.array_equal(np.asarray(wide), corrupt(original, "fog", 2, indices=[number])[0].permute(1, 2, 0))
 
 
 def test_files_that_are_no_images_are_said(folder):
