@@ -17,7 +17,7 @@ from torchvision.models.resnet import BasicBlock
 
 from .weights import load_into
 
-# %% ../nbs/07_models.ipynb #d7c9f886
+# %% ../nbs/07_models.ipynb #14eacc8c
 class SmallResNet(nn.Module):
     """A ResNet of `BasicBlock`s for small images, `[N, 3, H, W]` to `[N, classes]`, with torchvision's module names.
 
@@ -50,7 +50,7 @@ class SmallResNet(nn.Module):
             x = getattr(self, f"layer{i}")(x)
         return self.fc(self.avgpool(x).flatten(1))
 
-# %% ../nbs/07_models.ipynb #4dd15036
+# %% ../nbs/07_models.ipynb #ae690629
 class SmallVGG(nn.Module):
     "A VGG (Simonyan and Zisserman 2015) of two stages and a half, without batch norm; its layers are named `conv1_1` to `relu3_2`."
 
@@ -72,7 +72,7 @@ class SmallVGG(nn.Module):
     def forward(self, x):
         return self.classifier(self.avgpool(self.features(x)).flatten(1))
 
-# %% ../nbs/07_models.ipynb #5668c16a
+# %% ../nbs/07_models.ipynb #1a93b6d1
 def small_densenet(classes: int) -> nn.Module:
     "A DenseNet (Huang et al. 2017) of three dense blocks; cut it at `features.transition1`, as the official code does with DenseNet-121."
     net = torchvision.models.DenseNet(growth_rate=16, block_config=(4, 4, 4), num_init_features=32, num_classes=classes)
@@ -98,7 +98,7 @@ def small_convnext(classes: int) -> nn.Module:
     nn.init.zeros_(net.features[0][0].bias)
     return net
 
-# %% ../nbs/07_models.ipynb #7dfa4985
+# %% ../nbs/07_models.ipynb #dfa5fae8
 SMALL = {
     "small_resnet": partial(SmallResNet, widths=(32, 64, 128), stem_stride=2),
     "small_vgg": SmallVGG,

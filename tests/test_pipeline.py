@@ -173,7 +173,7 @@ def test_the_whole_pipeline_in_miniature(reproduced):
     assert done["seconds"] > 0 and "torch" in done["Packages"]
     again = call(sys.executable, "-m", "dvc", "repro", cwd=clone)
     assert "Running stage" not in again.stdout + again.stderr
-    for command in (["metrics", "show"], ["plots", "show", "-o", "sets/plots"], ["dag"]):
+    for command in (["metrics", "show"], ["plots", "show", "-o", "dvc_plots"], ["dag"]):
         call(sys.executable, "-m", "dvc", *command, cwd=clone)
 
     content["methods"]["gentle"]["layer"]["eps"] = 0.2
@@ -187,7 +187,7 @@ def test_a_failed_stage_is_where_the_next_run_begins(reproduced):
     "A method gets new settings; the report fails, is mended, and nothing before it is run again."
     clone, params = reproduced, reproduced / "params.yaml"
     content = yaml.safe_load(params.read_text())
-    content["methods"]["gentle"]["layer"]["eps"] = 0.25
+    content["methods"]["gentle"]["layer"]["eps"] = 0.1  # less than a step
     params.write_text(yaml.safe_dump(content, sort_keys=False))
     path = clone / "nbs/stages/report.ipynb"
     before = path.read_text()
@@ -301,50 +301,3 @@ def test_weights_are_exported_and_disk_is_freed_only_when_asked(reproduced):
     assert "checkpoints" in done.stdout and "would be freed" in done.stdout and (clone / "checkpoints").exists()
     done = call(sys.executable, "-m", "advbn", "clean", "--yes", cwd=clone)
     assert "freed" in done.stdout and not (clone / "checkpoints").exists() and (clone / "data").exists() and (clone / "results").exists()
-
-
-DOCUMENTS = ("README.md", "CONTRIBUTING.md")
-ELSEWHERE = {"make test": "it would run this test", "make reproduce": "a part of `make reproduce-all`", "make lab": "it does not end; see test_lab", "make promises": "it would run this test",
-             "pip install .": "see test_package", "pre-commit install": "not of this project", "dvc repro": "what `make reproduce-all` calls"}  # and why not here
-
-
-def commands(document):
-    "What a document tells its reader to type: lines of its shell blocks, and words in backquotes that begin with a program's name."
-    text = (ROOT / document).read_text()
-    lines = [line.split("#")[0].strip() for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()]
-    words = re.findall(r"`((?:make|advbn|dvc|pip|pre-commit|accelerate|nbdev_\w+|twine)(?: [^`]+)?)`", re.sub(r"```.*?```", "", text, flags=re.S))
-    return [c for c in dict.fromkeys(lines + words) if " " in c or c.startswith("nbdev_")]
-
-
-def test_the_documents_commands_run(clone, make):
-    "Every one, as it is written, in the clone; names in capitals stand for something that is there."
-    found = [c for document in DOCUMENTS for c in commands(document)]
-    assert len(found) > 12
-    (clone / "checkpoint.pth.tar").unlink(missing_ok=True)
-    for command in found:
-        command = command.replace("--profile NAME", "--profile cifar10").replace("study@NAME", "study@ablations").replace("--profile imagenet", "--profile cifar10")
-        if command in ELSEWHERE or command.startswith(("accelerate", "twine upload", "advbn import-official", "advbn evaluate --model", "advbn run")):
-            continue  # see test_sets, test_official and test_anyone, which run them on what they need
-        program, *words = command.split()
-        if program == "make":
-            make(*words)
-        elif program == "nbdev_bump_version":
-            call("nbdev_bump_version", cwd=clone)
-            assert "0.1.1" in (clone / "settings.ini").read_text()
-            call("git", "checkout", "-q", "settings.ini", "advbn/__init__.py", cwd=clone)
-        else:
-            call(sys.executable, "-m", program, *words, cwd=clone)
-
-
-def test_no_target_leaves_files_that_git_does_not_ignore(clone, make):
-    "After the pipeline, the documents' commands and the other targets."
-    listed = make("help").stdout
-    assert {line.split()[0] for line in listed.splitlines()} >= {"reproduce", "test", "lab", "docs", "dist", "export", "readme", "promises", "clean"}
-    for target in ("env", "workshop", "data", "export", "docs", "dist"):
-        make(target)
-    assert (clone / "_docs/index.html").exists() and list((clone / "dist").glob("*.whl"))
-    left = [line for line in call("git", "status", "--porcelain", "--untracked-files=all", cwd=clone).stdout.splitlines() if line.startswith("??")]
-    allowed = ("results/openmoji/",)  # of the added method
-    assert [line for line in left if not line[3:].startswith(allowed)] == []
-    make("clean")
-    assert not any((clone / name).exists() for name in ("executed", "checkpoints", "_docs", "dist", "data"))
