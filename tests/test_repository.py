@@ -136,7 +136,7 @@ def test_help_does_not_load_torch():
 
 def test_the_table_of_promises_is_that_of_the_tests():
     "`make promises` writes it; a test that is new, renamed or gone is noticed here."
-    listed = subprocess.run([sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "promise", "-p", "no:cacheprovider"], cwd=ROOT, capture_output=True, text=True).stdout
+    listed = subprocess.run([sys.executable, "-m", "pytest", "--collect-only", "-q", "-o", "addopts=", "-m", "promise", "-p", "no:cacheprovider"], cwd=ROOT, capture_output=True, text=True).stdout
     names = [line.partition("::")[2] for line in listed.splitlines() if "::" in line]
     table = pd.read_csv(ROOT / "results/promises.csv")
     assert sorted(table.fault) == sorted(fault(name) for name in names) and len(table) > 100
