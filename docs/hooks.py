@@ -60,7 +60,7 @@ def for_readers(path, copy):
                 continue
             cell["source"] = re.sub(r"(?m)^#\| .*\n?", "", source)
         elif cell["cell_type"] == "markdown":
-            cell["source"] = with_formulas(source)
+            cell["source"] = re.sub(r"\]\(([\w/.]+)\.ipynb\)", r"](\1.html)", with_formulas(source))
         shown.append(cell)
     copy.parent.mkdir(parents=True, exist_ok=True)
     copy.write_text(json.dumps(notebook | {"cells": shown}), encoding="utf-8")

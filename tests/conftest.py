@@ -15,6 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RECORDED = [p for p in ("openmoji", "cifar10", "imagenet") if (ROOT / "results" / p).exists()]  # the profiles with results in Git
 
 
+for _name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"):
+    os.environ.pop(_name, None)  # of the make that may have started these tests; some start one of their own
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 

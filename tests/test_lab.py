@@ -11,7 +11,7 @@ import nbformat
 import pytest
 import yaml
 
-from conftest import CHROMIUM, ROOT, copied_project, keep_a_fourth
+from conftest import CHROMIUM, ROOT, borrowed_venv, copied_project, keep_a_fourth
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")]
 
@@ -36,13 +36,14 @@ def project(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def lab(project):
-    "JupyterLab on the copy's notebooks; its address."
+def lab(project, tmp_path_factory):
+    "`make lab` in the copy; its address."
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--IdentityProvider.token=", "--ServerApp.password=",
-               "--expose-app-in-browser", f"--ServerApp.root_dir={project / 'nbs/explore'}", "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    options = ["--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--IdentityProvider.token=", "--ServerApp.password=", "--expose-app-in-browser",
+               "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    command = ["make", "lab", f"VENV={borrowed_venv(tmp_path_factory.mktemp('venv'))}", f"LAB={' '.join(options)}"]
     with open(project / "lab.log", "w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "JUPYTER_CONFIG_DIR": str(project / "config"), "JUPYTER_DATA_DIR": str(project / "jupyter"), "DVC_NO_ANALYTICS": "1"},
                                   cwd=project, start_new_session=True)
@@ -77,7 +78,7 @@ def notebook(lab, browser, tmp_path_factory):
     def run(name, timeout=240):
         page = browser.new_page(viewport={"width": 1300, "height": 1500})
         pages.append((name, page))
-        page.goto(f"{lab}/lab/tree/{name}.ipynb?reset", wait_until="domcontentloaded")
+        page.goto(f"{lab}/lab/tree/explore/{name}.ipynb?reset", wait_until="domcontentloaded")
         page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
         page.wait_for_function("window.jupyterapp && window.jupyterapp.shell.currentWidget && window.jupyterapp.shell.currentWidget.sessionContext"
                                " && window.jupyterapp.shell.currentWidget.sessionContext.session"
@@ -145,6 +146,11 @@ def test_ones_own_images_become_a_robust_network(notebook, project):
     page = notebook("your_data", timeout=400)
     assert (project / "sets/robust.safetensors").exists()
     assert page.evaluate("document.body.innerText.includes('mean error, unnormalised')") or page.locator("text=mean error").count()
+
+
+def test_the_numbered_notebooks_are_there_too(lab):
+    with urllib.request.urlopen(f"{lab}/api/contents") as answer:
+        assert {"00_statistics.ipynb", "explore"} <= {entry["name"] for entry in json.load(answer)["content"]}
 
 
 def test_the_notebooks_say_what_their_settings_do():
