@@ -83,10 +83,11 @@ def fit_decoder(autoencoder: Autoencoder, loader, epochs: int, lr: float, progre
         history, step, total = kept["history"], kept["step"], kept["total"]
 
     def keep():
-        if not all(p.isfinite().all() for p in autoencoder.decoder.parameters()):
-            kept = f"; the last good progress is {progress.path}" if progress and progress.path.exists() else ""
-            raise FloatingPointError(f"decoder: a weight is NaN or infinite after step {step} (learning rate {schedule.get_last_lr()[0]:g}); try a smaller learning rate{kept}")
-        if progress and (progress.due(step, epochs * len(loader)) or progress.asked):
+        due = progress and (progress.due(step, epochs * len(loader)) or progress.asked)
+        if (due or step % len(loader) == 0) and not all(p.isfinite().all() for p in autoencoder.decoder.parameters()):
+            raise FloatingPointError(f"decoder: a weight is NaN or infinite after step {step} (learning rate {schedule.get_last_lr()[0]:g}); "
+                                     f"try a smaller learning rate{progress.last_good() if progress else ''}")
+        if due:
             progress.keep(step, progress.asked is not None, history=history, total=float(total))
 
     bar = tqdm(total=epochs * len(loader), initial=step, desc="decoder", unit="step")

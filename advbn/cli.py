@@ -46,12 +46,14 @@ def data(root: Annotated[Optional[Path], typer.Option(help="Folder to build; by 
     "Draw the embedded images. Example: advbn data"
     from advbn.openmoji import build_openmoji, fingerprint
     from advbn.parameters import project_root
+    from advbn.progress import held
     root = (root or project_root() / "data").resolve()
     pinned = _data_pin(root)
     if pinned and root.is_dir() and fingerprint(root)["md5"] == pinned:
         print(f"{root} is complete")
         return
-    found = build_openmoji(root, pinned)
+    with held(root, "drawn"):
+        found = build_openmoji(root, pinned)
     print(f"{root}: {found['nfiles']} files, hash {found['md5']}{' as pinned' if pinned else ''}")
 
 

@@ -33,33 +33,27 @@ def write_checked(state, path: Path):
 
     Raises `OSError` with the name of the last good file if the disk is full or cannot be written."""
     import torch
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    buffer, partial = io.BytesIO(), path.with_name(f".{path.name}.partial")
+    from advbn.weights import whole_file
+    path, buffer = Path(path), io.BytesIO()
     torch.save(state, buffer)
+
+    def put_aside():
+        if path.exists() and (_checked(path) or not _spare(path).exists()):  # a damaged file must not push the good one out
+            path.replace(_spare(path))
+
     try:
-        with open(partial, "wb") as file:
+        with whole_file(path, put_aside) as file:
             file.write(hashlib.sha256(buffer.getbuffer()).hexdigest().encode() + b"\n")
             file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
     except OSError as error:
-        partial.unlink(missing_ok=True)
         last = next((p for p in (path, _spare(path)) if p.exists()), "none")
-        raise OSError(error.errno, f"{path} could not be written: {error.strerror}; the last good progress is {last}") from None
-    if path.exists() and (_is_whole(path) or not _spare(path).exists()):  # a damaged file must not push the good one out
-        path.replace(_spare(path))
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        raise OSError(error.errno, f"{error.strerror}; the last good progress is {last}") from None
 
 
-def _is_whole(path):
+def _checked(path):
+    "The bytes of a file that stand under their checksum; `None` if they are not those."
     head, _, body = path.read_bytes().partition(b"\n")
-    return hashlib.sha256(body).hexdigest().encode() == head
+    return body if hashlib.sha256(body).hexdigest().encode() == head else None
 
 
 def read_checked(path: Path):
@@ -69,8 +63,7 @@ def read_checked(path: Path):
     for file in (Path(path), _spare(Path(path))):
         if not file.exists():
             continue
-        head, _, body = file.read_bytes().partition(b"\n")
-        if hashlib.sha256(body).hexdigest().encode() == head:
+        if body := _checked(file):
             return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
         warnings.warn(f"{file} is truncated or altered and is passed over", stacklevel=2)
     return None
@@ -174,6 +167,10 @@ class Progress:
     def due(self, step: int, last: int) -> bool:
         "Whether the run is to be kept after this `step` of `last`."
         return step % self.every == 0 or step == last
+
+    def last_good(self) -> str:
+        "What a message about a failure says of what was kept; nothing if nothing was."
+        return f"; the last good progress is {self.path}" if self.path.exists() else ""
 
     def keep(self, step: int, stop: bool, **state):
         "Write the parts and `state`, and raise `Interrupted` if the run is to stop."

@@ -32,7 +32,7 @@ from .sets import open_set, place
 from .shifts import cells, store_cells, stored_cells
 from .splitting import split
 from .training import finetuning_net, fit, pretraining_net
-from .weights import load_into, save_state
+from .weights import load_into, save_state, whole_file
 
 # %% ../nbs/30_runs.ipynb #a985d9ae
 def checkpoint(params: Params, method: str, seed: int, branch: str = "clean") -> Path:
@@ -164,7 +164,7 @@ def finetuned(params: Params, run: Run, model: torch.nn.Module, data, seed: int,
     "`(AdvBNNet, rows per epoch)` of a run from its pretrained network; the network is `None` where nothing is trained."
     if run.method.train == "nothing":
         return None, []
-    net = finetuning_net(model, run.after, run.method.layer and run.method.layer.model_dump())
+    net = finetuning_net(model, run.after, run.method.options)
     loader = data.batches(run.finetune.batch_size, seed, accelerator, params.current.data.augment, run.augmentation)
     return net, fit(net, loader, run.finetune, seed, f"{run.name}, seed {seed}", accelerator, progress)
 
@@ -303,7 +303,5 @@ def keep_rows(found: pd.DataFrame, path: Path):
     if path.exists():
         kept = pd.read_csv(path)
         found = pd.concat([kept[~kept.seed.isin(found.seed.unique())], found]).sort_values("seed", kind="stable")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.partial")
-    found.to_csv(unfinished, index=False)
-    unfinished.replace(path)
+    with whole_file(path) as file:
+        file.write(found.to_csv(index=False).encode())

@@ -22,6 +22,7 @@ from .layer import AdvBN
 from .openmoji import DataError
 from .progress import held
 from .styles import adversarial, reconstructed, style_images, stylized
+from .weights import whole_file
 
 # %% ../nbs/25_shifts.ipynb #f1e29b05
 SHIFTS = ("clean", "corruptions", "instagram", "sketch", "stylized")  # columns of the robustness table, in its order
@@ -82,9 +83,9 @@ def store_cells(cells, folder: Path) -> pd.DataFrame:
             path.parent.mkdir(parents=True, exist_ok=True)
             np.savez(path, images=images.images.cpu().numpy(), targets=images.targets.cpu().numpy())
             rows.append({"shift": shift, "cell": cell, "images": len(images)})
-        listed, unfinished = pd.DataFrame(rows), folder / ".cells.csv.partial"
-        listed.to_csv(unfinished, index=False)
-        unfinished.replace(folder / "cells.csv")
+        listed = pd.DataFrame(rows)
+        with whole_file(folder / "cells.csv") as file:
+            file.write(listed.to_csv(index=False).encode())
     return listed
 
 
