@@ -6,8 +6,9 @@
 __all__ = ['LARGE', 'SMALL', 'disk', 'defocus_blur', 'shuffled', 'glass_blur', 'move_blur', 'motion_blur', 'zoom_blur',
            'gaussian_blur']
 
-# %% ../nbs/16_blur.ipynb #f9983710
+# %% ../nbs/16_blur.ipynb #44ddddc1
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -48,24 +49,40 @@ def defocus_blur(x, c, random):
     kernel = disk(*c).to(x)
     reach = len(kernel) // 2
     flat = F.pad(x.flatten(0, 1)[:, None], (reach,) * 4, mode="reflect")
-    return F.conv2d(flat, kernel[None, None]).view(x.shape)
+    if min(x.shape[-2:]) <= 120:
+        return F.conv2d(flat, kernel[None, None]).view(x.shape)
+    size = flat.shape[-2:]  # a disk of hundreds of pixels is cheaper as a product of spectra; what wraps around is cut off
+    blurred = torch.fft.irfft2(torch.fft.rfft2(flat) * torch.fft.rfft2(kernel, size), size)
+    return blurred[..., 2 * reach:, 2 * reach:].view(x.shape)
 
 # %% ../nbs/16_blur.ipynb #1da496d6
 def shuffled(n: int, h: int, w: int, delta: int, moves: torch.Tensor) -> torch.Tensor:
     "Source pixel of each pixel, `[n, h * w]`, after one round; `moves` `[n, h, w, 2]` are the (row, column) offsets from -delta to delta - 1."
-    source = torch.arange(h * w, device=moves.device).repeat(n, 1)
-    target = torch.arange(h, device=moves.device)[:, None] * w + torch.arange(w, device=moves.device)
-    look = (target + moves[..., 0] * w + moves[..., 1]).flatten(1)
-    slope = delta + 1
+    order, counts = (torch.from_numpy(a) for a in _fronts(h, w, delta))
+    place = torch.empty_like(order)  # of each pixel in the order of visits: those of one moment stand side by side in memory
+    place[order] = torch.arange(h * w)
+    visited, order, place = int(counts.sum()), order.to(moves.device), place.to(moves.device)
+    target = order[:visited]
+    look = target + (moves[..., 0] * w + moves[..., 1]).flatten(1)[:, target]
+    look = place[look].T.contiguous()
+    source = order[:, None].repeat(1, n)
+    begin = 0
+    for count in counts.tolist():
+        now = slice(begin, begin + count)
+        source[now] = source.gather(0, look[now])
+        begin += count
+    return source[place].T
+
+
+@lru_cache(maxsize=16)
+def _fronts(h, w, delta):
+    "All pixels in the order in which they are visited, those that are not at the end, and how many are visited together."
     rows = np.arange(h - delta, delta, -1)
     columns = w - delta - np.arange(w - 2 * delta)
-    time = (rows[0] - rows)[:, None] * slope + (columns[0] - columns)[None]
-    place = (rows[:, None] * w + columns[None]).ravel()
-    order = np.argsort(time.ravel(), kind="stable")
-    counts = np.bincount(time.ravel())
-    for now in torch.from_numpy(place[order]).to(moves.device).split(counts[counts > 0].tolist()):
-        source[:, now] = source.gather(1, look[:, now])
-    return source
+    time = ((rows[0] - rows)[:, None] * (delta + 1) + (columns[0] - columns)[None]).ravel()
+    visited = (rows[:, None] * w + columns[None]).ravel()[np.argsort(time, kind="stable")]
+    counts = np.bincount(time)
+    return np.concatenate([visited, np.setdiff1d(np.arange(h * w), visited)]), counts[counts > 0]
 
 
 def glass_blur(x, c, random):

@@ -51,13 +51,21 @@ def gaussian_kernel(sigma: float, truncate: float = 4.0) -> torch.Tensor:
 
 def gaussian_filter(x: torch.Tensor, sigma: float, truncate: float = 4.0) -> torch.Tensor:
     "Smooth `[N, C, H, W]` by `sigma` pixels; the border is repeated."
-    kernel = gaussian_kernel(sigma, truncate).to(x)
-    radius = len(kernel) // 2
+    kernel = gaussian_kernel(sigma, truncate).tolist()
+    radius, (h, w) = len(kernel) // 2, x.shape[-2:]
     if radius == 0:
         return x
-    flat = F.pad(x.flatten(0, 1)[:, None], (radius,) * 4, mode="replicate")
-    flat = F.conv2d(F.conv2d(flat, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
-    return flat.view(x.shape)
+    padded = F.pad(x, (radius,) * 4, mode="replicate")
+    across = _weighted(kernel, [padded[..., i:i + w] for i in range(len(kernel))])
+    return _weighted(kernel, [across[..., i:i + h, :] for i in range(len(kernel))])
+
+
+def _weighted(weights, parts):
+    "The sum of weighted tensors; for a single channel many times as fast as a convolution on a CPU."
+    total = parts[0] * weights[0]
+    for weight, part in zip(weights[1:], parts[1:]):
+        total.add_(part, alpha=weight)
+    return total
 
 # %% ../nbs/14_fields.ipynb #178fd2a2
 def clipped_zoom(x: torch.Tensor, factor: float, centred: bool = False) -> torch.Tensor:
