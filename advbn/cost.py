@@ -41,7 +41,7 @@ def run_flops(run: Run, classes: int, size: int) -> float:
     "Operations per image of a training step of `run` on images of `size` pixels; zero where nothing is trained."
     if run.method.train == "nothing":
         return 0.0
-    net = finetuning_net(build_model(run.network.name, classes), run.after, run.method.layer and run.method.layer.model_dump())
+    net = finetuning_net(build_model(run.network.name, classes), run.after, run.method.options)
     return step_flops(net, torch.zeros(4, 3, size, size).uniform_(-1, 1), torch.arange(4) % classes)
 
 

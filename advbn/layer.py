@@ -114,12 +114,15 @@ class AdvBN(nn.Module):
         start: str = "clean",  # "clean" or "random"
         perturb: str = "both",  # "mean", "std" or "both": which factors move; the others stay one
         batch_statistics: bool = False,  # the attack's batch norms use the batch's statistics, not the running ones (official code: running)
+        share: float = 1.0,  # of the batch, its first images, on which the factors are found; they act on all of it
         sync_statistics: bool = False,  # processes that share a batch agree on one mean and one pair of factors (official code: each has its own)
     ):
         super().__init__()
         for name, value in (("eps", eps), ("step_size", step_size)):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
                 raise ValueError(f"{name} is {value!r}; allowed is a finite number that is not negative")
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+            raise ValueError(f"share is {share!r}; allowed is a fraction of the batch above 0, up to 1")
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
             raise ValueError(f"steps is {steps!r}; allowed is a whole number from 0")
         for name, value, allowed in (("rectify", rectify, (True, False)), ("start", start, ("clean", "random")),
@@ -127,14 +130,17 @@ class AdvBN(nn.Module):
             if not any(value is a or (isinstance(a, str) and value == a) for a in allowed):
                 raise ValueError(f"{name} is {value!r}; allowed are {' and '.join(map(repr, allowed))}")
         self.eps, self.step_size, self.steps, self.rectify, self.start = eps, step_size, steps, rectify, start
-        self.perturb, self.batch_statistics, self.sync_statistics = perturb, batch_statistics, sync_statistics
+        self.perturb, self.batch_statistics, self.share, self.sync_statistics = perturb, batch_statistics, share, sync_statistics
 
     def extra_repr(self):
         return (f"eps={self.eps}, step_size={self.step_size}, steps={self.steps}, rectify={self.rectify}, start={self.start!r}, "
-                f"perturb={self.perturb!r}, batch_statistics={self.batch_statistics}, sync_statistics={self.sync_statistics}")
+                f"perturb={self.perturb!r}, batch_statistics={self.batch_statistics}, share={self.share}, sync_statistics={self.sync_statistics}")
 
     def _ascend(self, features, mu, targets, head, loss_fn):
         "The factors `[2, 1, C, 1, 1]` of mean and standard deviation for detached `features`."
+        seen = math.ceil(self.share * len(features))
+        if seen < len(features):
+            features, targets = features[:seen], targets[:seen]
         factors = mu.new_ones((2, *mu.shape))
         moved = {"both": slice(None), "mean": slice(0, 1), "std": slice(1, 2)}[self.perturb]
         if self.start == "random":

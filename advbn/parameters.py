@@ -49,6 +49,7 @@ class Layer(_Strict):
     start: Literal["clean", "random"] = "clean"
     perturb: Literal["both", "mean", "std"] = "both"
     batch_statistics: bool = False
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
     sync_statistics: bool = False
 
 
@@ -57,13 +58,26 @@ class Method(_Strict):
     label: str
     train: Literal["nothing", "clean", "adversarial"]
     layer: Layer | None = None
+    recipe: Literal["faithful", "fast"] = "faithful"  # what `prepare` knows under this name
+    unpaired: bool = False  # half of a batch for each branch
     after: str | None = None
 
     @model_validator(mode="after")
     def _layer_only_where_it_acts(self):
-        if (self.layer is not None) != (self.train == "adversarial"):
-            raise ValueError(f"train: {self.train} {'needs a' if self.layer is None else 'takes no'} layer")
+        if self.recipe == "fast" and (self.layer is not None or self.unpaired or self.train != "adversarial"):
+            raise ValueError("recipe: fast stands for all that is said of an adversarial training; it takes no layer and no unpaired")
+        if (self.layer is not None or self.recipe == "fast") != (self.train == "adversarial"):
+            raise ValueError(f"train: {self.train} {'needs a' if self.layer is None else 'takes no'} layer" + (" or recipe: fast" if self.layer is None else ""))
+        if self.unpaired and self.train != "adversarial":
+            raise ValueError(f"train: {self.train} has one branch; unpaired is for adversarial training")
         return self
+
+    @property
+    def options(self) -> dict | None:
+        "What `prepare` is told, or `None` where nothing is attacked."
+        if self.train != "adversarial":
+            return None
+        return {"recipe": "fast"} if self.recipe == "fast" else {**self.layer.model_dump(), "unpaired": self.unpaired}
 
 
 class Augment(_Strict):

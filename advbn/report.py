@@ -208,7 +208,7 @@ def study_label(params: Params, study: str, base: str, method: str, remark: bool
     section, start = params.studies[study], params.bases[base]
     methods = params.methods_of(study)
     words = (f"{start.label}: " if len(section.bases) > 1 else "") + methods[method].label
-    return words + (f" ({start.remark})" if remark and start.remark and methods[method].layer else "")
+    return words + (f" ({start.remark})" if remark and start.remark and methods[method].options else "")
 
 
 def study_rows(table: pd.DataFrame, params: Params):

@@ -43,7 +43,7 @@ class _Meter:
         self.reset()
 
     def reset(self):
-        self.clean = self.adversarial = self.correct = self.images = 0
+        self.clean = self.adversarial = self.correct = self.judged = self.images = 0
 
     def _see(self, module, inputs, logits):
         if module.training and self.logits is None:
@@ -52,13 +52,13 @@ class _Meter:
     def add(self, clean, adversarial, targets):
         n = len(targets)
         labels = targets if targets.ndim == 1 else targets.argmax(1)
-        self.correct = self.correct + (self.logits.argmax(1) == labels).sum()
+        self.correct = self.correct + (self.logits.argmax(1) == labels[:len(self.logits)]).sum()  # of an unpaired batch the first half
         self.clean, self.adversarial = self.clean + n * clean.detach(), self.adversarial + n * adversarial.detach()
-        self.images, self.logits = self.images + n, None
+        self.images, self.judged, self.logits = self.images + n, self.judged + len(self.logits), None
 
     def state(self) -> dict:
         "What has been summed up so far in this process."
-        return {name: getattr(self, name) for name in ("clean", "adversarial", "correct", "images")}
+        return {name: getattr(self, name) for name in ("clean", "adversarial", "correct", "judged", "images")}
 
     def restore(self, state: dict, device):
         for name, value in state.items():
@@ -68,12 +68,12 @@ class _Meter:
         "Sum up what all processes have seen."
         if accelerator.num_processes > 1:
             sums = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=accelerator.device).float()
-                                for v in (self.clean, self.adversarial, self.correct, self.images)])
-            self.clean, self.adversarial, self.correct, self.images = accelerator.reduce(sums, "sum").tolist()
+                                for v in (self.clean, self.adversarial, self.correct, self.judged, self.images)])
+            self.clean, self.adversarial, self.correct, self.judged, self.images = accelerator.reduce(sums, "sum").tolist()
 
     def means(self) -> dict:
         return {"clean_loss": float(self.clean) / self.images, "adversarial_loss": float(self.adversarial) / self.images,
-                "accuracy": 100 * float(self.correct) / self.images}
+                "accuracy": 100 * float(self.correct) / self.judged}
 
 # %% ../nbs/27_training.ipynb #1a914545
 def fit(
@@ -102,7 +102,7 @@ def fit(
     loss_fn = partial(F.cross_entropy, label_smoothing=recipe.label_smoothing)
     meter, history, step, lr = _Meter(net.head), [], 0, recipe.lr
     parts = {"net": net, "optimizer": optimizer, "scheduler": scheduler, **({"scaler": accelerator.scaler} if accelerator.scaler else {})}
-    kept = progress and progress.resume({"title": title, "recipe": recipe.model_dump(), "seed": seed, "steps": len(loader), "layer": str(net.layer),
+    kept = progress and progress.resume({"title": title, "recipe": recipe.model_dump(), "seed": seed, "steps": len(loader), "layer": str(net.layer), "unpaired": net.unpaired,
                                        "processes": accelerator.num_processes, "weights": fingerprint(net.state_dict()), "batches": loader.identity()}, parts)
     if kept:
         history, step = kept["history"], kept["step"]
@@ -110,8 +110,7 @@ def fit(
 
     def diverged(what):
         "Stop, and say where."
-        kept = f"; the last good progress is {progress.path}" if progress and progress.path.exists() else ""
-        raise FloatingPointError(f"{title}: {what} at step {step} (learning rate {lr:g}); try a smaller learning rate{kept}")
+        raise FloatingPointError(f"{title}: {what} at step {step} (learning rate {lr:g}); try a smaller learning rate{progress.last_good() if progress else ''}")
 
     def keep(now):
         "Write how far the run has come, if it is time or somebody asked; several processes agree on it now and then."
@@ -173,9 +172,9 @@ def pretraining_net(model: nn.Module) -> AdvBNNet:
     return AdvBNNet(nn.Identity(), model, parent=model.state_dict())
 
 
-def finetuning_net(model: nn.Module, after: str, layer: dict | None) -> AdvBNNet:
-    "`model` cut at `after`, with the AdvBN options `layer`, or without a layer for the clean control; trains `model` itself if that."
-    if layer is not None:
-        return prepare(model, after, **layer)
+def finetuning_net(model: nn.Module, after: str, options: dict | None) -> AdvBNNet:
+    "`model` cut at `after`, with these `options` of `prepare`, or without a layer for the clean control, which trains `model` itself."
+    if options is not None:
+        return prepare(model, after, **options)
     stem, head = split(model, after)
     return AdvBNNet(stem, head, None, model.state_dict())
