@@ -289,32 +289,54 @@ def plan(profile: Annotated[Optional[str], typer.Option(help="A profile of param
 
 
 @app.command()
-def bench(what: Annotated[str, typer.Argument(help="step: AdvBN's training step against one written straight from the formula.")] = "step",
-          network: Annotated[str, typer.Option(help="A torchvision ResNet.")] = "resnet18", batch: Annotated[int, typer.Option(min=1)] = 16,
-          size: Annotated[int, typer.Option(help="Pixels.", min=32)] = 112, device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-          repetitions: Annotated[int, typer.Option(help="Turns that count.", min=3)] = 9,
+def bench(what: Annotated[str, typer.Argument(help="step: AdvBN's training step against one written straight from the formula; corrupt: the corruptions against imagecorruptions-imaug; "
+                                                   "evaluate: all 75 cells against the forward passes alone; scale: growth with images, classes, batch, steps and processes.")] = "step",
+          network: Annotated[str, typer.Option(help="A torchvision ResNet, for step and evaluate.")] = "resnet18",
+          batch: Annotated[Optional[int], typer.Option(help="Images; 16 for step, 64 for corrupt, 8 for evaluate.", min=2)] = None,
+          size: Annotated[Optional[int], typer.Option(help="Pixels; 112 for step, else 224.", min=32)] = None,
+          device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+          repetitions: Annotated[int, typer.Option(help="Turns that count.", min=3)] = 7,
           json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False):
     "Ratios of speed, measured in turns; kept under results/bench/. Example: advbn bench step --network resnet50 --batch 8"
+    import difflib
     from advbn.parameters import ParameterError
-    if what != "step":
-        raise ParameterError(f"bench takes 'step', not {what!r}")
+    kinds = ("step", "corrupt", "evaluate", "scale")
+    if what not in kinds:
+        near = difflib.get_close_matches(what, kinds, 1, 0.4)
+        raise ParameterError(f"bench takes {', '.join(map(repr, kinds))}, not {what!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     if not network.startswith("resnet"):
         raise ParameterError(f"--network is {network!r}; the reference is written for torchvision's ResNets, such as 'resnet18'")
     import torch
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise ParameterError(f"--device is {device!r}; allowed is cpu" + (" and cuda" if torch.cuda.is_available() else ", there is no CUDA device"))
+    if device not in ("cpu", "cuda") or (device == "cuda" and (what == "scale" or not torch.cuda.is_available())):
+        raise ParameterError(f"--device is {device!r}; allowed is cpu" + ("" if what == "scale" else " and cuda" if torch.cuda.is_available() else ", there is no CUDA device"))
     import pandas as pd
-    from advbn.bench import bench_step, step_chart, write_bench
-    found = bench_step(network, batch, size, device, repetitions)
-    path = write_bench(found, f"step-{network}-{device}")
-    step_chart(found).savefig(path.with_suffix(".png"), dpi=160)
-    if json:
-        print(path.read_text())
-        return
-    print(pd.DataFrame(found["ratios"]).T.round(2).to_string())
-    print(f"cost of a step, clean fine-tune of the head = 1: operations {found['operations, relative']:.2f}, "
-          + ", ".join(f"{name} {cost:.2f}" for name, cost in found["costs, relative"].items()))
-    print(f"largest difference of losses over three steps: {found['largest difference of losses']:.1e}; {path}")
+    from advbn import bench as rooms
+    given = {k: v for k, v in (("batch", batch), ("size", size)) if v is not None}
+    if what == "scale":
+        if given:
+            raise ParameterError(f"bench scale takes no --{next(iter(given))}; it grows them")
+        found, name = rooms.bench_scale(repetitions), "scale-cpu"
+        table = pd.DataFrame([{"what": kind, "value": v, **numbers} for kind, values in found["growth"].items() for v, numbers in values.items()]).round(2).to_string(index=False)
+        said = f"{found['processes']} processes reach {found['efficiency']['median']:.2f} of {found['processes']} times one"
+    elif what == "corrupt":
+        found, name = rooms.bench_corrupt(device=device, repetitions=repetitions, **given), f"corrupt-{device}"
+        table, said = pd.DataFrame(found["corruptions"]).T.round(2).to_string(), f"{found['images a second']:.0f} images a second over the fifteen"
+    elif what == "evaluate":
+        found, name = rooms.bench_evaluate(network, device=device, repetitions=repetitions, **given), f"evaluate-{network}-{device}"
+        table = pd.DataFrame(found["times"]).median().round(2).to_string()
+        said = f"all cells take {found['all cells, relative']:.2f} times the forward passes, with two branches {found['two branches, relative']:.2f} times those of both"
+    else:
+        found, name = rooms.bench_step(network, device=device, repetitions=repetitions, **given), f"step-{network}-{device}"
+        table = pd.DataFrame(found["ratios"]).T.round(2).to_string()
+        memory = found["peak memory, relative"]
+        said = (f"cost of a step, clean fine-tune of the head = 1: operations {found['operations, relative']:.2f}, "
+                + ", ".join(f"{mode} {cost:.2f}" for mode, cost in found["costs, relative"].items())
+                + f"\nfast recipe: {found['fast recipe, share of a faithful step']:.2f} of a faithful step"
+                + (f"; peak memory {memory:.2f} times a clean step's" if memory else "")
+                + f"; largest difference of losses over three steps: {found['largest difference of losses']:.1e}")
+    path = rooms.write_bench(found, name)
+    getattr(rooms, f"{what}_chart")(found).savefig(path.with_suffix(".png"), dpi=160)
+    print(path.read_text() if json else f"{table}\n{said}\n{path}")
 
 
 @app.command()

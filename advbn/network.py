@@ -48,27 +48,35 @@ class AdvBNNet(nn.Module):
         "The parameters of the head that ask for a gradient, those of both branches."
         return [p for p in self.head.parameters() if p.requires_grad]
 
-    def forward(self, images, targets=None, loss_fn=F.cross_entropy):
+    def forward(self, images, targets=None, loss_fn=F.cross_entropy, backward=None):
         "Logits `[N, K]` on the current branch; with `targets`, what `losses` returns."
-        return self.head(self.stem(images)) if targets is None else self.losses(images, targets, loss_fn)
+        return self.head(self.stem(images)) if targets is None else self.losses(images, targets, loss_fn, backward)
 
     def features(self, images):
         "The stem's features, without gradient."
         with torch.no_grad():
             return self.stem(images)
 
-    def losses(self, images, targets, loss_fn=F.cross_entropy) -> tuple:
+    def losses(self, images, targets, loss_fn=F.cross_entropy, backward=None) -> tuple:
         """`(clean, adversarial)` losses of one mini-batch; train on their sum (AdvBN, equation 3).
 
-        `images` `[N, 3, H, W]`, `targets` `[N]` class indices or `[N, K]` probabilities.
-        Without a layer the second loss is a constant zero. Raises `ValueError` for an unpaired batch of one image."""
+        `images` `[N, 3, H, W]`, `targets` `[N]` class indices or `[N, K]` probabilities. A function `backward` is called with each loss as soon
+        as it is there, and the losses come back detached: the gradients are those of the sum, and what the first pass keeps for its gradient
+        has been freed when the attack begins. Without a layer the second loss is a constant zero. Raises `ValueError` for an unpaired batch of one image."""
         features = self.features(images)
         ours, theirs = self._parts(features, targets)
         with use_branch(self.head, "clean"):
-            clean = loss_fn(self.head(ours[0]), ours[1])
+            clean = self._done(loss_fn(self.head(ours[0]), ours[1]), backward)
         if self.layer is None:
             return clean, clean.new_zeros(())
-        return clean, self._adversarial(*theirs, loss_fn)
+        return clean, self._done(self._adversarial(*theirs, loss_fn), backward)
+
+    def _done(self, loss, backward):
+        if backward is None:
+            return loss
+        with torch.autocast(loss.device.type, enabled=False):
+            backward(loss)
+        return loss.detach()
 
     def adversarial_loss(self, images, targets, loss_fn=F.cross_entropy):
         "The second of the two `losses` alone, for a training loop that computes the first itself. Needs a layer."

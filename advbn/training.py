@@ -100,6 +100,7 @@ def fit(
     optimizer, scheduler = build_optimizer(net.trainable_parameters(), recipe, len(loader))
     wrapped, optimizer = accelerator.prepare(net, optimizer)
     loss_fn = partial(F.cross_entropy, label_smoothing=recipe.label_smoothing)
+    in_turn = accelerator.backward if accelerator.num_processes == 1 else None  # several processes exchange gradients once, for the sum
     meter, history, step, lr = _Meter(net.head), [], 0, recipe.lr
     parts = {"net": net, "optimizer": optimizer, "scheduler": scheduler, **({"scaler": accelerator.scaler} if accelerator.scaler else {})}
     kept = progress and progress.resume({"title": title, "recipe": recipe.model_dump(), "seed": seed, "steps": len(loader), "layer": str(net.layer), "unpaired": net.unpaired,
@@ -141,10 +142,11 @@ def fit(
                 torch.manual_seed(step_seed(seed, "step", step, accelerator.process_index))
                 lr = scheduler.get_last_lr()[0]
                 try:
-                    clean, adversarial = wrapped(images, targets, loss_fn)
+                    clean, adversarial = wrapped(images, targets, loss_fn, in_turn)
                 except NotFinite as error:
                     diverged(str(error))
-                accelerator.backward(clean + adversarial)
+                if in_turn is None:
+                    accelerator.backward(clean + adversarial)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 scheduler.step()

@@ -162,6 +162,27 @@ def test_random_start_is_uniform_in_the_ball_and_follows_the_seed():
     assert torch.equal(layer.attack(features, targets, nn.Identity())[0], m)
 
 
+@pytest.mark.parametrize("share, seen", [(0.5, 3), (0.34, 3), (1 / 6, 1), (0.01, 1), (1.0, 6)])
+def test_a_share_of_the_batch_finds_the_factors_for_all_of_it(share, seen):
+    "The first images are attacked with the mean of the whole batch, and every image is changed."
+    features, targets = batch()
+    head, looked = small_head().eval(), []
+
+    def watched(x):
+        looked.append(len(x))
+        return head(x)
+
+    made = AdvBN(steps=2, share=share)(features, targets, watched)
+    assert set(looked) == {seen} and made.shape == features.shape
+    mu, factors = features.mean((0, 2, 3), keepdim=True), torch.ones(2, 1, 4, 1, 1)
+    for _ in range(2):
+        factors.requires_grad_()
+        loss = F.cross_entropy(head(((features[:seen] - mu) * factors[1] + mu * factors[0]).relu()), targets[:seen])
+        gradient, = torch.autograd.grad(loss, factors)
+        factors = (factors.detach() + 0.2 * gradient.sign()).clamp(-0.1, 2.1)
+    assert torch.allclose(made, ((features - mu) * factors[1] + mu * factors[0]).relu(), atol=1e-5)
+
+
 def test_no_steps_from_the_clean_start_change_nothing():
     features, targets = batch()
     assert torch.equal(AdvBN(steps=0)(features, targets, small_head()), features)
@@ -187,6 +208,7 @@ def test_autocast_and_half_precision_find_the_same_signs():
     ({"eps": -0.1}, "eps is -0.1"), ({"eps": float("nan")}, "eps is nan"), ({"eps": "1"}, "eps is '1'"),
     ({"step_size": float("inf")}, "step_size is inf"), ({"steps": -1}, "steps is -1"), ({"steps": 1.5}, "steps is 1.5"),
     ({"steps": True}, "steps is True"), ({"start": "warm"}, "'clean' and 'random'"), ({"rectify": 1}, "rectify is 1"),
+    ({"share": 0.0}, "share is 0.0"), ({"share": 1.5}, "share is 1.5"), ({"share": True}, "share is True"), ({"share": "half"}, "share is 'half'"),
     ({"perturb": "variance"}, "'both' and 'mean' and 'std'"), ({"batch_statistics": None}, "batch_statistics is None")])
 def test_bad_settings(options, words):
     with pytest.raises(ValueError, match=words):

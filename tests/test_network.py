@@ -8,6 +8,7 @@ from torchvision.models import densenet121, resnet18
 
 import advbn
 from advbn import AdvBN, AdvBNNet, prepare, use_branch
+from advbn.network import RECIPES
 
 
 @pytest.fixture
@@ -85,6 +86,47 @@ def test_the_two_gradients_are_those_of_two_separate_passes(trained):
         F.cross_entropy(other.head(adversarial), targets).backward()
     for a, b in zip(net.trainable_parameters(), other.trainable_parameters()):
         assert torch.allclose(a.grad, b.grad, atol=1e-5)
+
+
+def test_losses_propagated_in_turn_give_the_gradients_of_the_sum(trained):
+    _, net, images, targets = trained
+    net.zero_grad()
+    other = copy.deepcopy(net)
+    losses = net.losses(images, targets)
+    sum(losses).backward()
+    seen = []
+
+    def backward(loss):
+        seen.append(loss.item())
+        loss.backward()
+
+    found = other.losses(images, targets, backward=backward)
+    assert seen == [loss.item() for loss in losses] == [loss.item() for loss in found] and not any(loss.requires_grad for loss in found)
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(net.trainable_parameters(), other.trainable_parameters()))
+
+
+def test_an_unpaired_batch_has_a_half_for_each_branch(trained):
+    _, net, images, targets = trained
+    net = copy.deepcopy(net).eval()
+    net.layer.steps, net.unpaired, half = 0, True, (len(images) + 1) // 2
+    clean, adversarial = net.losses(images, targets)
+    for branch, loss, part in (("clean", clean, slice(half)), ("adversarial", adversarial, slice(half, None))):
+        with use_branch(net, branch), torch.no_grad():
+            assert torch.allclose(F.cross_entropy(net(images[part]), targets[part]), loss, atol=1e-6)
+    assert torch.equal(net.adversarial_loss(images, targets), adversarial)
+    with pytest.raises(ValueError, match="an unpaired batch holds one image"):
+        net.losses(images[:1], targets[:1])
+
+
+def test_recipes_are_sets_of_options_that_may_be_changed():
+    net = prepare(resnet18(), recipe="fast")
+    options = RECIPES["fast"]
+    assert net.unpaired == options.get("unpaired", False) and all(getattr(net.layer, k) == v for k, v in options.items() if k != "unpaired")
+    other = prepare(resnet18(), recipe="fast", steps=3)
+    assert other.layer.steps == 3 and other.layer.start == net.layer.start
+    assert str(prepare(resnet18(), recipe="faithful").layer) == str(prepare(resnet18()).layer) and prepare(resnet18()).layer.steps == 6
+    with pytest.raises(ValueError, match="recipe is 'fats'; allowed are 'faithful' and 'fast'; did you mean 'fast'"):
+        prepare(resnet18(), recipe="fats")
 
 
 def test_rectification_is_read_off_the_network():

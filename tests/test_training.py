@@ -30,7 +30,7 @@ def model(name="small_resnet"):
     return build_model(name, 9)
 
 
-@pytest.mark.parametrize("layer", [None, {"steps": 1}, {"steps": 0, "start": "random"}])
+@pytest.mark.parametrize("layer", [None, {"steps": 1}, {"steps": 0, "start": "random"}, {"recipe": "fast"}])
 def test_the_loop_is_plain_sgd_on_the_sum_of_the_losses(images, layer):
     "The same steps written by hand give the same weights."
     loader = MemoryBatches(images, 16, seed=3)
