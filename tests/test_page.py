@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from advbn.evaluation import mean_interval
-from advbn.page import attack_conclusions, build_page, conclusions, side_by_side_rows, verdict
+from advbn.page import build_page, comparison, conclusions, side_by_side_rows, verdict
 from advbn.parameters import load_params
 from advbn.shifts import DECODED, SHIFTS
 from conftest import CHROMIUM, RECORDED, ROOT
@@ -83,7 +83,7 @@ def test_what_the_attack_adds_is_paired_by_seed_and_branch():
     params = load_params()
     rows = [{"method": m, "branch": b, "shift": s, "cell": "c", "seed": seed, "accuracy": 50 + 5 * seed + (3 + seed) * (m == "advbn" and b == "adversarial")}
             for m in ("random", "advbn") for b in ("clean", "adversarial") for s in SHIFTS for seed in (0, 1, 2)]
-    said = attack_conclusions(pd.DataFrame(rows), params)
+    said = comparison(pd.DataFrame(rows), params)
     mean, interval = mean_interval([3, 4, 5])
     assert said[0].startswith("AdvBN against random statistics, clean branch: no difference shown on Clean (+0.0 ± 0.0)") and len(said) == 2
     assert said[1].startswith(f"AdvBN against random statistics, adversarial branch: higher on Clean ({mean:+.1f} ± {interval:.1f})")
