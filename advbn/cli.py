@@ -210,21 +210,21 @@ def clean(yes: Annotated[bool, typer.Option("--yes", help="Remove them.")] = Fal
     """Say what can be made again and how much disk it takes; remove it with --yes. Images and results stay.
 
     Example: advbn clean"""
+    import os
     import shutil
-    from advbn.parameters import project_root
+    from advbn.parameters import cache_folder, project_root
     found = {}
-    for name in ("checkpoints", "progress", "shifted", "predictions", "executed", ".dvc/cache", ".dvc/tmp"):
-        folder = project_root() / name
+    for folder in [*(project_root() / name for name in ("checkpoints", "progress", "shifted", "predictions", "executed", ".dvc/cache", ".dvc/tmp")), cache_folder()]:
         if folder.is_dir():
             found[folder] = sum(p.lstat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
     for folder in found if yes else ():
         shutil.rmtree(folder)
     if json:
         from json import dumps
-        print(dumps({"freed": yes, "bytes": {str(folder.relative_to(project_root())): size for folder, size in found.items()}}, indent=1))
+        print(dumps({"freed": yes, "bytes": {os.path.relpath(folder, project_root()): size for folder, size in found.items()}}, indent=1))
         return
     for folder, size in found.items():
-        print(f"{size / 1e6:9.1f} MB  {folder.relative_to(project_root())}")
+        print(f"{size / 1e6:9.1f} MB  {os.path.relpath(folder, project_root())}")
     print(f"{sum(found.values()) / 1e6:9.1f} MB  {'freed' if yes else 'would be freed; remove with: advbn clean --yes'}")
 
 
@@ -314,7 +314,7 @@ def bench(what: Annotated[str, typer.Argument(help="step: AdvBN's training step 
     given = {k: v for k, v in (("batch", batch), ("size", size)) if v is not None}
     if what == "scale":
         if given:
-            raise ParameterError(f"bench scale takes no --{next(iter(given))}; it grows them")
+            raise ParameterError(f"bench scale takes no --{next(iter(given))}; it grows a network and images of its own")
         found, name = rooms.bench_scale(repetitions), "scale-cpu"
         table = pd.DataFrame([{"what": kind, "value": v, **numbers} for kind, values in found["growth"].items() for v, numbers in values.items()]).round(2).to_string(index=False)
         said = f"{found['processes']} processes reach {found['efficiency']['median']:.2f} of {found['processes']} times one"

@@ -23,7 +23,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from .openmoji import DataError
-from .parameters import OnBadImage
+from .parameters import OnBadImage, cache_folder
 from .weights import whole_file
 
 # %% ../nbs/11_decoding.ipynb #50a5ba6e
@@ -106,7 +106,7 @@ class Tree(ImageFolder):
         if not there:
             raise DataError(f"no images at {root}{hint}")
         self.listed = read_listing(root)
-        folders, others = ({}, self.listed[2]) if self.listed else _check_links(root)
+        folders, others = ({}, self.listed[1]) if self.listed else _check_links(root)
         if others:
             warnings.warn(f"{len(others)} files under {root} do not end in {', '.join(IMG_EXTENSIONS)} and are left out, such as {others[0]}", stacklevel=2)
         try:
@@ -114,18 +114,19 @@ class Tree(ImageFolder):
         except FileNotFoundError as error:
             raise DataError(f"{said}{root}: {' '.join(str(error).split())[:160]}{hint}") from None
         if not self.listed and len(self.samples) >= LARGE_TREE:
-            keep_listing(root, self, folders, others)
+            keep_listing(root, [path for path, _ in self.samples], folders, others)
         self.listed = None
 
-    def find_classes(self, directory):
-        return (self.listed[0], {name: i for i, name in enumerate(self.listed[0])}) if self.listed else super().find_classes(directory)
-
-    def make_dataset(self, *arguments, **options):
-        return self.listed[1] if self.listed else ImageFolder.make_dataset(*arguments, **options)
+    def make_dataset(self, directory, class_to_idx, *arguments, **options):
+        "The pictures and their classes' numbers, which are the caller's: of the list that was kept, or found on the disk."
+        kept = [(path, path.split("/", 1)[0]) for path in self.listed[0]] if self.listed else None
+        if kept is None or not {name for _, name in kept} <= class_to_idx.keys():
+            return ImageFolder.make_dataset(directory, class_to_idx, *arguments, **options)
+        return [(os.path.join(directory, path), class_to_idx[name]) for path, name in kept]
 
 
 def _check_links(root):
-    "Walk all folders once: `(folder to the time of its last change, files that are no images)`."
+    "Walk all folders once: `(folder to the times of its last change, files that are no images)`."
     folders, others = {}, []
 
     def refuse(error):
@@ -133,7 +134,7 @@ def _check_links(root):
 
     for folder, _, files in os.walk(root, followlinks=True, onerror=refuse):
         real = os.path.realpath(folder)
-        folders[folder] = os.stat(folder).st_mtime_ns
+        folders[folder] = _changed(folder)
         if any(os.path.realpath(parent) == real for parent in Path(folder).parents if parent == Path(root) or Path(root) in parent.parents):
             raise DataError(f"{folder} is a link that leads back to {real}; remove it")
         if Path(folder) != Path(root):
@@ -144,35 +145,39 @@ def _check_links(root):
 LARGE_TREE = 20_000  # images from which on the list of a tree is kept
 
 
+def _changed(folder):
+    "When a folder was last changed, and when that was last said of it: archives set the first one back."
+    found = os.stat(folder)
+    return [found.st_mtime_ns, found.st_ctime_ns]
+
+
 def _listing_at(root):
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    called = f"{os.path.abspath(root)}, called {root}"  # its files bear the name that it is called by
-    return cache / "advbn" / f"{hashlib.sha256(called.encode()).hexdigest()[:32]}.jsonl"
+    return cache_folder() / f"{hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:32]}.jsonl"
 
 
-def keep_listing(root: Path, tree, folders: dict, others: list):
-    "Keep what is known of `tree` for `read_listing`. A tree that changed within the last two seconds is not kept, nor one whose cache cannot be written."
-    if time.time_ns() - max(folders.values()) < 2e9:
+def keep_listing(root: Path, paths: list, folders: dict, others: list):
+    "Keep the `paths` of a tree's pictures for `read_listing`. A tree that changed within the last two seconds is not kept, nor one whose list cannot be written."
+    if time.time_ns() - max(changed for changed, _ in folders.values()) < 2e9:
         return
     try:
         with whole_file(_listing_at(root)) as file:
-            for part in (folders, tree.classes, others, len(tree.samples), *tree.samples):
+            for part in (folders, others, len(paths), *(os.path.relpath(path, root) for path in paths)):
                 file.write(json.dumps(part).encode() + b"\n")
-    except OSError:
+    except (OSError, ValueError, RuntimeError):
         pass
 
 
 def read_listing(root: Path) -> tuple | None:
-    "`(classes, samples, files that are no images)` of the tree at `root`, if they were kept and no folder has changed since; else `None`."
+    "`(paths of pictures below root, files that are no pictures)` of the tree at `root`, if they were kept and no folder has changed since; else `None`."
     try:
         with open(_listing_at(root), "rb") as file:
-            folders, classes, others, count = (json.loads(file.readline()) for _ in range(4))
-            if any(os.stat(folder).st_mtime_ns != changed for folder, changed in folders.items()):
+            folders, others, count = (json.loads(file.readline()) for _ in range(3))
+            if any(_changed(folder) != changed for folder, changed in folders.items()):
                 return None
-            samples = [tuple(json.loads(line)) for line in file]
-    except (OSError, ValueError):
+            paths = [json.loads(line) for line in file]
+    except (OSError, ValueError, RuntimeError):
         return None
-    return (classes, samples, others) if len(samples) == count else None
+    return (paths, others) if len(paths) == count else None
 
 # %% ../nbs/11_decoding.ipynb #2564a34b
 def inspect_folder(root: Path, other: Path | None = None) -> dict:

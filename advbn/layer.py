@@ -138,7 +138,7 @@ class AdvBN(nn.Module):
 
     def _ascend(self, features, mu, targets, head, loss_fn):
         "The factors `[2, 1, C, 1, 1]` of mean and standard deviation for detached `features`."
-        seen = math.ceil(self.share * len(features))
+        seen = math.ceil(round(self.share * len(features), 6))  # 0.07 of 100 is 7
         if seen < len(features):
             features, targets = features[:seen], targets[:seen]
         factors = mu.new_ones((2, *mu.shape))

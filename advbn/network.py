@@ -24,10 +24,12 @@ class AdvBNNet(nn.Module):
 
     `stem` maps images to features `[N, C, H, W]`, `head` those to logits. `layer=None` trains on the clean
     loss alone. `parent`, the plain network's state dict, gives `export` what neither part holds. An `unpaired` batch is divided: the first
-    half is the clean branch's, the second the attack's and the adversarial branch's."""
+    half is the clean branch's, the second the attack's and the adversarial branch's; a batch of one image is not."""
 
     def __init__(self, stem: nn.Module, head: nn.Module, layer: AdvBN | None = None, parent: dict | None = None, unpaired: bool = False):
         super().__init__()
+        if unpaired not in (True, False):
+            raise ValueError(f"unpaired is {unpaired!r}; allowed are True and False")
         self.stem, self.head, self.layer, self.unpaired = stem.requires_grad_(False), head, layer, unpaired
         ours, theirs = stem.state_dict(keep_vars=True), head.state_dict(keep_vars=True)
         held = {**ours, **theirs}
@@ -62,7 +64,7 @@ class AdvBNNet(nn.Module):
 
         `images` `[N, 3, H, W]`, `targets` `[N]` class indices or `[N, K]` probabilities. A function `backward` is called with each loss as soon
         as it is there, and the losses come back detached: the gradients are those of the sum, and what the first pass keeps for its gradient
-        has been freed when the attack begins. Without a layer the second loss is a constant zero. Raises `ValueError` for an unpaired batch of one image."""
+        has been freed when the attack begins. Without a layer the second loss is a constant zero."""
         features = self.features(images)
         ours, theirs = self._parts(features, targets)
         with use_branch(self.head, "clean"):
@@ -79,15 +81,13 @@ class AdvBNNet(nn.Module):
         return loss.detach()
 
     def adversarial_loss(self, images, targets, loss_fn=F.cross_entropy):
-        "The second of the two `losses` alone, for a training loop that computes the first itself. Needs a layer."
+        "The second of the two `losses` alone, for a training loop that computes the first itself, on the whole batch. Needs a layer."
         return self._adversarial(*self._parts(self.features(images), targets)[1], loss_fn)
 
     def _parts(self, features, targets):
         "Features and targets of the clean branch, and those of the adversarial one: the whole batch twice, or a half each."
-        if self.layer is None or not self.unpaired:
+        if self.layer is None or not self.unpaired or len(features) < 2:
             return ((features, targets),) * 2
-        if len(features) < 2:
-            raise ValueError("an unpaired batch holds one image; it needs one for each branch, so two or more")
         half = (len(features) + 1) // 2
         return (features[:half], targets[:half]), (features[half:], targets[half:])
 

@@ -58,7 +58,7 @@ class Official:
         return model.eval()
 
     def network(self, **layer_options) -> AdvBNNet:
-        "An `AdvBNNet` with both branches, ready to be trained on; `layer_options` are those of `AdvBN`."
+        "An `AdvBNNet` with both branches, ready to be trained on; `layer_options` are those of `prepare`."
         net = prepare(self.model(), self.after, **layer_options)
         second = ".adversarial."
         net.head.load_state_dict({k: self.adversarial[k.replace(second, ".")] if second in k else self.clean[k] for k in net.head.state_dict()})

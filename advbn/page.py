@@ -46,6 +46,11 @@ def conclusions(table: pd.DataFrame, params: Params, method: str = "advbn") -> l
     return sentences
 
 
+def _inside(label):
+    "A label in the middle of a sentence: small, unless it is a name such as AdvBN."
+    return label if label[1:2].isupper() or any(c.isupper() for c in label[1:]) else label[:1].lower() + label[1:]
+
+
 def comparison(runs: pd.DataFrame, params: Params, method: str = "advbn", rival: str = "random") -> list:
     """Sentences about `method` against `rival` on the same branch, paired by seed; none if one of them is missing.
 
@@ -57,7 +62,7 @@ def comparison(runs: pd.DataFrame, params: Params, method: str = "advbn", rival:
         own, other = (means[(means.method == m) & (means.branch == branch)].set_index(["shift", "seed"]).accuracy for m in (method, rival))
         found = [mean_interval((own - other)[shift]) for shift in SHIFTS]
         rows = pd.DataFrame(found, columns=["difference", "difference_ci95"])
-        sentences += _sentences(rows, f"{params.methods[method].label} against {params.methods[rival].label.lower()}, {branch} branch",
+        sentences += _sentences(rows, f"{params.methods[method].label} against {_inside(params.methods[rival].label)}, {branch} branch",
                                 [f"on {TITLES[s]}" for s in SHIFTS])
     return sentences
 

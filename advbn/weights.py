@@ -8,7 +8,7 @@ __all__ = ['WeightsError', 'whole_file', 'save_state', 'load_state', 'load_into'
 # %% ../nbs/05_weights.ipynb #a97ad2b2
 import os
 from collections import OrderedDict
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -26,24 +26,26 @@ def whole_file(path: Path, put_aside=lambda: None):
 
     `put_aside()` is called right before that. Raises `OSError` with the path if the disk is full; what stood there before is then still there."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(unfinished, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        put_aside()
+        unfinished.replace(path)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
         raise OSError(getattr(error, "errno", None) or 0, f"{path} could not be written: {reason}") from None
-    put_aside()
-    unfinished.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name, too
-    finally:
-        os.close(folder)
+    with suppress(OSError):  # the new name, too, where the system lets a folder be handed to the disk
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def save_state(state: dict, path: Path):

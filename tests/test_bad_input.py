@@ -403,7 +403,7 @@ def test_a_file_of_parameters_that_is_none(project, refused, text, words):
     (["run", "nbs/stages/train.ipynb"], "no notebook at"), (["plan", "--profile", "openmojo"], "allowed are openmoji"), (["make-set", "out", "--kind", "sketch"], "allowed are advbn"),
     (["make-set", "out", "--seed", "99"], "allowed are the seeds"), (["corrupt", "data/openmoji", "out", "--name", "frog"], "frog"), (["corrupt", "nowhere", "out", "--name", "fog"], "no images at nowhere"),
     (["corrupt", "data/openmoji", "out", "--name", "fog", "--severity", "9"], "9"), (["corrupt", "data/openmoji", "out", "--name", "fog", "--on-bad-image", "ignore"], "allowed are 'error' and 'skip'"),
-    (["bench", "stepp"], "stepp"), (["bench", "step", "--device", "tpu"], "--device is 'tpu'"), (["evaluate", "advbn", "--data", "data/openmoji"], "--data goes with --model"),
+    (["bench", "stepp"], "'step', 'corrupt', 'evaluate', 'scale', not 'stepp'; did you mean 'step'"), (["bench", "scale", "--batch", "4"], "bench scale takes no --batch"), (["bench", "step", "--device", "tpu"], "--device is 'tpu'"), (["evaluate", "advbn", "--data", "data/openmoji"], "--data goes with --model"),
     (["evaluate", "--model", "resnet18", "--weights", "typo.pt", "--data", "data/openmoji"], "no weights at typo.pt"), (["run", "params.yaml"], "params.yaml is no notebook"),
     (["evaluate", "--model", "timm/resnet18", "--weights", "typo.pt", "--data", "data/openmoji"], "no weights at typo.pt"),
     (["evaluate", "--model", "resnet18", "--weights", "IMAGENET1K_V9", "--data", "data/openmoji"], "did you mean 'IMAGENET1K_V1'"),

@@ -173,6 +173,11 @@ def test_the_list_of_a_large_tree_is_kept_until_a_folder_changes(tmp_path, monke
     walks.clear()
     again = decoding.Tree(root)
     assert walks == [] and again.samples == first.samples and again.classes == first.classes and again.class_to_idx == first.class_to_idx and again.targets == first.targets
+    from advbn.published import NamedFolder
+    named = NamedFolder(root, ("c", "b", "a"), "the set")  # the list of files is the same, the classes' numbers are this network's
+    assert walks == [] and named.targets == [2, 2, 2, 1, 1, 1] and [p for p, _ in named.samples] == [p for p, _ in first.samples]
+    monkeypatch.chdir(tmp_path)
+    assert decoding.Tree("images").samples[0][0] == "images/a/0.png" and walks == []
     write_png(root / "b/3.png", np.zeros((8, 8, 3), np.uint8))
     assert len(decoding.Tree(root)) == 7 and walks
     age(root / "b")

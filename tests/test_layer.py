@@ -162,7 +162,7 @@ def test_random_start_is_uniform_in_the_ball_and_follows_the_seed():
     assert torch.equal(layer.attack(features, targets, nn.Identity())[0], m)
 
 
-@pytest.mark.parametrize("share, seen", [(0.5, 3), (0.34, 3), (1 / 6, 1), (0.01, 1), (1.0, 6)])
+@pytest.mark.parametrize("share, seen", [(0.5, 3), (0.34, 3), (1 / 6, 1), (0.01, 1), (1.0, 6), (1 / 3, 2)])
 def test_a_share_of_the_batch_finds_the_factors_for_all_of_it(share, seen):
     "The first images are attacked with the mean of the whole batch, and every image is changed."
     features, targets = batch()

@@ -114,8 +114,11 @@ def test_an_unpaired_batch_has_a_half_for_each_branch(trained):
         with use_branch(net, branch), torch.no_grad():
             assert torch.allclose(F.cross_entropy(net(images[part]), targets[part]), loss, atol=1e-6)
     assert torch.equal(net.adversarial_loss(images, targets), adversarial)
-    with pytest.raises(ValueError, match="an unpaired batch holds one image"):
-        net.losses(images[:1], targets[:1])
+    one = net.losses(images[:1], targets[:1])  # nothing to divide
+    net.unpaired = False
+    assert [a.item() for a in one] == [a.item() for a in net.losses(images[:1], targets[:1])]
+    with pytest.raises(ValueError, match="unpaired is 'no'; allowed are True and False"):
+        prepare(resnet18(), unpaired="no")
 
 
 def test_recipes_are_sets_of_options_that_may_be_changed():

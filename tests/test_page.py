@@ -82,11 +82,14 @@ def test_conclusions_follow_the_numbers():
 def test_what_the_attack_adds_is_paired_by_seed_and_branch():
     params = load_params()
     rows = [{"method": m, "branch": b, "shift": s, "cell": "c", "seed": seed, "accuracy": 50 + 5 * seed + (3 + seed) * (m == "advbn" and b == "adversarial")}
-            for m in ("random", "advbn") for b in ("clean", "adversarial") for s in SHIFTS for seed in (0, 1, 2)]
+            for m in ("random", "advbn", "fast") for b in ("clean", "adversarial") for s in SHIFTS for seed in (0, 1, 2)]
     said = comparison(pd.DataFrame(rows), params)
     mean, interval = mean_interval([3, 4, 5])
     assert said[0].startswith("AdvBN against random statistics, clean branch: no difference shown on Clean (+0.0 ± 0.0)") and len(said) == 2
     assert said[1].startswith(f"AdvBN against random statistics, adversarial branch: higher on Clean ({mean:+.1f} ± {interval:.1f})")
+    said = comparison(pd.DataFrame(rows), params, "fast", "advbn")
+    assert said[1].startswith(f"AdvBN, fast recipe against AdvBN, adversarial branch: lower on Clean ({-mean:+.1f} ± {interval:.1f})")
+    assert comparison(pd.DataFrame(rows), params, "fast", "nothing") == []
 
 
 def test_nothing_published_is_said_so():

@@ -38,7 +38,7 @@ def test_the_projects_file_is_fine(content):
     ("methods.advbn.layer.steps", 2.5, "steps is 2.5"), ("methods.advbn.layer.start", "warm", "'clean' or 'random'"),
     ("methods.advbn.layer", None, "adversarial needs a layer"), ("methods.finetune.layer", {}, "clean takes no layer"),
     ("methods.advbn.train", "advbn", "'nothing', 'clean' or 'adversarial'"), ("methods.advbn.layer.share", 0.0, "greater than 0"),
-    ("methods.advbn.recipe", "fast", "it takes no layer"), ("methods.advbn.recipe", "quick", "'faithful' or 'fast'"), ("methods.finetune.unpaired", True, "unpaired is for adversarial training"),
+    ("methods.advbn.recipe", "fast", "it takes no layer"), ("methods.finetune.recipe", "fast", "train: clean attacks nothing"), ("methods.advbn.recipe", "quick", "'faithful' or 'fast'"), ("methods.finetune.unpaired", True, "unpaired is for adversarial training"),
     ("profiles.openmoji.finetune.lr", "1e-3", "finetune.lr is '1e-3'; input should be a valid number"),
     ("profiles.openmoji.finetune.lr", 0, "greater than 0"), ("profiles.openmoji.finetune.epochs", True, "epochs is True"),
     ("profiles.openmoji.finetune.milestones", [3], "takes no milestones"), ("profiles.openmoji.pretrain.schedule", "step", "needs milestones"),

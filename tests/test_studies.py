@@ -60,7 +60,7 @@ def test_differences_are_paired_by_seed(params):
     runs = params.runs("complementarity")
     rows = [{"run": name, "branch": branch, "shift": shift, "cell": cell, "seed": seed,
              "accuracy": 10 * seed + (5 + seed if name == "mixup/advbn" and branch == "adversarial" else 0) + (cell == "b")}
-            for name, run in runs.items() for branch in (("clean", "adversarial") if run.method.layer else ("clean",))
+            for name, run in runs.items() for branch in (("clean", "adversarial") if run.method.options else ("clean",))
             for shift in SHIFTS for cell in ("a", "b") for seed in (0, 1, 2)]
     table = study_table(pd.DataFrame(rows), params, "complementarity")
     gained = table.query("base == 'mixup' and method == 'advbn' and branch == 'adversarial'")

@@ -32,7 +32,8 @@ class _Logits(nn.Module):
 class AdvBNForImageClassification(nn.Module):
     """`model`, cut after the module at the path `after`, for `Trainer`: `pixel_values` and `labels` in, `{"loss", "logits"}` out.
 
-    In train mode the loss is the sum of the clean and the adversarial one, otherwise the clean one. Options are those of `AdvBN`, errors those of `prepare`."""
+    In train mode the loss is the sum of the clean and the adversarial one, otherwise the clean one. Options and errors are
+    those of `prepare`; of an `unpaired` batch the clean loss still takes the whole."""
 
     def __init__(self, model: nn.Module, after: str = "layer1", loss_fn=F.cross_entropy, **layer_options):
         super().__init__()

@@ -19,7 +19,8 @@ class AdvBNCallback(Callback):
     """Train the classifier that a `LightningModule` holds under the name `attribute`, cut after the module at the path `after`, with AdvBN.
 
     A batch is `(images, targets)`, or `unpack(batch)` makes it so. When training ends, `attribute` is a plain network with the weights of
-    `branch`; `export` gives those of either. Further options are those of `AdvBN`; errors are those of `prepare`."""
+    `branch`; `export` gives those of either. Further options and errors are those of `prepare`; of an `unpaired` batch
+    the clean loss still takes the whole."""
 
     def __init__(self, after: str = "layer1", attribute: str = "model", branch: str = "adversarial", loss_fn=F.cross_entropy, unpack=tuple, **layer_options):
         if branch not in BRANCHES:
