@@ -12,12 +12,15 @@ import importlib.util
 import json
 import multiprocessing
 import time
+import weakref
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from .corruptions import CORRUPTIONS, corrupt
@@ -92,41 +95,61 @@ def in_processes(work, calls: list) -> list:
         return [done.result() for done in [pool.submit(work, *arguments) for arguments in calls]]
 
 
-def _held(what):
-    "Bytes of memory that this process holds, `VmRSS`, or held at its peak, `VmHWM`; zero where the system does not say."
-    status = Path("/proc/self/status")
-    lines = [line.split() for line in status.read_text().splitlines()] if status.exists() else []
-    return next((1024 * int(line[1]) for line in lines if line[0] == f"{what}:"), 0)
+class _Alive(TorchDispatchMode):
+    "Bytes of the tensors that are alive, now and at the peak, of those it was shown and those made while it is on."
+
+    def __init__(self, tensors):
+        super().__init__()
+        self.known, self.now, self.peak = set(), 0, 0
+        for tensor in tensors:
+            self._see(tensor)
+
+    def _see(self, tensor):
+        storage = tensor.untyped_storage()
+        key, size = id(storage), storage.nbytes()
+        if key not in self.known:
+            self.known.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key, size):
+        self.known.discard(key)
+        self.now -= size
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                self._see(tensor)
+        return made
 
 
-def peak_memory(options, network: str, batch: int, size: int, device: str) -> int:
-    """Bytes at the peak of three training steps above what the process held before, weights and momentum included. To be called in a new process.
+def peak_memory(options, network: str = "resnet18", batch: int = 16, size: int = 112, device: str = "cpu") -> int:
+    """Bytes of all tensors at the peak of a training step: weights, momentum, images, activations, gradients.
 
     `options` are those of `finetuning_net`: `None` is the clean fine-tune of the head."""
-    build_model(f"torchvision/{network}", 100)  # what the first network of a process leaves in memory for good
-    before = _held("VmRSS")
     model, images, targets = _one_batch(network, batch, size, device)
     net = finetuning_net(model, "layer1", options).to(device, memory_format=torch.channels_last)
-    del model
-    step = _stepper(net, images.contiguous(memory_format=torch.channels_last), targets)
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    for _ in range(3):
-        step()
-    return torch.cuda.max_memory_allocated() if device == "cuda" else _held("VmHWM") - before
+    images, momentum = images.contiguous(memory_format=torch.channels_last), [torch.zeros_like(p) for p in net.trainable_parameters()]
+    net.train()
+    with _Alive([*net.parameters(), *net.buffers(), *momentum, images, targets]) as alive:
+        net.losses(images, targets, backward=torch.Tensor.backward)
+    return alive.peak
 
 
 def bench_step(network: str = "resnet18", batch: int = 16, size: int = 112, device: str = "cpu", repetitions: int = 9) -> dict:
     """Time AdvBN's step on a torchvision ResNet cut after layer1: `times`, `ratios` to the reference, `costs` above a clean fine-tune of the head
     in the same mode beside the ratio of their operations, the ratio of their peak memory, the share that a step of the fast recipe takes of a faithful
-    one, and by how much the losses of three steps differ from the reference's."""
+    one, and by how much the losses of three steps differ from the reference's in double precision: in single precision a gradient near zero may
+    have another sign, and a factor goes the other way."""
     model, images, targets = _one_batch(network, batch, size, device)
     last = images.contiguous(memory_format=torch.channels_last)
     reference = load_reference().Reference
     first, ours = reference(copy.deepcopy(model)), _stepper(prepare(model), images, targets)
-    difference = max(abs(a - b) for _ in range(3) for a, b in zip(first.step(images, targets), ours()))
+    wide = copy.deepcopy(model).double()
+    known, step = reference(copy.deepcopy(wide)), _stepper(prepare(wide), images.double(), targets)
+    difference = max(abs(a - b) for _ in range(3) for a, b in zip(known.step(images.double(), targets), step()))
 
     def anomalous(known=reference(copy.deepcopy(model))):
         with torch.autograd.set_detect_anomaly(True, check_nan=True):
@@ -144,11 +167,11 @@ def bench_step(network: str = "resnet18", batch: int = 16, size: int = 112, devi
     times = alternate(sides, repetitions, device=device)
     flops = [step_flops(net.to(device), images, targets) for net in (prepare(model), clean())]
     costs = {name: (times[name] / times[f"clean fine-tune{tail}"]).median() for name, tail in (("ours", ""), ("ours, bf16", ", bf16"))}
-    peaks = [in_processes(peak_memory, [(options, network, batch, size, device)])[0] for options in ({}, None)] if device == "cuda" or _held("VmRSS") else [0, 0]
+    peaks = [peak_memory(options, network, batch, size, device) for options in ({}, None)]
     return {"network": network, "batch": batch, "size": size, "device": device, "threads": torch.get_num_threads(), "repetitions": repetitions,
-            "largest difference of losses": difference, "operations, relative": flops[0] / flops[1], "costs, relative": costs,
+            "largest difference of losses, double precision": difference, "operations, relative": flops[0] / flops[1], "costs, relative": costs,
             "fast recipe, share of a faithful step": (times["ours, fast recipe"] / times["ours"]).median(),
-            "peak memory, relative": peaks[0] / peaks[1] if peaks[1] else None, "peak memory, bytes": peaks,
+            "peak memory, relative": peaks[0] / peaks[1], "peak memory, bytes": peaks,
             "ratios": ratios(times, "reference").round(4).to_dict("index"), "times": times.round(5).to_dict("list"), **surroundings()}
 
 # %% ../nbs/38_bench.ipynb #dca236ea
@@ -159,8 +182,8 @@ def step_chart(found: dict):
     rows = rows[~rows.index.str.startswith("clean")]
     fig, ax = plt.subplots(figsize=(7, 0.6 + 0.4 * len(rows)))
     ax.barh(rows.index, rows["median"], xerr=[rows["median"] - rows.low, rows.high - rows["median"]], color="0.75", capsize=3)
-    for y, value in enumerate(rows["median"]):
-        ax.text(value, y, f" {value:.2f}", va="center", ha="left", fontsize=8, color="tab:blue")
+    for y, (value, high) in enumerate(zip(rows["median"], rows.high)):
+        ax.text(high, y, f"  {value:.2f}", va="center", ha="left", fontsize=8, color="tab:blue")
     ax.axvline(1, color="0.4", lw=0.8)
     ax.invert_yaxis()
     ax.set_xlabel(f"speed, reference = 1 ({found['network']}, {found['batch']} x {found['size']} px, {found['device']}, {found['threads']} threads)", fontsize=8)
@@ -225,8 +248,8 @@ def corrupt_chart(found: dict):
     fig, ax = plt.subplots(figsize=(7, 4.5))
     spread = [rows["median"] - rows.low, rows.high - rows["median"]] if "median" in rows else None
     ax.barh(rows.index, rows[value], xerr=spread, color=["0.75"] * (len(rows) - 1) + ["tab:blue"], capsize=2)
-    for y, number in enumerate(rows[value]):
-        ax.text(number, y, f"  {number:.1f}", va="center", fontsize=8)
+    for y, (number, end) in enumerate(zip(rows[value], rows["high" if "high" in rows else value])):
+        ax.text(end, y, f"  {number:.1f}", va="center", fontsize=8)
     ax.axvline(1, color="0.4", lw=0.8)
     ax.set_xscale("log")
     ax.invert_yaxis()
@@ -284,8 +307,8 @@ def evaluate_chart(found: dict):
     spread = [middle - times.quantile(0.25), times.quantile(0.75) - middle]
     ax.barh(middle.index, middle, xerr=spread, color=["0.75", "tab:blue", "0.75", "tab:blue"], capsize=2)
     ax.invert_yaxis()
-    ax.set_xlabel(f"seconds for 75 cells of {found['batch']} images, {found['network']} at {found['size']} px, {found['device']}, {found['threads']} threads; "
-                  f"ratios {found['all cells, relative']:.2f} and {found['two branches, relative']:.2f}", fontsize=8)
+    ax.set_title(f"all cells over forward passes: {found['all cells, relative']:.2f}, with two branches {found['two branches, relative']:.2f}", fontsize=8, loc="left")
+    ax.set_xlabel(f"seconds for 75 cells of {found['batch']} images ({found['network']}, {found['size']} px, {found['device']}, {found['threads']} threads)", fontsize=8)
     ax.spines[["top", "right"]].set_visible(False)
     fig.tight_layout()
     return fig
@@ -369,7 +392,9 @@ def scale_chart(found: dict):
         if kind in ("classes", "batch"):
             ax.axhline(1, color="0.6", lw=0.8, ls="--")
             ax.set_xscale("log")
-        ax.set_ylim(0)
+            ax.set_xticks(x, values, minor=False)
+            ax.set_xticks([], minor=True)
+        ax.set_ylim(0, 1.08 * rows["median"].max())
         ax.set_xlabel(labels[kind], fontsize=8)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("time, smallest = 1", fontsize=8)

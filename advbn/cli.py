@@ -328,12 +328,11 @@ def bench(what: Annotated[str, typer.Argument(help="step: AdvBN's training step 
     else:
         found, name = rooms.bench_step(network, device=device, repetitions=repetitions, **given), f"step-{network}-{device}"
         table = pd.DataFrame(found["ratios"]).T.round(2).to_string()
-        memory = found["peak memory, relative"]
         said = (f"cost of a step, clean fine-tune of the head = 1: operations {found['operations, relative']:.2f}, "
                 + ", ".join(f"{mode} {cost:.2f}" for mode, cost in found["costs, relative"].items())
                 + f"\nfast recipe: {found['fast recipe, share of a faithful step']:.2f} of a faithful step"
-                + (f"; peak memory {memory:.2f} times a clean step's" if memory else "")
-                + f"; largest difference of losses over three steps: {found['largest difference of losses']:.1e}")
+                + f"; peak memory {found['peak memory, relative']:.2f} times a clean step's"
+                + f"; largest difference of losses over three steps, in double precision: {found['largest difference of losses, double precision']:.1e}")
     path = rooms.write_bench(found, name)
     getattr(rooms, f"{what}_chart")(found).savefig(path.with_suffix(".png"), dpi=160)
     print(path.read_text() if json else f"{table}\n{said}\n{path}")
