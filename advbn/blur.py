@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .fields import clipped_zoom, gaussian_filter, gaussian_kernel
+from .fields import clipped_zoom, gaussian_filter, gaussian_kernel, is_small
 
 # %% ../nbs/16_blur.ipynb #16750b73
 LARGE = {
@@ -49,7 +49,7 @@ def defocus_blur(x, c, random):
     kernel = disk(*c).to(x)
     reach = len(kernel) // 2
     flat = F.pad(x.flatten(0, 1)[:, None], (reach,) * 4, mode="reflect")
-    if min(x.shape[-2:]) <= 120:
+    if is_small(*x.shape[-2:]):
         return F.conv2d(flat, kernel[None, None]).view(x.shape)
     size = flat.shape[-2:]  # a disk of hundreds of pixels is cheaper as a product of spectra; what wraps around is cut off
     blurred = torch.fft.irfft2(torch.fft.rfft2(flat) * torch.fft.rfft2(kernel, size), size)
@@ -118,7 +118,7 @@ def motion_blur(x, c, random):
 # %% ../nbs/16_blur.ipynb #a438ff2e
 def zoom_blur(x, c, random):
     factors = np.arange(1, *c).tolist()
-    return (x + sum(x if f == 1 else clipped_zoom(x, f, centred=min(x.shape[-2:]) <= 120) for f in factors)) / (len(factors) + 1)
+    return (x + sum(x if f == 1 else clipped_zoom(x, f, centred=is_small(*x.shape[-2:])) for f in factors)) / (len(factors) + 1)
 
 
 def gaussian_blur(x, c, random):

@@ -233,9 +233,8 @@ def corrupt(source: Path, out: Path, name: Annotated[str, typer.Option(help="A c
             severity: Annotated[int, typer.Option(help="1 to 5.")] = 3, seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
             on_bad_image: OnBad = "error"):
     "Corrupt the pictures of a tree, of any size, into another tree. Example: advbn corrupt data/openmoji out --name fog --severity 3"
-    from advbn.corruptions import corrupt
     from advbn.anyone import Pictures
-    from advbn.corruptions import check_corruption
+    from advbn.corruptions import check_corruption, corrupt
     from advbn.decoding import BadImages
     from advbn.pictures import make_set
     bad = BadImages(on_bad_image)

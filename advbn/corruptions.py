@@ -13,7 +13,7 @@ from numbers import Integral
 import torch
 
 from . import blur, digital, noise, weather
-from .fields import Randomness
+from .fields import SWITCH, Randomness, is_small
 from .instagram import check_images
 
 # %% ../nbs/19_corruptions.ipynb #7479c2e6
@@ -21,14 +21,12 @@ CORRUPTIONS = ("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", 
                "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression")
 EXTRA_CORRUPTIONS = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 _ROOMS = {name: room for room in (noise, blur, weather, digital) for name in room.LARGE}
-_SWITCH = 120  # pixels, the geometric middle of 64, up to which CIFAR-10-C's scale is made, and 224, from which ImageNet-C's is
-
 _IN_CACHE = {"glass_blur": 16}  # images that a CPU works on at a time, where not 4
 
 
 def corruption_settings(name: str, severity: int, height: int, width: int):
     "The numbers behind a corruption for images of this size, as in the table that `help(corrupt)` shows."
-    small = min(height, width) <= _SWITCH
+    small = is_small(height, width)
     c = (_ROOMS[name].SMALL if small else _ROOMS[name].LARGE)[name][severity - 1]
     return (*c, small) if name == "frost" else c
 
@@ -108,7 +106,7 @@ def _table():
 
 corrupt.__doc__ = f"""{getdoc(corrupt)}
 
-Severities 1 to 5: images whose shorter side, whatever the longer one, is up to {_SWITCH} pixels take the row `small`, all others `large`;
+Severities 1 to 5: images whose shorter side, whatever the longer one, is up to {SWITCH} pixels take the row `small`, all others `large`;
 sizes between those of the published sets take one of the two as well, nothing is interpolated.
 
 {_table()}

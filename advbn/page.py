@@ -48,7 +48,7 @@ def conclusions(table: pd.DataFrame, params: Params, method: str = "advbn") -> l
 
 def _inside(label):
     "A label in the middle of a sentence: small, unless it is a name such as AdvBN."
-    return label if label[1:2].isupper() or any(c.isupper() for c in label[1:]) else label[:1].lower() + label[1:]
+    return label if any(c.isupper() for c in label[1:]) else label.lower()
 
 
 def comparison(runs: pd.DataFrame, params: Params, method: str = "advbn", rival: str = "random") -> list:
