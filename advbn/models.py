@@ -91,9 +91,9 @@ def small_efficientnet(classes: int) -> nn.Module:
 def small_convnext(classes: int) -> nn.Module:
     "A ConvNeXt (Liu et al. 2022): layer norm instead of batch norm, GELU; its features are not rectified. Cut it at `features.1`."
     block = torchvision.models.convnext.CNBlockConfig
-    net = torchvision.models.ConvNeXt([block(48, 96, 2), block(96, 192, 2), block(192, None, 2)], stochastic_depth_prob=0.0, layer_scale=1.0,
+    net = torchvision.models.ConvNeXt([block(32, 64, 2), block(64, 128, 2), block(128, None, 2)], stochastic_depth_prob=0.0, layer_scale=1.0,
                                       num_classes=classes)
-    net.features[0][0] = nn.Conv2d(3, 48, 2, 2)
+    net.features[0][0] = nn.Conv2d(3, 32, 2, 2)
     nn.init.trunc_normal_(net.features[0][0].weight, std=0.02)
     nn.init.zeros_(net.features[0][0].bias)
     return net

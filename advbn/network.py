@@ -64,14 +64,19 @@ class AdvBNNet(nn.Module):
 
         `images` `[N, 3, H, W]`, `targets` `[N]` class indices or `[N, K]` probabilities. A function `backward` is called with each loss as soon
         as it is there, and the losses come back detached: the gradients are those of the sum, and what the first pass keeps for its gradient
-        has been freed when the attack begins. Without a layer the second loss is a constant zero."""
-        features = self.features(images)
-        ours, theirs = self._parts(features, targets)
-        with use_branch(self.head, "clean"):
-            clean = self._done(loss_fn(self.head(ours[0]), ours[1]), backward)
+        has been freed when the second begins. The attack comes before both, while no gradient stands. Without a layer the second loss is a
+        constant zero."""
+        ours, theirs = self._parts(self.features(images), targets)
         if self.layer is None:
+            clean = self._done(self._loss("clean", *ours, loss_fn), backward)
             return clean, clean.new_zeros(())
-        return clean, self._done(self._adversarial(*theirs, loss_fn), backward)
+        attacked = self.layer(*theirs, self.head, loss_fn)
+        clean = self._done(self._loss("clean", *ours, loss_fn), backward)
+        return clean, self._done(self._loss("adversarial", attacked, theirs[1], loss_fn), backward)
+
+    def _loss(self, branch, features, targets, loss_fn):
+        with use_branch(self.head, branch):
+            return loss_fn(self.head(features), targets)
 
     def _done(self, loss, backward):
         if backward is None:
@@ -82,7 +87,8 @@ class AdvBNNet(nn.Module):
 
     def adversarial_loss(self, images, targets, loss_fn=F.cross_entropy):
         "The second of the two `losses` alone, for a training loop that computes the first itself, on the whole batch. Needs a layer."
-        return self._adversarial(*self._parts(self.features(images), targets)[1], loss_fn)
+        features, targets = self._parts(self.features(images), targets)[1]
+        return self._loss("adversarial", self.layer(features, targets, self.head, loss_fn), targets, loss_fn)
 
     def _parts(self, features, targets):
         "Features and targets of the clean branch, and those of the adversarial one: the whole batch twice, or a half each."
@@ -90,11 +96,6 @@ class AdvBNNet(nn.Module):
             return ((features, targets),) * 2
         half = (len(features) + 1) // 2
         return (features[:half], targets[:half]), (features[half:], targets[half:])
-
-    def _adversarial(self, features, targets, loss_fn):
-        adversarial = self.layer(features, targets, self.head, loss_fn)
-        with use_branch(self.head, "adversarial"):
-            return loss_fn(self.head(adversarial), targets)
 
     def export(self, branch: str = "clean") -> dict:
         """A state dict of one branch, "clean" or "adversarial", for the plain network that this one was made from.

@@ -8,6 +8,7 @@ __all__ = ['check_features', 'channel_mean', 'rescale', 'renormalize', 'processe
 # %% ../nbs/00_statistics.ipynb #a0d2c3d6
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
 # %% ../nbs/00_statistics.ipynb #e7835123
 def check_features(features):
@@ -26,9 +27,9 @@ def channel_mean(features: torch.Tensor) -> torch.Tensor:
 
 # %% ../nbs/00_statistics.ipynb #3e7289ba
 def rescale(features, mu, mean_scale, std_scale, rectify):
-    "`renormalize` for a mean `mu` that is known already."
-    shift = (mu * (mean_scale - std_scale)).to(features.dtype)
-    out = torch.addcmul(shift, features, std_scale.to(features.dtype))
+    "`renormalize` for a mean `mu` that is known already, by factors of its shape."
+    weight, bias = std_scale.flatten(), (mu * (mean_scale - std_scale)).flatten()
+    out = F.batch_norm(features, torch.zeros_like(bias), torch.ones_like(bias), weight, bias, eps=0)
     return out.relu_() if rectify else out
 
 # %% ../nbs/00_statistics.ipynb #09034b82
@@ -41,11 +42,19 @@ def renormalize(
 ) -> torch.Tensor:  # `[N, C, H, W]`, the dtype and memory format of `features`
     """`relu((f - mu) * std_scale + mu * mean_scale)` with `mu` the batch's per-channel mean, not differentiated (AdvBN, section 3).
 
-    Raises `ValueError` for features of another shape or of whole numbers."""
+    Raises `ValueError` for features of another shape or of whole numbers, and for factors that do not broadcast."""
     check_features(features)
     mu = channel_mean(features)
-    mean_scale, std_scale = (scale if isinstance(scale, torch.Tensor) else mu.new_tensor(scale) for scale in (mean_scale, std_scale))
-    return rescale(features, mu, mean_scale, std_scale, rectify)
+    return rescale(features, mu, _per_channel("mean_scale", mean_scale, mu), _per_channel("std_scale", std_scale, mu), rectify)
+
+
+def _per_channel(name, scale, mu):
+    "A factor in the shape and type of `mu`."
+    scale = torch.as_tensor(scale, dtype=mu.dtype, device=mu.device)
+    try:
+        return scale.expand_as(mu)
+    except RuntimeError:
+        raise ValueError(f"{name} has the shape {tuple(scale.shape)}; allowed are a number and what broadcasts to {tuple(mu.shape)}") from None
 
 # %% ../nbs/00_statistics.ipynb #b02bc5c2
 def processes() -> int:

@@ -271,6 +271,26 @@ def test_renormalize_takes_numbers_and_refuses_other_features():
     for bad, words in ((f[0], r"\[N, C, H, W\], got \(3, 4, 4\)"), (f.long(), "floating point, got torch.int64"), ([1], "got list")):
         with pytest.raises(ValueError, match=words):
             renormalize(bad, 1.0, 1.0)
+    with pytest.raises(ValueError, match=r"std_scale has the shape \(2, 3, 1, 1\); allowed are a number and what broadcasts to \(1, 3, 1, 1\)"):
+        renormalize(f, 1.0, torch.ones(2, 3, 1, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_renormalize_keeps_dtype_and_memory_and_its_gradients_are_those_of_the_formula(dtype, memory):
+    torch.manual_seed(0)
+    f = torch.randn(4, 3, 5, 6).to(dtype).contiguous(memory_format=memory)
+    mu = f.double().mean((0, 2, 3), keepdim=True)
+    factors = (1 + 0.3 * torch.randn(2, 1, 3, 1, 1)).requires_grad_()
+    exact = factors.detach().double().requires_grad_()
+    found, expected = renormalize(f, *factors), ((f.double() - mu) * exact[1] + mu * exact[0]).relu()
+    assert found.dtype == dtype and found.is_contiguous(memory_format=memory)
+    tolerance = max(1e-5, 4 * torch.finfo(dtype).eps)
+    assert torch.allclose(found.double(), expected, atol=2 * tolerance, rtol=tolerance)
+    weight = torch.randn(f.shape).to(dtype)
+    ours, = torch.autograd.grad((found * weight).float().sum(), factors)
+    theirs, = torch.autograd.grad((expected * weight.double()).sum(), exact)
+    assert torch.allclose(ours.double(), theirs, atol=40 * tolerance, rtol=tolerance)
 
 
 def test_half_precision_attacks_and_a_gradient_that_is_not_a_number_is_reported():

@@ -8,6 +8,7 @@ from torchvision.models import densenet121, resnet18
 
 import advbn
 from advbn import AdvBN, AdvBNNet, prepare, use_branch
+from advbn.bench import peak_memory
 from advbn.network import RECIPES
 
 
@@ -94,15 +95,24 @@ def test_losses_propagated_in_turn_give_the_gradients_of_the_sum(trained):
     other = copy.deepcopy(net)
     losses = net.losses(images, targets)
     sum(losses).backward()
-    seen = []
+    seen, standing = [], []
 
     def backward(loss):
         seen.append(loss.item())
         loss.backward()
 
-    found = other.losses(images, targets, backward=backward)
+    def loss_fn(logits, targets):
+        standing.append(any(p.grad is not None for p in other.trainable_parameters()))
+        return F.cross_entropy(logits, targets)
+
+    found = other.losses(images, targets, loss_fn, backward)
+    assert standing == [False] * (net.layer.steps + 1) + [True]  # the attack comes before any gradient
     assert seen == [loss.item() for loss in losses] == [loss.item() for loss in found] and not any(loss.requires_grad for loss in found)
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(net.trainable_parameters(), other.trainable_parameters()))
+
+
+def test_a_step_needs_little_more_memory_than_a_clean_one():
+    assert peak_memory({}, "resnet18", 16, 112) <= 1.2 * peak_memory(None, "resnet18", 16, 112)
 
 
 def test_an_unpaired_batch_has_a_half_for_each_branch(trained):
