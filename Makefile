@@ -30,20 +30,20 @@ workshop: $(WORKSHOP)  ## and what tests, docs and releases need (about 1 more)
 data: $(READY)  ## the embedded images in data/ (10 seconds)
 	advbn data
 
-reproduce: say-main data  ## environment, data, main table and figures (about 21 minutes on two cores)
+reproduce: say-main data  ## environment, data, main table and figures (about 20 minutes on two cores)
 	dvc repro report pictures
 	dvc repro --single-item page
 	@echo; cat results/openmoji/tables/robustness.md results/openmoji/tables/advbn_set.md
 
-reproduce-all: say-all data  ## all of that and the further tables (about 49 minutes on two cores)
+reproduce-all: say-all data  ## all of that and the further tables (about 46 minutes on two cores)
 	dvc repro
 	@echo; cat results/openmoji/tables/*.md
 
 say-main:
-	@echo "environment about 2 minutes, main table and figures about 19 on two cores"
+	@echo "environment about 2 minutes, main table and figures about 18 on two cores"
 
 say-all:
-	@echo "environment about 2 minutes, every table and figure about 47 on two cores"
+	@echo "environment about 2 minutes, every table and figure about 44 on two cores"
 
 check: data $(WORKSHOP)  ## the notebooks' own checks
 	nbdev_test --path nbs --file_glob '[0-9]*.ipynb' --n_workers 2

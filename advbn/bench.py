@@ -177,19 +177,25 @@ def bench_step(network: str = "resnet18", batch: int = 16, size: int = 112, devi
 # %% ../nbs/38_bench.ipynb #dca236ea
 def step_chart(found: dict):
     "A figure: how many times as fast as the reference each side is, and what a step costs against what its operations say."
-    import matplotlib.pyplot as plt
     rows = pd.DataFrame(found["ratios"]).T
     rows = rows[~rows.index.str.startswith("clean")]
-    fig, ax = plt.subplots(figsize=(7, 0.6 + 0.4 * len(rows)))
-    ax.barh(rows.index, rows["median"], xerr=[rows["median"] - rows.low, rows.high - rows["median"]], color="0.75", capsize=3)
-    for y, (value, high) in enumerate(zip(rows["median"], rows.high)):
-        ax.text(high, y, f"  {value:.2f}", va="center", ha="left", fontsize=8, color="tab:blue")
+    fig, ax = _bars(rows, "median", 0.6 + 0.4 * len(rows), "{:.2f}")
     ax.axvline(1, color="0.4", lw=0.8)
-    ax.invert_yaxis()
     ax.set_xlabel(f"speed, reference = 1 ({found['network']}, {found['batch']} x {found['size']} px, {found['device']}, {found['threads']} threads)", fontsize=8)
-    ax.spines[["top", "right"]].set_visible(False)
-    fig.tight_layout()
     return fig
+
+
+def _bars(rows, column, height, number, colors="0.75"):
+    "`(figure, axes)` with a bar for each of `rows`, from the top, its spread from the columns low and high if they are there, its value beside it."
+    import matplotlib.pyplot as plt
+    fig, ax = plt.subplots(figsize=(7, height), layout="constrained")
+    spread = [rows[column] - rows.low, rows.high - rows[column]] if "high" in rows else None
+    ax.barh(rows.index, rows[column], xerr=spread, color=colors, capsize=2)
+    for y, (value, end) in enumerate(zip(rows[column], rows.high if "high" in rows else rows[column])):
+        ax.text(end, y, "  " + number.format(value), va="center", fontsize=8)
+    ax.invert_yaxis()
+    ax.spines[["top", "right"]].set_visible(False)
+    return fig, ax
 
 # %% ../nbs/38_bench.ipynb #8bd37892
 def _photographs(batch, size):
@@ -242,20 +248,12 @@ def bench_corrupt(batch: int = 64, size: int = 224, severity: int = 3, device: s
 # %% ../nbs/38_bench.ipynb #e6acf002
 def corrupt_chart(found: dict):
     "A figure: how many times as fast as the reference each corruption is."
-    import matplotlib.pyplot as plt
     rows = pd.DataFrame(found["corruptions"]).T
-    value, label = ("median", "speed, imagecorruptions-imaug = 1") if "median" in rows else ("ours, ms", "milliseconds per image")
-    fig, ax = plt.subplots(figsize=(7, 4.5))
-    spread = [rows["median"] - rows.low, rows.high - rows["median"]] if "median" in rows else None
-    ax.barh(rows.index, rows[value], xerr=spread, color=["0.75"] * (len(rows) - 1) + ["tab:blue"], capsize=2)
-    for y, (number, end) in enumerate(zip(rows[value], rows["high" if "high" in rows else value])):
-        ax.text(end, y, f"  {number:.1f}", va="center", fontsize=8)
+    column, label = ("median", "speed, imagecorruptions-imaug = 1") if "median" in rows else ("ours, ms", "milliseconds per image")
+    fig, ax = _bars(rows, column, 4.5, "{:.1f}", ["0.75"] * (len(rows) - 1) + ["tab:blue"])
     ax.axvline(1, color="0.4", lw=0.8)
     ax.set_xscale("log")
-    ax.invert_yaxis()
     ax.set_xlabel(f"{label} ({found['batch']} x {found['size']} px, severity {found['severity']}, {found['device']}, processes: {found['processes']['ours']} and {found['processes']['reference']})", fontsize=8)
-    ax.spines[["top", "right"]].set_visible(False)
-    fig.tight_layout()
     return fig
 
 # %% ../nbs/38_bench.ipynb #fd2e8021
@@ -300,17 +298,11 @@ def bench_evaluate(network: str = "resnet18", batch: int = 8, size: int = 224, d
 # %% ../nbs/38_bench.ipynb #d3f165f2
 def evaluate_chart(found: dict):
     "A figure: seconds of the forward passes alone and of all cells, with one branch and with two."
-    import matplotlib.pyplot as plt
     times = pd.DataFrame(found["times"])
-    middle = times.median()
-    fig, ax = plt.subplots(figsize=(7, 2.2))
-    spread = [middle - times.quantile(0.25), times.quantile(0.75) - middle]
-    ax.barh(middle.index, middle, xerr=spread, color=["0.75", "tab:blue", "0.75", "tab:blue"], capsize=2)
-    ax.invert_yaxis()
+    rows = pd.DataFrame({"seconds": times.median(), "low": times.quantile(0.25), "high": times.quantile(0.75)})
+    fig, ax = _bars(rows, "seconds", 2.2, "{:.1f}", ["0.75", "tab:blue"] * 2)
     ax.set_title(f"all cells over forward passes: {found['all cells, relative']:.2f}, with two branches {found['two branches, relative']:.2f}", fontsize=8, loc="left")
     ax.set_xlabel(f"seconds for 75 cells of {found['batch']} images ({found['network']}, {found['size']} px, {found['device']}, {found['threads']} threads)", fontsize=8)
-    ax.spines[["top", "right"]].set_visible(False)
-    fig.tight_layout()
     return fig
 
 # %% ../nbs/38_bench.ipynb #04f5191f

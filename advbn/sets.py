@@ -9,6 +9,7 @@ __all__ = ['MemorySet', 'EmbeddedData', 'edges', 'read_cifar10', 'Cifar10Data', 
 import os
 import re
 import warnings
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torchvision.datasets import CIFAR10
 
 from .corruptions import CORRUPTIONS
-from .data import FolderBatches, FolderImages, Images, MemoryBatches, duplicates, mixed_order, read_images, split_indices
+from .data import FolderBatches, FolderImages, Images, MemoryBatches, duplicates, list_images, mixed_order, read_images, split_indices
 from .decoding import BadImages
 from .openmoji import DataError
 from .published import PAGES, NamedFolder, cifar10_c, imagenet_c, instagram_filters
@@ -58,14 +59,26 @@ class MemorySet:
 
 
 class EmbeddedData(MemorySet):
-    "The embedded emoji under `root`, `images` and their `line_art`, divided per seed. Raises `DataError` if they are missing."
+    """The embedded emoji under `root`, `images` and their `line_art`, divided per seed; each is read when it is first asked for.
+
+    Raises `DataError` if they are missing."""
     sketch_name = "line art"
 
     def __init__(self, root: Path):
-        self.images, self.line_art = read_images(Path(root) / "openmoji"), read_images(Path(root) / "sketch")
-        if self.images.names != self.line_art.names:
+        self.root = Path(root)
+        coloured, drawn = (list_images(self.root / part) for part in ("openmoji", "sketch"))
+        names, others = ([Path(path).relative_to(tree.root) for path, _ in tree.samples] for tree in (coloured, drawn))
+        if names != others:
             raise DataError(f"{root}: openmoji and sketch hold different emoji; build them again with 'advbn data'")
-        self.classes = self.images.classes
+        self.classes = tuple(coloured.classes)
+
+    @cached_property
+    def images(self) -> Images:
+        return read_images(self.root / "openmoji")
+
+    @cached_property
+    def line_art(self) -> Images:
+        return read_images(self.root / "sketch")
 
     def train(self, seed):
         return self.images[split_indices(self.images.targets, self.images.names, seed)[0]]
