@@ -179,7 +179,7 @@ def step_chart(found: dict):
     "A figure: how many times as fast as the reference each side is, and what a step costs against what its operations say."
     rows = pd.DataFrame(found["ratios"]).T
     rows = rows[~rows.index.str.startswith("clean")]
-    fig, ax = _bars(rows, "median", 0.6 + 0.4 * len(rows), "{:.2f}")
+    fig, ax = _bars(rows, "median", 0.6 + 0.4 * len(rows), "{:.2f}", ["tab:blue" if name.startswith("ours") else "0.75" for name in rows.index])
     ax.axvline(1, color="0.4", lw=0.8)
     ax.set_xlabel(f"speed, reference = 1 ({found['network']}, {found['batch']} x {found['size']} px, {found['device']}, {found['threads']} threads)", fontsize=8)
     return fig
@@ -192,7 +192,7 @@ def _bars(rows, column, height, number, colors="0.75"):
     spread = [rows[column] - rows.low, rows.high - rows[column]] if "high" in rows else None
     ax.barh(rows.index, rows[column], xerr=spread, color=colors, capsize=2)
     for y, (value, end) in enumerate(zip(rows[column], rows.high if "high" in rows else rows[column])):
-        ax.text(end, y, "  " + number.format(value), va="center", fontsize=8)
+        ax.annotate(number.format(value), (end, y), (6, 0), textcoords="offset points", va="center", fontsize=8, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})
     ax.invert_yaxis()
     ax.spines[["top", "right"]].set_visible(False)
     return fig, ax
@@ -253,6 +253,7 @@ def corrupt_chart(found: dict):
     fig, ax = _bars(rows, column, 4.5, "{:.1f}", ["0.75"] * (len(rows) - 1) + ["tab:blue"])
     ax.axvline(1, color="0.4", lw=0.8)
     ax.set_xscale("log")
+    ax.xaxis.set_major_formatter("{x:g}")
     ax.set_xlabel(f"{label} ({found['batch']} x {found['size']} px, severity {found['severity']}, {found['device']}, processes: {found['processes']['ours']} and {found['processes']['reference']})", fontsize=8)
     return fig
 

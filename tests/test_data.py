@@ -69,6 +69,23 @@ def test_no_test_image_is_trained_on_and_line_art_matches(root):
         assert [s for s, _, _ in made] == ["clean", *["corruptions"] * 75, *["instagram"] * 20, "sketch"]
 
 
+def test_embedded_images_are_read_when_asked_for_and_missing_ones_are_noticed_before(tmp_path):
+    build_openmoji(tmp_path, limit=2)
+    damaged = sorted((tmp_path / "openmoji").rglob("*.png"))[3]
+    damaged.write_bytes(b"")
+    data = EmbeddedData(tmp_path)
+    assert len(data.classes) == 9
+    with pytest.raises(DataError, match=f"{damaged.name} is empty"):
+        data.train(0)
+    damaged.unlink()
+    with pytest.raises(DataError, match="openmoji and sketch hold different emoji; build them again"):
+        EmbeddedData(tmp_path)
+    for image in (tmp_path / "sketch").rglob("*.png"):
+        image.unlink()
+    with pytest.raises(DataError, match="sketch: Found no valid file.*advbn data"):
+        EmbeddedData(tmp_path)
+
+
 def test_batches_repeat_cover_and_differ(root):
     images = read_images(root / "data/openmoji")[range(100)]
     loader = MemoryBatches(images, 16, seed=1, augment=Augment(degrees=10.0, translate=0.1, scale=0.1))
