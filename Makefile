@@ -48,7 +48,7 @@ say-all:
 check: data $(WORKSHOP)  ## the notebooks' own checks
 	nbdev_test --path nbs --file_glob '[0-9]*.ipynb' --n_workers 2
 
-test: check  ## environment, the notebooks' own checks, pytest (about 35 minutes on two cores)
+test: check  ## environment, the notebooks' own checks, pytest (about 40 minutes on two cores)
 	pytest
 
 promises: data $(WORKSHOP)  ## results/promises.csv, from the tests that keep a promise (about 8 minutes)
