@@ -185,7 +185,7 @@ def step_chart(found: dict):
     return fig
 
 
-def _bars(rows, column, height, number, colors="0.75"):
+def _bars(rows, column, height, number, colors):
     "`(figure, axes)` with a bar for each of `rows`, from the top, its spread from the columns low and high if they are there, its value beside it."
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(7, height), layout="constrained")

@@ -67,18 +67,15 @@ class AdvBNNet(nn.Module):
         has been freed when the second begins. The attack comes before both, while no gradient stands. Without a layer the second loss is a
         constant zero."""
         ours, theirs = self._parts(self.features(images), targets)
-        if self.layer is None:
-            clean = self._done(self._loss("clean", *ours, loss_fn), backward)
+        attacked = None if self.layer is None else self.layer(*theirs, self.head, loss_fn)
+        clean = self._loss("clean", *ours, loss_fn, backward)
+        if attacked is None:
             return clean, clean.new_zeros(())
-        attacked = self.layer(*theirs, self.head, loss_fn)
-        clean = self._done(self._loss("clean", *ours, loss_fn), backward)
-        return clean, self._done(self._loss("adversarial", attacked, theirs[1], loss_fn), backward)
+        return clean, self._loss("adversarial", attacked, theirs[1], loss_fn, backward)
 
-    def _loss(self, branch, features, targets, loss_fn):
+    def _loss(self, branch, features, targets, loss_fn, backward=None):
         with use_branch(self.head, branch):
-            return loss_fn(self.head(features), targets)
-
-    def _done(self, loss, backward):
+            loss = loss_fn(self.head(features), targets)
         if backward is None:
             return loss
         with torch.autocast(loss.device.type, enabled=False):
