@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEAN', 'STD', 'Images', 'list_images', 'read_images', 'duplicates', 'split_indices', 'normalize', 'to_pixels',
-           'MemoryBatches', 'epoch_order', 'check_batch_size', 'FolderBatches', 'mixed_order', 'FolderImages']
+           'to_channels_last', 'MemoryBatches', 'epoch_order', 'check_batch_size', 'FolderBatches', 'mixed_order',
+           'FolderImages']
 
 # %% ../nbs/12_data.ipynb #bb5b255f
 import hashlib
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torchvision.transforms import v2
 
 from .augmentation import BLENDS, EACH_IMAGE, apply_policy, augment_batch, check_policy, step_seed
@@ -96,6 +98,14 @@ def to_pixels(normalized: torch.Tensor) -> torch.Tensor:
     "The way back: normalised images as float pixels from 0 to 1."
     mean, std = (torch.tensor(v, device=normalized.device).view(1, 3, 1, 1) for v in (MEAN, STD))
     return normalized * std + mean
+
+# %% ../nbs/12_data.ipynb #c2fb450c
+def to_channels_last(module: nn.Module, device="cpu") -> nn.Module:
+    "`module` on `device`, its 4-D weights channels last in memory; weights of another number of axes, as of 3-D convolutions, stay as they lie."
+    for tensor in (*module.to(device).parameters(), *module.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return module
 
 # %% ../nbs/12_data.ipynb #b5d8ed5c
 class MemoryBatches:

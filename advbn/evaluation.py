@@ -17,35 +17,44 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from torch.fx.experimental.optimization import fuse
 
 from .corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS
-from .data import normalize
+from .data import normalize, to_channels_last
+from .dual_batchnorm import fold, in_mode
+from .splitting import convolutions_and_norms
 
 # %% ../nbs/28_evaluation.ipynb #8962224b
 @torch.inference_mode()
 def predict(model: nn.Module, images: torch.Tensor, batch_size: int = 256, top: int = 1) -> tuple:
     "`(classes, probabilities)`, each `[N, top]`, of uint8 `[N, 3, H, W]` images; `model` is used in eval mode and left as found."
-    flags = [(m, m.training) for m in model.modules()]
     device = next(model.parameters()).device
-    try:
-        model.eval()
+    with in_mode(model, False):
         found = [model(normalize(batch.to(device))).float().softmax(1).topk(top) for batch in images.split(batch_size)]
-    finally:
-        for m, before in flags:
-            m.training = before
     return torch.cat([f.indices for f in found]).cpu(), torch.cat([f.values for f in found]).cpu()
 
 
 def for_inference(part: nn.Module) -> nn.Module:
-    """A faster copy of a network or a part of one, in eval mode: its batch norms folded into the convolutions before them, which
-    changes the last digits of its output, and channels last in memory."""
-    part = copy.deepcopy(part).eval()
+    """A faster copy of a network or a part of one, in eval mode and channels last in memory.
+
+    Its forward is the network's own. Batch norms that alone follow a convolution, both called once, are folded into it, see `fold`, which
+    changes the last digits of the output. A network that cannot be copied is run itself, in eval mode, and left as it is."""
     try:
-        part = fuse(part, inplace=True).eval()
-    except Exception:  # torch.fx cannot trace every network, and says so in many ways; the copy is then as good, and slower
-        pass
-    return part.to(memory_format=torch.channels_last)
+        copied = copy.deepcopy(part).eval()
+    except Exception:  # a module can refuse in many ways
+        return _InEvalMode(part)
+    for conv, norm in convolutions_and_norms(copied):
+        fold(conv, norm)
+    return to_channels_last(copied, next((p.device for p in copied.parameters()), "cpu"))
+
+
+class _InEvalMode(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        with in_mode(self.model, False):
+            return self.model(x)
 
 
 @torch.inference_mode()

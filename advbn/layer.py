@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .dual_batchnorm import folded, use_branch
+from .dual_batchnorm import folded, in_mode, use_branch
 from .statistics import channel_mean, check_features, mean_over_processes, processes, rescale
 
 # %% ../nbs/02_layer.ipynb #9931ab05
@@ -38,14 +38,11 @@ def borrowed(head, batch_statistics: bool = False):
     parameters = list(module.parameters()) if module is not None else []
     if any(p.is_inference() for p in parameters):
         raise ValueError("the head's parameters were made under torch.inference_mode, where no gradient can pass; make or load the network outside it")
-    flags = [(m, m.training) for m in module.modules()] if module is not None else []
-    norms = [(m, m.track_running_stats) for m, _ in flags if isinstance(m, _BatchNorm)] if batch_statistics else []
+    norms = [(m, m.track_running_stats) for m in module.modules() if isinstance(m, _BatchNorm)] if batch_statistics and module is not None else []
     asking = [p for p in parameters if p.requires_grad]
     pairs = module.convolutions_and_norms() if hasattr(module, "convolutions_and_norms") and not batch_statistics else []
     try:
-        with use_branch(module, "adversarial"):
-            for m, _ in flags:
-                m.training = False
+        with use_branch(module, "adversarial"), in_mode(module or nn.Identity(), False):
             for m, _ in norms:
                 m.training, m.track_running_stats = True, False
             for p in asking:
@@ -55,8 +52,6 @@ def borrowed(head, batch_statistics: bool = False):
     finally:
         for m, before in norms:
             m.track_running_stats = before
-        for m, before in flags:
-            m.training = before
         for p in asking:
             p.requires_grad_(True)
 

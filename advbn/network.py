@@ -19,12 +19,19 @@ from .layer import AdvBN
 from .splitting import split
 
 # %% ../nbs/04_network.ipynb #cf26f1c0
+def _memory(tensor):
+    "What tells a tensor's memory from others: names with the same belong to one tensor."
+    where = tensor.data_ptr() if tensor.device.type != "meta" else 0
+    return (where, tensor.shape, tensor.stride(), tensor.dtype) if where else id(tensor)
+
+
 class AdvBNNet(nn.Module):
     """A frozen `stem`, a trainable `head` with dual batch norms, and the `layer` between them (AdvBN, section 3).
 
     `stem` maps images to features `[N, C, H, W]`, `head` those to logits. `layer=None` trains on the clean
-    loss alone. `parent`, the plain network's state dict, gives `export` what neither part holds. An `unpaired` batch is divided: the first
-    half is the clean branch's, the second the attack's and the adversarial branch's; a batch of one image is not."""
+    loss alone. `parent`, the plain network's state dict, gives `export` what neither part holds, and the further names of what one holds. An
+    `unpaired` batch is divided: the first half is the clean branch's, the second the attack's and the adversarial branch's; a batch of one image
+    is not."""
 
     def __init__(self, stem: nn.Module, head: nn.Module, layer: AdvBN | None = None, parent: dict | None = None, unpaired: bool = False):
         super().__init__()
@@ -32,9 +39,11 @@ class AdvBNNet(nn.Module):
             raise ValueError(f"unpaired is {unpaired!r}; allowed are True and False")
         self.stem, self.head, self.layer, self.unpaired = stem.requires_grad_(False), head, layer, unpaired
         ours, theirs = stem.state_dict(keep_vars=True), head.state_dict(keep_vars=True)
-        held = {**ours, **theirs}
+        names = {_memory(value): name for name, value in {**ours, **theirs}.items()}
+        further = {k: v for k, v in (parent or {}).items() if k not in ours and k not in theirs}
         self.clashes = [k for k in ours if k in theirs and ours[k] is not theirs[k]]
-        self.leftover = {k: v.clone() for k, v in (parent or {}).items() if k not in held}
+        self.aliases = {k: names[_memory(v)] for k, v in further.items() if _memory(v) in names}
+        self.leftover = {k: v.detach().clone() for k, v in further.items() if k not in self.aliases}
         self.metadata = getattr(parent, "_metadata", None)
         if layer is not None:
             convert_dual_batchnorm(head)
@@ -64,8 +73,8 @@ class AdvBNNet(nn.Module):
 
         `images` `[N, 3, H, W]`, `targets` `[N]` class indices or `[N, K]` probabilities. A function `backward` is called with each loss as soon
         as it is there, and the losses come back detached: the gradients are those of the sum, and what the first pass keeps for its gradient
-        has been freed when the second begins. The attack comes before both, while no gradient stands. Without a layer the second loss is a
-        constant zero."""
+        has been freed when the second begins; a head that recomputes activations, as `torch.utils.checkpoint` does, needs it. The attack comes
+        before both, while no gradient stands. Without a layer the second loss is a constant zero."""
         ours, theirs = self._parts(self.features(images), targets)
         attacked = None if self.layer is None else self.layer(*theirs, self.head, loss_fn)
         clean = self._loss("clean", *ours, loss_fn, backward)
@@ -76,11 +85,11 @@ class AdvBNNet(nn.Module):
     def _loss(self, branch, features, targets, loss_fn, backward=None):
         with use_branch(self.head, branch):
             loss = loss_fn(self.head(features), targets)
-        if backward is None:
-            return loss
-        with torch.autocast(loss.device.type, enabled=False):
-            backward(loss)
-        return loss.detach()
+            if backward is None:
+                return loss
+            with torch.autocast(loss.device.type, enabled=False):
+                backward(loss)  # on this branch, too, for what it computes anew
+            return loss.detach()
 
     def adversarial_loss(self, images, targets, loss_fn=F.cross_entropy):
         "The second of the two `losses` alone, for a training loop that computes the first itself, on the whole batch. Needs a layer."
@@ -103,6 +112,7 @@ class AdvBNNet(nn.Module):
             raise ValueError(f"stem and head both hold {self.clashes[0]!r} and mean different tensors ({len(self.clashes)} such names), so that "
                              "one state dict cannot hold them; give the parts the names that the plain network has, as split does")
         state = OrderedDict({**self.leftover, **branch_state_dict(self.stem, branch), **branch_state_dict(self.head, branch)})
+        state.update((name, state[held]) for name, held in self.aliases.items())
         if self.metadata is not None:
             state._metadata = self.metadata  # version marks that some torchvision networks insist on
         return state
@@ -135,4 +145,4 @@ def prepare(model: nn.Module, after: str = "layer1", recipe: str = "faithful", *
                          "[N, C, H, W]; cut after a convolution, or write a stem that ends and a head that begins by moving the axes, "
                          "for AdvBNNet(stem, head, layer)")
     unpaired = options.pop("unpaired", False)
-    return AdvBNNet(stem, head, AdvBN(**{"rectify": stem.rectified, **options}), model.state_dict(), unpaired)
+    return AdvBNNet(stem, head, AdvBN(**{"rectify": stem.rectified, **options}), model.state_dict(keep_vars=True), unpaired)

@@ -16,6 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .augmentation import step_seed
+from .data import to_channels_last
 from .layer import NotFinite
 from .network import AdvBNNet, prepare
 from .processes import build_accelerator, others_answering, synchronized
@@ -96,7 +97,7 @@ def fit(
                          "make it with the accelerator's process_index and num_processes")
     if accelerator.num_processes > 1 and (accelerator.device.type == "cuda" or getattr(net.layer, "sync_statistics", False)):
         net.head = synchronized(net.head, accelerator.device)
-    net.to(accelerator.device, memory_format=torch.channels_last)
+    to_channels_last(net, accelerator.device)
     optimizer, scheduler = build_optimizer(net.trainable_parameters(), recipe, len(loader))
     wrapped, optimizer = accelerator.prepare(net, optimizer)
     loss_fn = partial(F.cross_entropy, label_smoothing=recipe.label_smoothing)
@@ -171,7 +172,7 @@ def fit(
 # %% ../nbs/27_training.ipynb #39c368d8
 def pretraining_net(model: nn.Module) -> AdvBNNet:
     "All of `model` as the head, nothing frozen, one loss."
-    return AdvBNNet(nn.Identity(), model, parent=model.state_dict())
+    return AdvBNNet(nn.Identity(), model, parent=model.state_dict(keep_vars=True))
 
 
 def finetuning_net(model: nn.Module, after: str, options: dict | None) -> AdvBNNet:
@@ -179,4 +180,4 @@ def finetuning_net(model: nn.Module, after: str, options: dict | None) -> AdvBNN
     if options is not None:
         return prepare(model, after, **options)
     stem, head = split(model, after)
-    return AdvBNNet(stem, head, None, model.state_dict())
+    return AdvBNNet(stem, head, None, model.state_dict(keep_vars=True))
