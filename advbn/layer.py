@@ -33,11 +33,13 @@ def borrowed(head, batch_statistics: bool = False):
 
     With `batch_statistics` its batch norms normalise by the batch, and do not keep what they see; without, those that `split` has
     found right after a convolution do their work inside it, see `folded`. A bound method or a
-    `functools.partial` stands for its module. Raises `ValueError` for parameters that were made in inference mode."""
+    `functools.partial` stands for its module. Raises `ValueError` for parameters that were made in inference mode, and for those that are views of others."""
     module = module_of(head)
     parameters = list(module.parameters()) if module is not None else []
     if any(p.is_inference() for p in parameters):
         raise ValueError("the head's parameters were made under torch.inference_mode, where no gradient can pass; make or load the network outside it")
+    if not all(p.is_leaf for p in parameters):
+        raise ValueError("the head's parameters are computed from others, as FullyShardedDataParallel makes them; shard with torch.distributed.fsdp.fully_shard")
     norms = [(m, m.track_running_stats) for m in module.modules() if isinstance(m, _BatchNorm)] if batch_statistics and module is not None else []
     asking = [p for p in parameters if p.requires_grad]
     pairs = module.convolutions_and_norms() if hasattr(module, "convolutions_and_norms") and not batch_statistics else []

@@ -301,12 +301,21 @@ def _halves(graph, cut, model):
     return stem, head
 
 # %% ../nbs/03_splitting.ipynb #52cb7f64
+class _Names(nn.Module):
+    "Holds modules under the names that they have in the network. A part runs them one by one, so that this is never called, and takes no hooks."
+
+    def register_forward_hook(self, *_, **__):
+        raise ValueError("a part of a split network runs its layers one by one, and no block as a whole; put hooks on single layers, and wrap the whole part")
+
+    register_forward_pre_hook = register_full_backward_hook = register_full_backward_pre_hook = register_forward_hook
+
+
 def _share(source, target, path):
     "Make `target.<path>` the very object that `source.<path>` is; a tensor that is neither parameter nor buffer becomes a buffer, to move with the part."
     *parents, name = path.split(".")
     for parent in parents:
         if not hasattr(target, parent):
-            target.add_module(parent, nn.Module().train(target.training))
+            target.add_module(parent, _Names().train(target.training))
         source, target = getattr(source, parent), getattr(target, parent)
     if name in target._buffers or hasattr(target, name):
         return

@@ -1,7 +1,11 @@
 """Networks that users bring: shared blocks, aliases, buffers, arithmetic in place, random draws, hooks, replicas. Right, or refused by name."""
 import copy
+import json
 import pickle
 import random
+import re
+import subprocess
+import sys
 from collections import Counter
 from functools import partial
 
@@ -18,6 +22,7 @@ from advbn import AdvBN, AdvBNNet, prepare, split, use_branch
 from advbn.data import normalize
 from advbn.evaluation import for_inference, predict, top1_accuracy
 from advbn.training import pretraining_net
+from conftest import ROOT
 
 
 class Net(nn.Module):
@@ -545,3 +550,23 @@ def test_training_takes_weights_of_five_axes():
     net = pretraining_net(EVALUATED["volumes"]())
     moved = to_channels_last(net)
     assert moved is net and net.head[3].weight.is_contiguous(memory_format=torch.channels_last) and net.head[1].weight.ndim == 5
+
+
+# ---- shards
+
+def sharded(kind):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(ROOT / "tests/sharded_losses.py"), kind]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_a_sharded_network_has_the_losses_and_gradients_of_the_whole():
+    whole, found = (json.loads(sharded(kind).stdout) for kind in ("whole", "sharded"))
+    for name in ("losses", "gradients"):
+        assert found[name] == pytest.approx(whole[name], rel=1e-5)
+    assert len(whole["losses"]) == 5
+
+
+@pytest.mark.parametrize("kind, words", [("block", "runs its layers one by one"), ("flat", "computed from others.*fully_shard")])
+def test_a_block_that_is_wrapped_and_flat_parameters_are_refused(kind, words):
+    done = sharded(kind)
+    assert done.returncode and re.search(f"ValueError: .*{words}", done.stderr)
