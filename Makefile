@@ -8,7 +8,7 @@ export PATH := $(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env workshop data say-main say-all reproduce reproduce-all check test promises lab export readme docs dist clean
+.PHONY: help env workshop data say-main say-all reproduce reproduce-all check suite test promises lab export readme docs dist clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -46,10 +46,13 @@ say-all:
 	@echo "environment about 2 minutes, every table and figure about 44 on two cores"
 
 check: data $(WORKSHOP)  ## the notebooks' own checks
-	nbdev_test --path nbs --file_glob '[0-9]*.ipynb' --n_workers 2
+	OMP_NUM_THREADS=1 nbdev_test --path nbs --file_glob '[0-9]*.ipynb' --n_workers 1
 
-test: check  ## environment, the notebooks' own checks, pytest (about 40 minutes on two cores)
-	pytest
+suite: data $(WORKSHOP)  ## pytest, a file of tests at a time in each of two processes
+	pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test: data $(WORKSHOP)  ## environment, and both side by side (about XX minutes on two cores)
+	$(MAKE) -j2 check suite
 
 promises: data $(WORKSHOP)  ## results/promises.csv, from the tests that keep a promise (about 8 minutes)
 	pytest -m promise --promises results/promises.csv

@@ -1,14 +1,20 @@
 import csv
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of this worker and what it starts; another worker has the other core
+
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
+from advbn import cli
 from advbn.openmoji import fingerprint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,10 +65,56 @@ def root():
     return ROOT
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    "The folder of this session's workers."
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def once(shared):
+    "Call `make` with a folder of that name, in the first worker that asks for it; the folder."
+    def made(name, make):
+        with FileLock(shared / f"{name}.lock"):
+            if not (shared / f"{name}.made").exists():
+                shutil.rmtree(shared / name, ignore_errors=True)
+                (shared / name).mkdir()
+                make(shared / name)
+                (shared / f"{name}.made").touch()
+        return shared / name
+    return made
+
+
 @pytest.fixture(scope="session", autouse=True)
-def embedded_images():
+def embedded_images(once):
     "The embedded images, drawn once if they are not there."
-    subprocess.run([sys.executable, "-m", "advbn", "data"], cwd=ROOT, check=True)
+    once("images", lambda _: subprocess.run([sys.executable, "-m", "advbn", "data"], cwd=ROOT, check=True))
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    "Run the command line in this process: `(status, standard output, standard error)`."
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["advbn", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return (stopped.value.code, *capsys.readouterr())
+    return call
+
+
+@pytest.fixture
+def refused(run):
+    "Run the command line in this process; it must say one or two lines with all of `words`, and exit with status 2."
+    def call(arguments, *words):
+        status, _, said = run(*arguments)
+        said = [line for line in said.strip().splitlines() if not re.search(r"\[\d\d:\d\d|%\|", line)]  # but for progress bars
+        assert status == 2 and 1 <= len(said) <= 2, said
+        for word in words:
+            assert word in "\n".join(said), said
+        return said
+    return call
 
 
 @pytest.fixture
@@ -105,4 +157,4 @@ def pytest_terminal_summary(terminalreporter, config):
     with open(path, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["section", "promise", "fault", "outcome"])
-        table.writerows([*promise, outcome] for promise, outcome in outcomes.items())
+        table.writerows([*promise, outcome] for promise, outcome in sorted(outcomes.items()))
