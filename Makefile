@@ -74,7 +74,7 @@ docs: $(WORKSHOP)  ## the site in _docs/: the notebooks as a book, API, promises
 	@echo _docs/index.html
 
 dist: $(WORKSHOP)  ## wheel and source archive in dist/, checked
-	python -m build
+	python -m build --no-isolation
 	twine check --strict dist/*
 
 clean: ## remove what can be made again, but for the environment

@@ -27,15 +27,24 @@ for _name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"):
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+def call(*command, cwd, check=True, **environment):
+    "Run a program of this environment; without an error, unless `check` is `False`."
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"], **environment}
+    environment.pop("ADVBN_ROOT", None)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
+    assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
 def copied_project(folder):
-    "The tracked and new files of the working tree, as a repository of its own at `folder`, with the images; returns `folder`."
-    names = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-    for name in names:
+    "The tracked and new files of the working tree, as a clone at `folder`, with the images; returns `folder`."
+    for name in call("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).stdout.splitlines():
         if (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
     shutil.copytree(ROOT / "data", folder / "data")
-    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-qm", "as it is"]):
+        call("git", *words, cwd=folder)
     return folder
 
 
@@ -90,6 +99,51 @@ def once(shared):
 def embedded_images(once):
     "The embedded images, drawn once if they are not there."
     once("images", lambda _: subprocess.run([sys.executable, "-m", "advbn", "data"], cwd=ROOT, check=True))
+
+
+@pytest.fixture(scope="session")
+def make(once):
+    "Run a target of the Makefile in a clone, with this environment in place of one that it would install."
+    venv = once("venv", borrowed_venv)
+    return lambda clone, *words, **environment: call("make", *words, f"VENV={venv}", cwd=clone, **environment)
+
+
+@pytest.fixture(scope="session")
+def released(once, make):
+    "A clone in which the package was exported, and site, wheel and source archive were built, without network; to be left as it is."
+    def build(folder):
+        for module in (copied_project(folder) / "advbn").rglob("*.py"):
+            module.unlink()
+        for target in ("export", "docs", "dist"):
+            make(folder, target, PIP_NO_INDEX="1", http_proxy="http://127.0.0.1:9", https_proxy="http://127.0.0.1:9")
+    return once("released", build)
+
+
+@pytest.fixture(scope="session")
+def miniature(once, make):
+    "A clone after `make reproduce-all`, with a fourth of the images, one epoch, two seeds, and a method row that somebody added as CONTRIBUTING says; to be copied."
+    def reproduce(folder):
+        keep_a_fourth(copied_project(folder))
+        path = folder / "params.yaml"
+        content = yaml.safe_load(path.read_text())
+        content["seeds"] = [0, 1]
+        content["methods"] = {k: content["methods"][k] for k in ("standard", "finetune", "advbn")}
+        content["methods"] |= yaml.safe_load(re.search(r"## Add a method.*?```yaml\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)[1])
+        content["methods"]["gentle"]["layer"]["steps"] = 1
+        for section in ("pretrain", "finetune"):
+            content["profiles"]["openmoji"][section]["epochs"] = 1
+        for section in ("classifier", "decoder"):
+            content["profiles"]["openmoji"]["pictures"][section]["epochs"] = 1
+        content["profiles"]["openmoji"]["short"].update(seeds=[0], pretrain_epochs=1, finetune_epochs=1)
+        content["bases"] = {"plain": content["bases"]["plain"]}
+        content["base_methods"] = {k: content["base_methods"][k] for k in ("finetune", "advbn")}
+        for study in content["studies"].values():
+            study.update(bases=["plain"], methods={k: study["methods"][k] for k in study.get("methods", {}) if k == "steps1"})
+        content["profiles"]["openmoji"]["threads"] = None  # one process, which starts faster than two
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        said = make(folder, "reproduce-all").stdout
+        assert "about" in said.splitlines()[0] and "Gentle AdvBN" in said and "is complete" in said
+    return once("miniature", reproduce)
 
 
 @pytest.fixture
