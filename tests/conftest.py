@@ -69,6 +69,15 @@ def keep_a_fourth(folder):
     (folder / "data.dvc").write_text(yaml.safe_dump(pin))
 
 
+FIRST = ("test_pipeline", "test_corruptions", "test_sets", "test_progress", "test_processes", "test_lab")
+
+
+def pytest_collection_modifyitems(items):
+    "Files that take minutes come first, then those with a test marked `slow`, so that no process ends long before another; a file's order is kept."
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST) + (item.path not in slow))
+
+
 @pytest.fixture(scope="session")
 def root():
     return ROOT
