@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
+PYTEST := pytest -n 2 --dist loadfile --no-loadscope-reorder
 READY := $(VENV)/ready
 WORKSHOP := $(VENV)/workshop
 export PATH := $(BIN):$(PATH)
@@ -49,13 +50,13 @@ check: data $(WORKSHOP)  ## the notebooks' own checks
 	OMP_NUM_THREADS=1 nbdev_test --path nbs --file_glob '[0-9]*.ipynb' --n_workers 1
 
 suite: data $(WORKSHOP)  ## pytest, a file of tests at a time in each of two processes
-	pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 test: data $(WORKSHOP)  ## environment, and both side by side (about XX minutes on two cores)
 	$(MAKE) -j2 check suite
 
 promises: data $(WORKSHOP)  ## results/promises.csv, from the tests that keep a promise (about 8 minutes)
-	pytest -m promise --promises results/promises.csv
+	$(PYTEST) -m promise --promises results/promises.csv
 
 lab: data  ## JupyterLab, opened on nbs/explore
 	jupyter lab --notebook-dir=nbs --LabApp.default_url=/lab/tree/explore $(LAB)
