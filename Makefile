@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
+PYTEST := pytest -n 2 --dist loadfile --no-loadscope-reorder
 READY := $(VENV)/ready
 WORKSHOP := $(VENV)/workshop
 export PATH := $(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env workshop data say-main say-all reproduce reproduce-all check test promises lab export readme docs dist clean
+.PHONY: help env workshop data say-main say-all reproduce reproduce-all check suite test promises lab export readme docs dist clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -46,13 +47,16 @@ say-all:
 	@echo "environment about 2 minutes, every table and figure about 44 on two cores"
 
 check: data $(WORKSHOP)  ## the notebooks' own checks
-	nbdev_test --path nbs --file_glob '[0-9]*.ipynb' --n_workers 2
+	OMP_NUM_THREADS=1 nbdev_test --path nbs --file_glob '[0-9]*.ipynb' --n_workers 1
 
-test: check  ## environment, the notebooks' own checks, pytest (about 40 minutes on two cores)
-	pytest
+suite: data $(WORKSHOP)  ## pytest, a file of tests at a time in each of two processes
+	$(PYTEST)
+
+test: data $(WORKSHOP)  ## environment, and both side by side (about XX minutes on two cores)
+	$(MAKE) -j2 check suite
 
 promises: data $(WORKSHOP)  ## results/promises.csv, from the tests that keep a promise (about 8 minutes)
-	pytest -m promise --promises results/promises.csv
+	$(PYTEST) -m promise --promises results/promises.csv
 
 lab: data  ## JupyterLab, opened on nbs/explore
 	jupyter lab --notebook-dir=nbs --LabApp.default_url=/lab/tree/explore $(LAB)
@@ -71,7 +75,7 @@ docs: $(WORKSHOP)  ## the site in _docs/: the notebooks as a book, API, promises
 	@echo _docs/index.html
 
 dist: $(WORKSHOP)  ## wheel and source archive in dist/, checked
-	python -m build
+	python -m build --no-isolation
 	twine check --strict dist/*
 
 clean: ## remove what can be made again, but for the environment

@@ -1,14 +1,20 @@
 import csv
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of this worker and what it starts; another worker has the other core
+
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
+from advbn import cli
 from advbn.openmoji import fingerprint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,15 +27,24 @@ for _name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"):
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+def call(*command, cwd, check=True, **environment):
+    "Run a program of this environment; without an error, unless `check` is `False`."
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"], **environment}
+    environment.pop("ADVBN_ROOT", None)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
+    assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
 def copied_project(folder):
-    "The tracked and new files of the working tree, as a repository of its own at `folder`, with the images; returns `folder`."
-    names = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-    for name in names:
+    "The tracked and new files of the working tree, as a clone at `folder`, with the images; returns `folder`."
+    for name in call("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).stdout.splitlines():
         if (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
     shutil.copytree(ROOT / "data", folder / "data")
-    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-qm", "as it is"]):
+        call("git", *words, cwd=folder)
     return folder
 
 
@@ -54,15 +69,115 @@ def keep_a_fourth(folder):
     (folder / "data.dvc").write_text(yaml.safe_dump(pin))
 
 
+FIRST = ("test_pipeline", "test_corruptions", "test_sets", "test_progress", "test_processes", "test_lab")
+
+
+def pytest_collection_modifyitems(items):
+    "Files that take minutes come first, then those with a test marked `slow`, so that no process ends long before another; a file's order is kept."
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST) + (item.path not in slow))
+
+
 @pytest.fixture(scope="session")
 def root():
     return ROOT
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    "The folder of this session's workers."
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def once(shared):
+    "Call `make` with a folder of that name, in the first worker that asks for it; the folder."
+    def made(name, make):
+        with FileLock(shared / f"{name}.lock"):
+            if not (shared / f"{name}.made").exists():
+                shutil.rmtree(shared / name, ignore_errors=True)
+                (shared / name).mkdir()
+                make(shared / name)
+                (shared / f"{name}.made").touch()
+        return shared / name
+    return made
+
+
 @pytest.fixture(scope="session", autouse=True)
-def embedded_images():
+def embedded_images(once):
     "The embedded images, drawn once if they are not there."
-    subprocess.run([sys.executable, "-m", "advbn", "data"], cwd=ROOT, check=True)
+    once("images", lambda _: subprocess.run([sys.executable, "-m", "advbn", "data"], cwd=ROOT, check=True))
+
+
+@pytest.fixture(scope="session")
+def make(once):
+    "Run a target of the Makefile in a clone, with this environment in place of one that it would install."
+    venv = once("venv", borrowed_venv)
+    return lambda clone, *words, **environment: call("make", *words, f"VENV={venv}", cwd=clone, **environment)
+
+
+@pytest.fixture(scope="session")
+def released(once, make):
+    "A clone in which the package was exported, and site, wheel and source archive were built, without network; to be left as it is."
+    def build(folder):
+        for module in (copied_project(folder) / "advbn").rglob("*.py"):
+            module.unlink()
+        for target in ("export", "docs", "dist"):
+            make(folder, target, PIP_NO_INDEX="1", http_proxy="http://127.0.0.1:9", https_proxy="http://127.0.0.1:9")
+    return once("released", build)
+
+
+@pytest.fixture(scope="session")
+def miniature(once, make):
+    "A clone after `make reproduce-all`, with a fourth of the images, one epoch, two seeds, and a method row that somebody added as CONTRIBUTING says; to be copied."
+    def reproduce(folder):
+        keep_a_fourth(copied_project(folder))
+        path = folder / "params.yaml"
+        content = yaml.safe_load(path.read_text())
+        content["seeds"] = [0, 1]
+        content["methods"] = {k: content["methods"][k] for k in ("standard", "finetune", "advbn")}
+        content["methods"] |= yaml.safe_load(re.search(r"## Add a method.*?```yaml\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)[1])
+        content["methods"]["gentle"]["layer"]["steps"] = 1
+        for section in ("pretrain", "finetune"):
+            content["profiles"]["openmoji"][section]["epochs"] = 1
+        for section in ("classifier", "decoder"):
+            content["profiles"]["openmoji"]["pictures"][section]["epochs"] = 1
+        content["profiles"]["openmoji"]["short"].update(seeds=[0], pretrain_epochs=1, finetune_epochs=1)
+        content["bases"] = {"plain": content["bases"]["plain"]}
+        content["base_methods"] = {k: content["base_methods"][k] for k in ("finetune", "advbn")}
+        for study in content["studies"].values():
+            study.update(bases=["plain"], methods={k: study["methods"][k] for k in study.get("methods", {}) if k == "steps1"})
+        content["profiles"]["openmoji"]["threads"] = None  # one process, which starts faster than two
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        said = make(folder, "reproduce-all").stdout
+        assert "about" in said.splitlines()[0] and "Gentle AdvBN" in said and "is complete" in said
+    return once("miniature", reproduce)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    "Run the command line in this process: `(status, standard output, standard error)`."
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["advbn", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return (stopped.value.code, *capsys.readouterr())
+    return call
+
+
+@pytest.fixture
+def refused(run):
+    "Run the command line in this process; it must say one or two lines with all of `words`, and exit with status 2."
+    def call(arguments, *words):
+        status, _, said = run(*arguments)
+        said = [line for line in said.strip().splitlines() if not re.search(r"\[\d\d:\d\d|%\|", line)]  # but for progress bars
+        assert status == 2 and 1 <= len(said) <= 2, said
+        for word in words:
+            assert word in "\n".join(said), said
+        return said
+    return call
 
 
 @pytest.fixture
@@ -105,4 +220,4 @@ def pytest_terminal_summary(terminalreporter, config):
     with open(path, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["section", "promise", "fault", "outcome"])
-        table.writerows([*promise, outcome] for promise, outcome in outcomes.items())
+        table.writerows([*promise, outcome] for promise, outcome in sorted(outcomes.items()))

@@ -98,13 +98,17 @@ def test_the_command_line_prints_the_table(folder, network, tmp_path):
     assert found == {name: {s: pytest.approx(direct[s]) for s in ("clean", "sketch")} for name in ("clean", "adversarial")}
 
 
+def test_wrong_words_are_one_line():
+    done = call()
+    assert done.returncode == 2 and "exactly one of them" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize("words, said", [
     ([], "exactly one of them"), (["advbn", "--model", "resnet18"], "exactly one of them"),
     (["--model", "resnet18"], "needs --weights and --data"), (["--model", "resnet18", "--weights", "x", "--data", "/nowhere"], "no images at /nowhere"),
     (["--model", "small_resnet", "--weights", "{file}", "--data", "{folder}", "--shifts", "sketches"], "did you mean 'sketch'"),
     (["--model", "resnet81", "--weights", "{file}", "--data", "{folder}"], "no network 'torchvision/resnet81'"),
     (["--model", "resnet18", "--weights", "{file}", "--data", "{folder}"], "does not hold this network's weights")])
-def test_wrong_words_are_one_line(folder, network, tmp_path, words, said):
+def test_wrong_words_are_refused(folder, network, tmp_path, refused, words, said):
     save_state(network.state_dict(), tmp_path / "net.pt")
-    done = call(*(w.format(file=tmp_path / "net.pt", folder=folder) for w in words))
-    assert done.returncode == 2 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert len(refused(["evaluate", *(w.format(file=tmp_path / "net.pt", folder=folder) for w in words)], said)) == 1

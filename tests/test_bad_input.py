@@ -1,9 +1,7 @@
 """Bad input, case by case: one or two lines that name it, status 2 before work begins; or images that are left out, counted and listed."""
 import json
 import os
-import re
 import struct
-import sys
 import zlib
 from itertools import count
 
@@ -14,7 +12,7 @@ import yaml
 from PIL import Image
 from torch import nn
 
-from advbn import AdvBN, cli, corrupt
+from advbn import AdvBN, corrupt
 from advbn.data import MemoryBatches, duplicates, read_images
 from advbn.decoding import BadImages, Tree, read_picture
 from advbn.models import build_model
@@ -28,34 +26,6 @@ from advbn.weights import WeightsError, load_into, load_state, save_state
 from conftest import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*do not end in")
-
-
-@pytest.fixture
-def refused(monkeypatch, capsys):
-    "Run the command line in this process; it must say one or two lines with all of `words`, and exit with status 2."
-    def run(arguments, *words):
-        monkeypatch.setattr(sys, "argv", ["advbn", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        said = [line for line in capsys.readouterr().err.strip().splitlines() if not re.search(r"\[\d\d:\d\d|%\|", line)]  # but for progress bars
-        assert stopped.value.code == 2 and 1 <= len(said) <= 2, said
-        for word in words:
-            assert word in "\n".join(said), said
-        return said
-    return run
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    "Run the command line in this process: `(status, standard output, standard error)`."
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["advbn", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        return (stopped.value.code, *capsys.readouterr())
-    return call
 
 
 # ---- images

@@ -1,49 +1,38 @@
 """The notebooks of nbs/explore in a real JupyterLab and a real browser: they run, a slider moves, and the picture changes."""
 import json
 import os
+import shutil
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 
 import nbformat
 import pytest
-import yaml
 
-from conftest import CHROMIUM, ROOT, borrowed_venv, copied_project, keep_a_fourth
+from conftest import CHROMIUM, ROOT, borrowed_venv
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")]
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    "A copy of the project with one seed and an epoch of everything, evaluated, so that there is something to look at."
-    folder = copied_project(tmp_path_factory.mktemp("lab") / "advbn")
-    keep_a_fourth(folder)
-    content = yaml.safe_load((folder / "params.yaml").read_text())
-    profile = content["profiles"]["openmoji"]
-    for section in (profile["pretrain"], profile["finetune"], profile["pictures"]["classifier"], profile["pictures"]["decoder"]):
-        section["epochs"] = 1
-    content.update(seeds=[0], studies={}, bases={}, base_methods={}, methods={k: content["methods"][k] for k in ("standard", "finetune", "advbn")})
-    profile.update(short=None, threads=None)
-    (folder / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+def project(miniature, tmp_path_factory):
+    "A copy of the pipeline in miniature, and one epoch in the notebook for one's own images."
+    folder = shutil.copytree(miniature, tmp_path_factory.mktemp("lab") / "advbn", symlinks=True)
     path = folder / "nbs/explore/your_data.ipynb"
     path.write_text(path.read_text().replace("epochs=12", "epochs=1").replace("epochs=2", "epochs=1"))
-    done = subprocess.run([sys.executable, "-m", "dvc", "repro", "evaluate"], cwd=folder, capture_output=True, text=True, env={**os.environ, "DVC_NO_ANALYTICS": "1"})
-    assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
 @pytest.fixture(scope="module")
-def lab(project, tmp_path_factory):
+def lab(project, once):
     "`make lab` in the copy; its address."
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     options = ["--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--IdentityProvider.token=", "--ServerApp.password=", "--expose-app-in-browser",
                "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
-    command = ["make", "lab", f"VENV={borrowed_venv(tmp_path_factory.mktemp('venv'))}", f"LAB={' '.join(options)}"]
+    command = ["make", "lab", f"VENV={once('venv', borrowed_venv)}", f"LAB={' '.join(options)}"]
     with open(project / "lab.log", "w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "JUPYTER_CONFIG_DIR": str(project / "config"), "JUPYTER_DATA_DIR": str(project / "jupyter"), "DVC_NO_ANALYTICS": "1"},
                                   cwd=project, start_new_session=True)

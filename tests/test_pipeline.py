@@ -14,20 +14,12 @@ import pytest
 import torch
 import yaml
 
-from conftest import ROOT, borrowed_venv, copied_project, keep_a_fourth
+from conftest import ROOT, call, copied_project
 from advbn.models import build_model
 from advbn.parameters import ParameterError
 from advbn.pipeline import check_parameters, notebook_parameters, run_notebook
 
 TRAIN = ROOT / "nbs/stages/train.ipynb"
-
-
-def call(*command, cwd, check=True):
-    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]}
-    environment.pop("ADVBN_ROOT", None)
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
-    assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done
 
 
 def notebook(path, *cells):
@@ -89,28 +81,18 @@ def test_every_parameter_that_a_stage_watches_is_there(profile):
                     place = place[part]
 
 
-def test_command_line_errors_are_one_line_and_status_2():
-    for arguments, words in ((["run", "nbs/stages/train.ipynb", "-p", "methd=advbn"], "did you mean 'method'"),
-                             (["run", "nbs/none.ipynb"], "no notebook"), (["train", "advbm"], "did you mean 'advbn'")):
-        done = call(sys.executable, "-m", "advbn", *arguments, cwd=ROOT, check=False)
-        assert done.returncode == 2 and words in done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1
+def test_command_line_errors_are_one_line_and_status_2(refused, monkeypatch):
+    done = call(sys.executable, "-m", "advbn", "run", "nbs/stages/train.ipynb", "-p", "methd=advbn", cwd=ROOT, check=False)
+    assert done.returncode == 2 and "did you mean 'method'" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    monkeypatch.chdir(ROOT)
+    for arguments, words in ((["run", "nbs/none.ipynb"], "no notebook"), (["train", "advbm"], "did you mean 'advbn'")):
+        assert len(refused(arguments, words)) == 1
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    "The tracked and new files of the working tree, as a clone with its data built."
-    folder = copied_project(tmp_path_factory.mktemp("clone") / "advbn")
-    call("git", "add", "-A", cwd=folder)
-    call("git", "-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-qm", "as it is", cwd=folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def make(clone, tmp_path_factory):
-    "Run a target of the Makefile in the clone, with this environment in place of one that it would install."
-    venv = borrowed_venv(tmp_path_factory.mktemp("venv"))
-    return lambda *words: call("make", *words, f"VENV={venv}", cwd=clone)
+    return copied_project(tmp_path_factory.mktemp("clone") / "advbn")
 
 
 def would_run(folder):
@@ -123,29 +105,8 @@ def test_a_fresh_clone_is_up_to_date(clone):
 
 
 @pytest.fixture(scope="module")
-def reproduced(clone, make):
-    "The clone after `make reproduce-all`, with a fourth of the images, one epoch, two seeds, and a method row that somebody added as CONTRIBUTING says."
-    keep_a_fourth(clone)
-    path = clone / "params.yaml"
-    content = yaml.safe_load(path.read_text())
-    content["seeds"] = [0, 1]
-    content["methods"] = {k: content["methods"][k] for k in ("standard", "finetune", "advbn")}
-    content["methods"] |= yaml.safe_load(re.search(r"## Add a method.*?```yaml\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)[1])
-    content["methods"]["gentle"]["layer"]["steps"] = 1
-    for section in ("pretrain", "finetune"):
-        content["profiles"]["openmoji"][section]["epochs"] = 1
-    for section in ("classifier", "decoder"):
-        content["profiles"]["openmoji"]["pictures"][section]["epochs"] = 1
-    content["profiles"]["openmoji"]["short"].update(seeds=[0], pretrain_epochs=1, finetune_epochs=1)
-    content["bases"] = {"plain": content["bases"]["plain"]}
-    content["base_methods"] = {k: content["base_methods"][k] for k in ("finetune", "advbn")}
-    for study in content["studies"].values():
-        study.update(bases=["plain"], methods={k: study["methods"][k] for k in study.get("methods", {}) if k == "steps1"})
-    content["profiles"]["openmoji"]["threads"] = None  # one process, which starts faster than two
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
-    said = make("reproduce-all").stdout
-    assert "about" in said.splitlines()[0] and "Gentle AdvBN" in said and "is complete" in said
-    return clone
+def reproduced(miniature, tmp_path_factory):
+    return shutil.copytree(miniature, tmp_path_factory.mktemp("reproduced") / "advbn", symlinks=True)
 
 
 def test_the_whole_pipeline_in_miniature(reproduced):
@@ -214,21 +175,20 @@ def test_two_processes_train_a_method(reproduced):
     assert "sketch" in done.stdout and "adversarial" in done.stdout
 
 
-def test_sets_are_written_from_the_command_line(reproduced):
-    clone = reproduced
+def test_sets_are_written_from_the_command_line(reproduced, refused, monkeypatch):
     for arguments in (["make-set", "sets/advbn"], ["corrupt", "sets/advbn", "sets/foggy", "--name", "fog", "--severity", "4"]):
-        assert "119 images written" in call(sys.executable, "-m", "advbn", *arguments, cwd=clone).stdout
+        assert "119 images written" in call(sys.executable, "-m", "advbn", *arguments, cwd=reproduced).stdout
+    monkeypatch.chdir(reproduced)
     for arguments, words in ((["make-set", "sets/advbn", "--kind", "stylized"], "other settings"), (["make-set", "x", "--kind", "style"], "allowed are"),
                              (["make-set", "x", "--seed", "77"], "allowed are the seeds"), (["corrupt", "sets/advbn", "x", "--name", "fogg"], "fog"),
                              (["data", "--root", "tests"], "holds something else")):
-        done = call(sys.executable, "-m", "advbn", *arguments, cwd=clone, check=False)
-        assert done.returncode == 2 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1
+        assert len(refused(arguments, words)) == 1
 
 
 @pytest.mark.promise("Interrupted work", "Ctrl-C and SIGTERM keep the progress and exit with status 75")
-def test_a_run_asked_to_stop_says_so_by_its_exit_status(clone):
+def test_a_run_asked_to_stop_says_so_by_its_exit_status(reproduced):
     "In the same clone: a second run on the same files is refused while the first is at work; the first keeps its progress and goes on from it."
-    path = clone / "params.yaml"
+    clone, path = reproduced, reproduced / "params.yaml"
     before = path.read_text()
     content = yaml.safe_load(before)
     content["profiles"]["openmoji"]["pretrain"]["epochs"] = 100
@@ -287,7 +247,7 @@ def test_a_stage_asked_to_stop_takes_its_workers_along(clone, number):
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
 ELSEWHERE = {"make test": "it would run this test", "make reproduce": "a part of `make reproduce-all`", "make reproduce-all": "the clone is what it left", "make lab": "see test_lab",
-             "make promises": "it would run this test", "pip install .": "see test_package", "dvc repro": "what `make reproduce-all` calls", "twine upload": "that publishes",
+             "make promises": "it would run this test", "make export": "see test_repository", "make docs": "see test_docs", "make dist": "see test_package", "pip install .": "see test_package", "dvc repro": "what `make reproduce-all` calls", "twine upload": "that publishes",
              "advbn import-official checkpoint.pth.tar": "see test_official", "advbn evaluate --model resnet50 --weights weights.pt --data val --shifts all": "see test_anyone"}
 
 
@@ -301,14 +261,14 @@ def commands(document):
 
 def test_the_documents_commands_run(reproduced, make):
     "Every one, as it is written, in the clone that has run the pipeline; names in capitals stand for something that is there, and the embedded images for ImageNet."
-    found = [c for document in DOCUMENTS for c in commands(document)]
+    found = list(dict.fromkeys(c for document in DOCUMENTS for c in commands(document)))
     assert len(found) > 12 and set(ELSEWHERE) <= set(found)
     for command in found:
         command = command.replace("--profile NAME", "--profile cifar10").replace("study@NAME", "study@ablations").replace("imagenet", "openmoji")
         if command in ELSEWHERE:
             continue
         if command.startswith("make "):
-            make(*command.split()[1:])
+            make(reproduced, *command.split()[1:])
         else:
             call(*command.split(), cwd=reproduced)
         if command == "nbdev_bump_version":
@@ -332,14 +292,16 @@ def test_weights_are_exported_and_disk_is_freed_only_when_asked(reproduced):
     assert "freed" in done.stdout and not (clone / "checkpoints").exists() and (clone / "data").exists() and (clone / "results").exists()
 
 
-def test_no_target_leaves_files_that_git_does_not_ignore(reproduced, make):
-    "After the pipeline, the documents' commands and the other targets."
-    listed = make("help").stdout
+def test_no_target_leaves_files_that_git_does_not_ignore(reproduced, released, make, tmp_path):
+    "After the pipeline and the documents' commands, and where the other targets were made."
+    listed = make(reproduced, "help").stdout
     assert {line.split()[0] for line in listed.splitlines()} >= {"reproduce", "test", "lab", "docs", "dist", "export", "readme", "promises", "clean"}
-    for target in ("env", "workshop", "data", "export", "docs", "dist"):
-        make(target)
-    assert (reproduced / "_docs/index.html").exists() and list((reproduced / "dist").glob("*.whl"))
-    left = [line for line in call("git", "status", "--porcelain", "--untracked-files=all", cwd=reproduced).stdout.splitlines() if line.startswith("??")]
-    assert [line for line in left if not line[3:].startswith("results/openmoji/")] == []  # those of the added method
-    make("clean")
-    assert not any((reproduced / name).exists() for name in ("executed", "checkpoints", "_docs", "dist", "data"))
+    made = shutil.copytree(released, tmp_path / "advbn", symlinks=True)
+    assert (made / "_docs/index.html").exists() and list((made / "dist").glob("*.whl"))
+    for clone in (reproduced, made):
+        for target in ("env", "workshop", "data"):
+            make(clone, target)
+        left = [line for line in call("git", "status", "--porcelain", "--untracked-files=all", cwd=clone).stdout.splitlines() if line.startswith("??")]
+        assert [line for line in left if not line[3:].startswith("results/openmoji/")] == []  # those of the added method
+        make(clone, "clean")
+        assert not any((clone / name).exists() for name in ("executed", "checkpoints", "_docs", "dist", "data"))

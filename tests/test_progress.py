@@ -332,12 +332,13 @@ def test_a_damaged_file_does_not_push_the_good_one_out(tmp_path):
 
 @pytest.mark.promise("Interrupted work", "a second run on the same files stops at once and says who holds them")
 def test_two_writers_of_a_set(context, tmp_path):
+    images = read_images(ROOT / "data/sketch")[range(16)]
     process = context.Process(target=write_set, args=(tmp_path,))
     process.start()
     while not (tmp_path / "set.owner").exists() or not (tmp_path / "set.owner").read_text():
         time.sleep(0.01)
     with pytest.raises(Busy, match=f"set is being written by process {process.pid} on "):
-        write_set(tmp_path)
+        make_set(images, tmp_path / "set", slowly, {"kind": "negative"})
     process.join()
     assert process.exitcode == 0 and [p.name for p in tmp_path.iterdir()] == ["set"]
 
