@@ -80,37 +80,49 @@ def _left_out(bad):
         print(f"{len(bad.found)} images could not be read and were left out:", *bad.found.values(), sep="\n  ", file=sys.stderr)
 
 
-def _told(found, rows, save, params, *parts):
-    "Print `rows` and keep `found` under results/, in the first process alone."
-    from accelerate import PartialState
+def _table(params, columns, *parts) -> Path:
+    "Where rows are kept under results/; raises `DataError` before any work if there are others."
     from advbn.parameters import project_root
+    from advbn.runs import kept_rows
+    path = project_root().joinpath("results", params.profile, *parts)
+    kept_rows(path, columns)
+    return path
+
+
+def _told(found, rows, path) -> bool:
+    "Print `rows` and keep `found` at `path`, if there is one, in the first process alone, which writes all files; returns whether this is it."
+    from accelerate import PartialState
     from advbn.runs import keep_rows
-    if PartialState().is_main_process:
-        if save:
-            keep_rows(found, project_root().joinpath("results", params.profile, *parts))
+    if first := PartialState().is_main_process:
+        if path:
+            keep_rows(found, path)
         print(rows)
+    return first
 
 
 @app.command()
 def pretrain(seed: Seed = 0, save: Save = False):
     "Train the profile's network. Example: accelerate launch -m advbn pretrain --seed 0"
     from advbn.parameters import load_params
-    from advbn.runs import clear_progress, pretrain
+    from advbn.runs import EPOCHS, clear_progress, pretrain
     params = load_params()
+    path = _table(params, EPOCHS, "training", "pretrained.csv") if save else None
     found = pretrain(params, None, seed)
-    _told(found, found.tail(1).to_string(index=False), save, params, "training", "pretrained.csv")
-    clear_progress(params, "pretrained", seed)
+    if _told(found, found.tail(1).to_string(index=False), path):
+        clear_progress(params, "pretrained", seed)
 
 
 @app.command()
 def train(method: str, seed: Seed = 0, save: Save = False):
     "Train a method of params.yaml. Example: accelerate launch -m advbn train advbn --seed 0 --save"
     from advbn.parameters import load_params
-    from advbn.runs import clear_progress, train
+    from advbn.runs import EPOCHS, clear_progress, find_run, train
     params = load_params()
-    found = train(params, method, seed)
-    _told(found, found.tail(1).to_string(index=False), save, params, "training", f"{method}.csv")
-    clear_progress(params, method, seed)
+    name = find_run(params, method).name
+    path = _table(params, EPOCHS, "training", f"{name}.csv") if save else None
+    found = train(params, name, seed)
+    if _told(found, found.tail(1).to_string(index=False), path):
+        clear_progress(params, name, seed)
 
 
 @app.command()
@@ -139,11 +151,13 @@ def evaluate(
     if method:
         if ignored := [o for o, given in (("--data", data), ("--weights", weights), ("--adversarial-weights", adversarial_weights), ("--classes", classes), ("--images", images)) if given is not None]:
             raise ParameterError(f"{ignored[0]} goes with --model; a method of params.yaml is tested on the images of its profile")
-        from advbn.runs import evaluate
+        from advbn.runs import CELLS, evaluate, find_run
         params = load_params()
-        found, _ = evaluate(params, method, seed)
+        name = find_run(params, method).name
+        path = _table(params, CELLS, "runs", f"{name}.csv") if save else None
+        found, _ = evaluate(params, name, seed)
         table = found.groupby(["branch", "shift"], sort=False).accuracy.mean().unstack(sort=False)
-        _told(found, table.to_json(indent=1) if json else table.round(2).to_string(), save, params, "runs", f"{method}.csv")
+        _told(found, table.to_json(indent=1) if json else table.round(2).to_string(), path)
     else:
         if save:
             raise ParameterError("--save goes with a method of params.yaml; use --json to keep what is printed")

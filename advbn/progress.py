@@ -101,12 +101,13 @@ def made_by() -> str:
 
 
 @contextmanager
-def held(path: Path, doing: str = "made"):
-    "Hold what is at `path` inside the `with` block, against other processes; raises `Busy` with the owner's name if another one holds it."
+def held(path: Path, doing: str = "made", wait: float = 0):
+    """Hold what is at `path` inside the `with` block, against other processes; raises `Busy` with the owner's name if another one holds it
+    and does not let go within `wait` seconds."""
     lock, owner = FileLock(path.with_name(f"{path.name}.lock")), path.with_name(f"{path.name}.owner")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait)
     except Timeout:
         raise Busy(f"{path} is being {doing} by {owner.read_text() if owner.exists() else 'another process'}; wait for it or stop it") from None
     try:
