@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['EPOCHS', 'CELLS', 'checkpoint', 'find_run', 'branches', 'load_data', 'load_model', 'check_networks', 'check_seed',
-           'settle', 'clear_progress', 'list_left_out', 'progress_of', 'pretrain', 'finetuned', 'train',
-           'train_autoencoder', 'load_autoencoder', 'picture_attack', 'all_cells', 'styles_folder', 'shift', 'shifted',
-           'score', 'evaluate', 'kept_rows', 'keep_rows']
+           'settle', 'clear_progress', 'check_pin', 'list_left_out', 'progress_of', 'pretrain', 'finetuned', 'train',
+           'train_autoencoder', 'load_autoencoder', 'picture_attack', 'all_cells', 'styles_folder', 'made_from',
+           'shift', 'shifted', 'score', 'evaluate', 'kept_rows', 'keep_rows']
 
 # %% ../nbs/30_runs.ipynb #a017579e
 import difflib
+import hashlib
 import warnings
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +29,7 @@ from .models import build_model
 from .openmoji import DataError
 from .parameters import ParameterError, Params, Run, project_root
 from .processes import build_accelerator, others_answering
-from .progress import Progress, held
+from .progress import Progress, file_digest, held
 from .sets import open_set, place
 from .shifts import cells, store_cells, stored_cells
 from .splitting import split
@@ -106,12 +108,25 @@ def settle(params):
 def clear_progress(params: Params, name: str, seed: int | str = "*"):
     "Remove what was kept of a stage's runs, or of a seed's alone, once all that they make is on the disk."
     for file in (project_root() / "progress" / params.profile).glob(f"{name}-seed{seed}.pt*"):
-        file.unlink(missing_ok=True)
+        if fnmatch(file.name.rpartition("-seed")[0], Path(name).name):  # and not of a name that goes on
+            file.unlink(missing_ok=True)
 
 
-def _weights(weights):
-    "A file is looked for from the project's root; other words are names of published weights."
-    return str(project_root() / weights) if weights and (project_root() / weights).is_file() else weights
+def check_pin(path: Path, said: str | None, key: str):
+    "Raise `ParameterError` unless the file or folder at `path` is the one whose `file_digest` is `said` in `params.yaml` under `key`."
+    found = file_digest(path)
+    if found != said:
+        was = f"says that of another, {said}; if this one is meant, write it there" if said else "does not say it; write it there"
+        raise ParameterError(f"{path} has the SHA-256 {found}, and params.yaml {was}: {key}: {found}")
+
+
+def _weights(section):
+    "A file is looked for from the project's root, and is the one that `params.yaml` means; other words are names of published weights."
+    file = project_root() / (section.weights or "")
+    if not file.is_file():
+        return section.weights
+    check_pin(file, section.weights_sha256, "weights_sha256")
+    return str(file)
 
 
 def list_left_out(params: Params, data, name: str, seed: int, accelerator):
@@ -136,7 +151,7 @@ def progress_of(params: Params, name: str, seed: int, accelerator) -> Progress:
 def _pretrained(params, network, recipe, policy, seed, title, accelerator, data, progress):
     "`(network, rows per epoch)`: trained from scratch, or with its published weights and no rows."
     torch.manual_seed(step_seed(seed, "initial weights"))
-    model = build_model(network.name, len(data.classes), _weights(network.weights))
+    model = build_model(network.name, len(data.classes), _weights(network))
     if recipe is None:
         return model.eval(), []
     net = pretraining_net(model)
@@ -194,7 +209,7 @@ def train_autoencoder(params: Params) -> tuple:
     accelerator = build_accelerator(section.classifier.precision if section.classifier else "no", params.timeout)
     data, history = load_data(params), []
     torch.manual_seed(step_seed("autoencoder", "initial weights"))
-    model = build_model(section.network, len(data.classes), _weights(section.weights))
+    model = build_model(section.network, len(data.classes), _weights(section))
     with progress_of(params, "autoencoder/classifier", 0, accelerator) as first, progress_of(params, "autoencoder/decoder", 0, accelerator) as second:
         if section.classifier:
             loader = data.batches(section.classifier.batch_size, 0, accelerator, params.current.data.augment, common=params.seeds)
@@ -230,18 +245,32 @@ def all_cells(params: Params, data, seed: int, device="cpu", most: int | None = 
 
 
 def styles_folder(params: Params) -> str | None:
-    "The folder of paintings of the profile, or `None` for scikit-image's pictures. Raises `DataError` if it is missing."
+    "The folder of paintings of the profile, or `None` for scikit-image's pictures. Raises `DataError` if it is missing, `ParameterError` if it has changed."
     styles = params.current.pictures.styles
     if styles is None:
         return None
     folder = place(styles, project_root())
     if not folder.is_dir():
         raise DataError(f"profiles.{params.profile}.pictures.styles: no folder {folder}")
+    check_pin(folder, params.current.pictures.styles_sha256, "styles_sha256")
     return str(folder)
 
 
 def _shifted(params, seed):
     return project_root() / "shifted" / params.profile / f"seed{seed}"
+
+
+def made_from(params: Params, data, seed: int) -> dict:
+    """What the images are made from that a seed is tested on, but for the code: the test images, by their pixels or, streamed, by their paths;
+    the published sets; the weights of the autoencoder, the attack, the styles."""
+    section, test = params.current.pictures, data.test(seed)
+    images = hashlib.sha256(repr((test.names, test.classes)).encode())
+    if data.in_memory:
+        for tensor in (test.images, test.targets):
+            images.update(tensor.cpu().contiguous().numpy().tobytes())
+    parts = {part: checkpoint(params, "autoencoder", 0, part) for part in ("classifier", "decoder")}
+    return {"seed": seed, "images": images.hexdigest(), **params.current.data.model_dump(include={"sets", "test_images", "size", "resize"}),
+            **section.model_dump(include={"network", "after", "attack", "styles_sha256"}), **{part: file_digest(path) for part, path in parts.items() if path.exists()}}
 
 
 def shift(params: Params, seed: int) -> pd.DataFrame:
@@ -252,14 +281,14 @@ def shift(params: Params, seed: int) -> pd.DataFrame:
     data = load_data(params)
     accelerator = build_accelerator(timeout=params.timeout)
     made = all_cells(params, data, seed, accelerator.device, None if data.in_memory else 64)
-    listed = store_cells(tqdm(made, desc=f"shifts, seed {seed}", unit="cell"), _shifted(params, seed)).assign(seed=seed)
+    listed = store_cells(tqdm(made, desc=f"shifts, seed {seed}", unit="cell"), _shifted(params, seed), made_from(params, data, seed)).assign(seed=seed)
     list_left_out(params, data, "shifts", seed, accelerator)
     return listed
 
 
 def shifted(params: Params, data, seed: int, wanted=lambda shift, cell: True):
-    "Yield the `(shift, cell, Images)` that `shift` has kept, those that are `wanted`. Raises `DataError` if it was not called."
-    return stored_cells(_shifted(params, seed), data.classes, wanted)
+    "Yield the `(shift, cell, Images)` that `shift` has kept, those that are `wanted`. Raises `DataError` if it was not called with these parameters."
+    return stored_cells(_shifted(params, seed), data.classes, wanted, made_from(params, data, seed))
 
 
 def score(parts: dict, made, title: str) -> tuple:
@@ -310,6 +339,8 @@ def kept_rows(path: Path, columns) -> pd.DataFrame:
         return pd.DataFrame(columns=columns)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as a table ({' '.join(str(error).split())[:80]}); move it away") from None
+    if "seed" not in kept:
+        raise DataError(f"{path} has no column 'seed'; move it away")
     if len(kept) and set(kept) != set(columns):
         raise DataError(f"{path} has the columns {', '.join(kept)}, and what is to be kept there {', '.join(columns)}; move it away")
     return kept

@@ -17,12 +17,12 @@ from advbn.autoencoder import Autoencoder, fit_decoder
 from advbn.data import MemoryBatches, read_images
 from advbn.models import build_model
 from advbn.openmoji import DataError, build_openmoji, fingerprint
-from advbn.parameters import Training
+from advbn.parameters import Training, load_params
 from advbn.pictures import make_set
 from advbn.sets import EmbeddedData
 from advbn.shifts import cells, store_cells, stored_cells
 from advbn.progress import Busy, Interrupted, Progress, read_checked, write_checked
-from advbn.runs import keep_rows
+from advbn.runs import clear_progress, keep_rows
 from advbn.training import finetuning_net, fit
 from advbn.weights import load_state, save_state
 from conftest import ROOT
@@ -394,6 +394,19 @@ def test_two_processes_keep_their_progress_until_the_weights_are_written(tmp_pat
     assert kept["history"][0]["epoch"] == 1
     done = subprocess.run([*launch, "-m", "advbn", "pretrain"], env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0 and not list((tmp_path / "progress").rglob("*.pt*")) and (tmp_path / "checkpoints/openmoji/pretrained/seed0-clean.pt").exists()
+
+
+def test_only_a_runs_own_progress_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADVBN_ROOT", str(tmp_path))
+    params, folder = load_params(ROOT / "params.yaml"), tmp_path / "progress/openmoji"
+    names = ["x-seed0.pt", "x-seed0.pt.previous", "x-seed1.pt", "x-seed0-seed1.pt", "xx-seed0.pt"]
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / name).touch()
+    clear_progress(params, "x", 0)
+    assert {p.name for p in folder.iterdir()} == {*names[2:]}
+    clear_progress(params, "x")
+    assert {p.name for p in folder.iterdir()} == {*names[3:]}
 
 
 def keep_seed(path, seed, ready):
