@@ -22,7 +22,7 @@ from .decoding import BadImages, ImageError, Tree
 from .evaluation import mean_corruption_error, mean_error
 from .models import SMALL, build_model
 from .openmoji import DataError
-from .published import NamedFolder
+from .published import NamedFolder, check_distinct
 from .runs import score
 from .sets import edges
 from .shifts import cells
@@ -41,6 +41,7 @@ def class_names(folder: Path, listed: Path | None = None) -> tuple:
         raise DataError(f"no images at {folder}; expected is a folder with a folder for each class")
     if not names:
         raise DataError(f"{listed or folder} names no class; expected is {'a name per line' if listed else 'a folder for each class'}")
+    check_distinct(names)
     return names
 
 

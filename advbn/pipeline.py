@@ -128,6 +128,7 @@ def _stopping(progress):
 
 def run_notebook(path: Path, given: dict | None = None) -> Path:
     """Execute a notebook with papermill from the project's root; returns the executed copy under `executed/`. A failing cell raises.
+    A parameter `profile` that is not given is that of `params.yaml`.
 
     Raises `ParameterError` for wrong parameters, and for a `profile` that is not the one of `params.yaml`, which the code would go by, and
     `Interrupted` after Ctrl-C or SIGTERM, once the notebook's processes have kept their progress."""
@@ -135,10 +136,13 @@ def run_notebook(path: Path, given: dict | None = None) -> Path:
         import papermill
     except ImportError:
         raise ImportError("running notebooks needs papermill: pip install 'advbn[notebooks]'") from None
-    path, values, params = Path(path), check_parameters(path, given or {}), load_params()
+    path, params = Path(path), load_params()
+    values = check_parameters(path, {**({"profile": params.profile} if "profile" in notebook_parameters(path) else {}), **(given or {})})
     if values.get("profile", params.profile) != params.profile:
         raise ParameterError(f"profile is {values['profile']!r} and params.yaml names {params.profile!r}; change it there")
     name = "-".join([path.stem, *(str(v) for k, v in values.items() if k != "profile")])
+    if Path(name).name != name:
+        raise ParameterError(f"{name!r} would be the name of the executed notebook; no parameter may have a / in it")
     output = project_root() / "executed" / params.profile / f"{name}.ipynb"
     output.parent.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()

@@ -6,6 +6,7 @@
 __all__ = ['SHIFTS', 'DECODED', 'cropped', 'cells', 'store_cells', 'stored_cells']
 
 # %% ../nbs/25_shifts.ipynb #7b92fb6d
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,11 +74,15 @@ def cells(data, seed: int, autoencoder: Autoencoder | None = None, layer: AdvBN 
         yield shift, cell, images.to(device)
 
 # %% ../nbs/25_shifts.ipynb #02d7ec86
-def store_cells(cells, folder: Path) -> pd.DataFrame:
-    "Write each of `cells` as `SHIFT/CELL.npz`, images and targets, and then `cells.csv`, the list of them, which is returned."
+def store_cells(cells, folder: Path, settings: dict | None = None) -> pd.DataFrame:
+    """Write each of `cells` as `SHIFT/CELL.npz`, images and targets, and then `cells.csv`, the list of them, which is returned.
+
+    `settings` say what the cells are made from and are kept in `settings.json`."""
     folder, rows = Path(folder), []
     with held(folder):
         (folder / "cells.csv").unlink(missing_ok=True)
+        with whole_file(folder / "settings.json") as file:
+            file.write(json.dumps(settings or {}, indent=1, sort_keys=True).encode() + b"\n")
         for shift, cell, images in cells:
             path = folder / shift / f"{cell}.npz"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,11 +94,24 @@ def store_cells(cells, folder: Path) -> pd.DataFrame:
     return listed
 
 
-def stored_cells(folder: Path, classes, wanted=lambda shift, cell: True):
-    "Yield `(shift, cell, Images)` as `store_cells` was given them, those that are `wanted`. Raises `DataError` if they are not there, or not all."
+def _other_settings(folder, settings):
+    "The keys of `settings` under which something else stands in `settings.json`."
+    try:
+        kept = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        kept = {}
+    return [key for key, value in json.loads(json.dumps(settings)).items() if key not in kept or kept[key] != value]
+
+
+def stored_cells(folder: Path, classes, wanted=lambda shift, cell: True, settings: dict | None = None):
+    """Yield `(shift, cell, Images)` as `store_cells` was given them, those that are `wanted`.
+
+    Raises `DataError` if they are not there, or not all, or made with other `settings`."""
     folder = Path(folder)
     if not (folder / "cells.csv").exists():
         raise DataError(f"no shifted images at {folder}, or not all; make them with 'dvc repro shifts'")
+    if others := _other_settings(folder, settings or {}):
+        raise DataError(f"{folder} was made with other settings ({', '.join(others)}); make it again with 'dvc repro --force shifts'")
     for row in pd.read_csv(folder / "cells.csv").itertuples():
         if not wanted(row.shift, row.cell):
             continue

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from .decoding import FORMATS
 from .layer import AdvBN
 from .openmoji import DataError
 
@@ -48,7 +49,7 @@ def _style_images(size, folder):
 
 def _picture(path):
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return v2.functional.pil_to_tensor(image.convert("RGB"))
     except Exception as error:  # Pillow's readers say in many ways that a file is damaged
         raise DataError(f"the style image {path} cannot be read: {' '.join(str(error).split())[:160] or type(error).__name__}") from None

@@ -6,7 +6,9 @@
 __all__ = ['WeightsError', 'whole_file', 'save_state', 'load_state', 'load_into']
 
 # %% ../nbs/05_weights.ipynb #a97ad2b2
+import glob
 import os
+import socket
 from collections import OrderedDict
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,15 +22,26 @@ class WeightsError(ValueError):
     "A file that is damaged, holds something else than weights, or another network's."
 
 
+def _unfinished(path):
+    "This process's name for a file that is to be `path`; removes those of this machine's processes that have ended."
+    import psutil
+    start = f".{path.name}.{socket.gethostname()}-"
+    for left in path.parent.glob(f"{glob.escape(start)}*.partial"):
+        owner = left.name.removeprefix(start).removesuffix(".partial")
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            left.unlink(missing_ok=True)
+    return path.with_name(f"{start}{os.getpid()}.partial")
+
+
 @contextmanager
 def whole_file(path: Path, put_aside=lambda: None):
     """An open binary file inside the `with` block, which is at `path` when the block has ended and the disk has all of it, and not before.
 
     `put_aside()` is called right before that. Raises `OSError` with the path if the disk is full; what stood there before is then still there."""
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.partial")
+    path, unfinished = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = _unfinished(path)
         with open(unfinished, "wb") as file:
             yield file
             file.flush()
@@ -36,10 +49,12 @@ def whole_file(path: Path, put_aside=lambda: None):
         put_aside()
         unfinished.replace(path)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
         raise OSError(getattr(error, "errno", None) or 0, f"{path} could not be written: {reason}") from None
+    finally:
+        if unfinished:
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
     with suppress(OSError):  # the new name, too, where the system lets a folder be handed to the disk
         folder = os.open(path.parent, os.O_RDONLY)
         try:

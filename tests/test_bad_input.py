@@ -44,6 +44,10 @@ def photo(size=(40, 40), mode="RGB", seed=0):
     return Image.fromarray(pixels[..., 0] if bands == 1 else pixels, mode)
 
 
+def postscript(path):
+    Image.new("RGB", (40, 40)).save(path, "EPS")
+
+
 def cut(path, keep):
     "A picture of which only a part is there."
     photo().save(path)
@@ -70,6 +74,7 @@ BAD = {
     "3 x 40": ("x.png", lambda p: photo((3, 40)).save(p), "x.png is 3 x 40 pixels"),
     "decompression bomb": ("x.png", bomb, "x.png has more than 89,478,485 pixels, which may be a decompression bomb"),
     "link to nowhere": ("x.png", lambda p: p.symlink_to("nowhere.png"), "x.png cannot be read: No such file"),
+    "PostScript": ("x.png", postscript, "x.png is no picture in a known format; allowed are JPEG, PNG"),
     "floating point": ("x.tiff", lambda p: Image.fromarray(np.random.rand(40, 40).astype("float32")).save(p), "floating point numbers of unknown range"),
 }
 
@@ -106,6 +111,26 @@ def test_an_image_that_cannot_be_read(folder, refused, run, case, policy):
         assert status == 0 and "1 images could not be read and were left out" in err and words in err
         assert json.loads(out)["small_resnet"]["clean"] >= 0
         assert run("corrupt", folder / "images", folder / "out", "--name", "fog", "--on-bad-image", "skip")[1].strip().endswith("6 images written")
+
+
+def test_no_interpreter_is_started_for_a_picture(folder, refused, monkeypatch):
+    "Pillow hands PostScript to Ghostscript, whatever the file is called."
+    from PIL import EpsImagePlugin
+    from advbn.styles import style_images
+    started = folder / "started"
+    (folder / "bin").mkdir()
+    (folder / "bin/gs").write_text(f"#!/bin/sh\ntouch {started}\n")
+    (folder / "bin/gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder / "bin"), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    with pytest.raises(Exception):
+        Image.open(postscript(folder / "a.eps") or folder / "a.eps").load()  # here it is
+    started.unlink()
+    postscript(folder / "images/dogs/x.png")
+    refused(evaluation(folder), "x.png is no picture in a known format")
+    with pytest.raises(DataError, match="the style image .*x.png cannot be read"):
+        style_images(40, str(folder / "images/dogs"))
+    assert not started.exists()
 
 
 def test_images_left_out_are_not_counted(folder, tmp_path):
@@ -192,8 +217,9 @@ def test_a_folder_that_is_not_a_set(folder, refused, change, words):
 
 
 @pytest.mark.promise("Bad input", "a set of images that is not what it should be is refused")
-@pytest.mark.parametrize("listed, words", [("cats\n", "does not hold this network's weights"), ("cats\nbirds\n", "has the class 'dogs'; the network knows 2 classes"), ("\n\n", "names no class")],
-                         ids=["fewer classes", "other classes", "no class"])
+@pytest.mark.parametrize("listed, words", [("cats\n", "does not hold this network's weights"), ("cats\nbirds\n", "has the class 'dogs'; the network knows 2 classes"), ("\n\n", "names no class"),
+                                           ("cats\ndogs\ncrane\nowl\ncrane\n", "the name 'crane' for 2 of its 5 classes, numbers 3 and 5")],
+                         ids=["fewer classes", "other classes", "no class", "a name twice"])
 def test_a_list_of_classes_that_does_not_fit(folder, refused, listed, words):
     (folder / "classes.txt").write_text(listed)
     refused(evaluation(folder, "--classes", folder / "classes.txt"), words)
@@ -372,8 +398,11 @@ def test_a_file_of_parameters_that_is_none(project, refused, text, words):
     (["train", "advbn", "--seed", "one"], "one"), (["train", "advbn", "--seed", "0"], "no checkpoint at"), (["evaluate", "advbn", "--seed", "0"], "no checkpoint at"),
     (["run", "nbs/stages/train.ipynb"], "no notebook at"), (["plan", "--profile", "openmojo"], "allowed are openmoji"), (["make-set", "out", "--kind", "sketch"], "allowed are advbn"),
     (["make-set", "out", "--seed", "99"], "allowed are the seeds"), (["corrupt", "data/openmoji", "out", "--name", "frog"], "frog"), (["corrupt", "nowhere", "out", "--name", "fog"], "no images at nowhere"),
+    (["corrupt", "data/openmoji", "data/../data/openmoji/out", "--name", "fog"], "would become one of its classes"), (["run", "x.ipynb", "method", "advbn"], "'method' stands where a --NAME is expected"), (["run", "x.ipynb", "--method"], "--method has no value"),
     (["corrupt", "data/openmoji", "out", "--name", "fog", "--severity", "9"], "9"), (["corrupt", "data/openmoji", "out", "--name", "fog", "--on-bad-image", "ignore"], "allowed are 'error' and 'skip'"),
     (["bench", "stepp"], "'step', 'corrupt', 'evaluate', 'scale', not 'stepp'; did you mean 'step'"), (["bench", "scale", "--batch", "4"], "bench scale takes no --batch"), (["bench", "step", "--device", "tpu"], "--device is 'tpu'"), (["evaluate", "advbn", "--data", "data/openmoji"], "--data goes with --model"),
+    *((["evaluate", "advbn", *words], f"{words[0]} goes with --model") for words in (["--shifts", "all"], ["--size", "224"], ["--resize", "64"], ["--on-bad-image", "skip"], ["--images", "5"], ["--classes", "x"])),
+    (["evaluate", "--model", "small_resnet", "--weights", "x.pt", "--data", "data/openmoji", "--seed", "0"], "--seed goes with a method"),
     (["evaluate", "--model", "resnet18", "--weights", "typo.pt", "--data", "data/openmoji"], "no weights at typo.pt"), (["run", "params.yaml"], "params.yaml is no notebook"),
     (["evaluate", "--model", "timm/resnet18", "--weights", "typo.pt", "--data", "data/openmoji"], "no weights at typo.pt"),
     (["evaluate", "--model", "resnet18", "--weights", "IMAGENET1K_V9", "--data", "data/openmoji"], "did you mean 'IMAGENET1K_V1'"),
@@ -383,6 +412,44 @@ def test_a_slip_on_the_command_line(project, refused, monkeypatch, arguments, wo
     monkeypatch.chdir(project)
     refused(arguments, words)
     assert not (project / "out").exists() and not (project / "x.pt").exists()
+
+
+@pytest.mark.promise("Bad input", "a slip on the command line is one line")
+@pytest.mark.parametrize("kept, words", [("seed,cell\n0,1\n", "has the columns seed, cell, and what is to be kept there"), ("a,b\n", "has no column 'seed'"), ("", "cannot be read as a table"),
+                                         (b"\xff\xfe\x00", "cannot be read as a table"), (None, "cannot be read as a table")], ids=["other columns", "no rows", "empty", "no text", "a folder"])
+@pytest.mark.parametrize("command, file", [("evaluate", "runs/advbn.csv"), ("train", "training/advbn.csv")])
+def test_rows_that_cannot_be_kept_are_refused_before_work(project, refused, command, file, kept, words):
+    path = project / "results/openmoji" / file
+    path.parent.mkdir(parents=True)
+    path.mkdir() if kept is None else path.write_bytes(kept if isinstance(kept, bytes) else kept.encode())
+    refused([command, "advbn", "--save"], file, words, "move it away")
+
+
+def linked(project, name, target):
+    (project / target).mkdir(parents=True)
+    (project / target / "mine.txt").write_text("mine")
+    (project / name).parent.mkdir(parents=True, exist_ok=True)
+    (project / name).symlink_to(project / target)
+
+
+@pytest.mark.promise("Bad input", "no command removes what it has not made")
+def test_clean_removes_nothing_through_a_link_and_no_file_of_others(project, run, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(project / "cache"))
+    linked(project, "checkpoints", "disk/checkpoints")
+    linked(project, ".dvc", "disk/dvc")
+    (project / ".dvc/cache").mkdir()
+    (project / ".dvc/cache/kept").write_text("kept")
+    linked(project, "executed/openmoji", "disk/executed")
+    for name in ("shifted/openmoji/seed0/a.npz", "cache/advbn/notes.txt", f"cache/advbn/{'0' * 32}.jsonl"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text("x")
+    status, out, _ = run("clean", "--yes", "--json")
+    found = json.loads(out)
+    assert status == 0 and set(found["left"]) == {"checkpoints", ".dvc/cache"} and "a link" in found["left"]["checkpoints"]
+    assert {p.name for p in (project / "disk").rglob("*") if p.is_file()} == {"mine.txt", "kept"} and len(list((project / "disk").rglob("mine.txt"))) == 3
+    assert not (project / "shifted").exists() and not (project / "executed").exists() and [p.name for p in (project / "cache/advbn").iterdir()] == ["notes.txt"]
+    status, out, _ = run("clean", "--yes")
+    assert status == 0 and "checkpoints is left: it is a link" in out
 
 
 # ---- files of weights

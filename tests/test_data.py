@@ -25,6 +25,29 @@ def test_two_builds_are_the_same_bytes_and_a_wrong_pin_stops(tmp_path):
     assert not (tmp_path / "d").exists()
 
 
+@pytest.mark.promise("Bad input", "no command removes what it has not made")
+@pytest.mark.parametrize("name", ["photos.before", "photos.partial", "photos"])
+def test_no_folder_of_others_is_removed(tmp_path, name):
+    "Also one that has our name for what is unfinished, and one in which somebody keeps a file beside the images."
+    build_openmoji(tmp_path / "photos", limit=1)
+    (tmp_path / name).mkdir(exist_ok=True)
+    (tmp_path / name / "mine.txt").write_text("mine")
+    with pytest.raises(DataError, match=f"{name} holds something else than these images, mine.txt"):
+        build_openmoji(tmp_path / "photos", limit=1)
+    assert (tmp_path / name / "mine.txt").read_text() == "mine"
+    (tmp_path / name / "mine.txt").unlink()
+    build_openmoji(tmp_path / "photos", limit=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["photos"]
+
+
+def test_a_link_in_the_place_of_unfinished_images_is_left(tmp_path):
+    (tmp_path / "elsewhere/openmoji").mkdir(parents=True)
+    (tmp_path / "photos.partial").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="photos.partial is a link"):
+        build_openmoji(tmp_path / "photos", limit=1)
+    assert (tmp_path / "elsewhere/openmoji").exists()
+
+
 def test_the_fingerprint_is_dvcs(root):
     pin = yaml.safe_load((root / "data.dvc").read_text())["outs"][0]
     assert fingerprint(root / "data") == {k: pin[k] for k in ("md5", "size", "nfiles")}

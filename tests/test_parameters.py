@@ -1,4 +1,5 @@
 import copy
+import re
 
 import pytest
 import yaml
@@ -44,8 +45,10 @@ def test_the_projects_file_is_fine(content):
     ("profiles.openmoji.finetune.milestones", [3], "takes no milestones"), ("profiles.openmoji.pretrain.schedule", "step", "needs milestones"),
     ("profiles.openmoji.pretrain.precision", "fp8", "'no', 'bf16' or 'fp16'"),
     ("methods.finetune.train", "nothing", "methods.finetune.train is 'nothing'; allowed is 'clean'"),
-    ("methods.finetune.after", "layer2", "is the control"), ("methods.my row", {"label": "x", "train": "clean"}, "should match pattern"),
-    ("methods.x;y", {"label": "x", "train": "clean"}, "should match pattern"),
+    ("methods.finetune.after", "layer2", "is the control"),
+    *((f"{section}.{name}", {"label": "x", "train": "clean"}, re.escape(f"{name!r}; allowed are letters, digits, - and _, the first a letter or a digit"))
+      for section in ("methods", "base_methods", "studies.ablations.methods", "bases", "studies", "profiles") for name in ("my row", "x;y", "-x", "a\nb", "ä", "a'b")),
+    ("profiles.openmoji.network.weights_sha256", "abc", "'abc'; allowed are 64 hexadecimal digits"), ("profile", "x; touch pwned;", "'x; touch pwned;'; allowed are letters"), ("profile", "../../outside", "'../../outside'; allowed are letters"),
     ("profiles.imagenet.finetune.milestones", [20], "allowed are milestones before the last epoch"),
     ("profiles.openmoji.data.test_images", 5, "openmoji takes no test_images"),
     ("profiles.cifar10.data.sets.corruptions", "C", "test_images and sets.corruptions are both given"),

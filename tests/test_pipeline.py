@@ -67,6 +67,15 @@ def test_a_failing_notebook_fails_and_is_kept(tmp_path, monkeypatch):
         run_notebook(path, {"profile": "imagenet"})
 
 
+def test_the_executed_notebook_stays_in_its_folder_and_knows_the_profile(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADVBN_ROOT", str(tmp_path))
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    with pytest.raises(ParameterError, match="no parameter may have a / in it"):
+        run_notebook(notebook(tmp_path / "a.ipynb", ("x = 'a'", ["parameters"])), {"x": "/../../../b"})
+    made = run_notebook(notebook(tmp_path / "a.ipynb", ("profile = 'imagenet'", ["parameters"]), ("print('for', profile)", [])))
+    assert made == tmp_path / "executed/openmoji/a.ipynb" and "for openmoji" in made.read_text() and sorted(p.name for p in tmp_path.iterdir()) == ["a.ipynb", "executed", "params.yaml"]
+
+
 @pytest.mark.parametrize("profile", ["openmoji", "cifar10", "imagenet"])
 def test_every_parameter_that_a_stage_watches_is_there(profile):
     "DVC stops at one that is not; so a word in params.yaml changes the scale."
@@ -102,6 +111,28 @@ def would_run(folder):
 
 def test_a_fresh_clone_is_up_to_date(clone):
     assert would_run(clone) == []
+
+
+@pytest.mark.promise("Bad input", "a name in params.yaml is no command")
+@pytest.mark.parametrize("stage, change", [
+    ("pretrain", lambda c, name: c.update(profile=name, profiles={name: c["profiles"]["openmoji"]})),
+    ("train@{}", lambda c, name: c["methods"].update({name: c["methods"]["finetune"]}))], ids=["a profile", "a method"])
+def test_no_name_reaches_a_shell(tmp_path, stage, change):
+    copied_project(tmp_path)
+    content = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    (tmp_path / "checkpoints/openmoji/pretrained").mkdir(parents=True)
+    name = "x'; touch pwned; '"
+    change(content, name)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    done = call(sys.executable, "-m", "dvc", "repro", "--single-item", stage.format(name), cwd=tmp_path, check=False)
+    assert done.returncode != 0 and "allowed are letters, digits" in done.stderr and not (tmp_path / "pwned").exists()
+
+
+def test_stages_depend_on_what_opens_the_images():
+    "Of every stage that opens a set: the modules whose code runs then, for published sets, too."
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    opening = {name for name, stage in stages.items() if "advbn/sets.py" in stage["deps"]}
+    assert len(opening) == 8 and [name for name in opening if "advbn/published.py" not in stages[name]["deps"]] == []
 
 
 @pytest.fixture(scope="module")

@@ -4,20 +4,25 @@ import os
 import random
 import resource
 import signal
+import subprocess
+import sys
 import time
 
+import pandas as pd
 import pytest
 import torch
+import yaml
 
 from advbn.autoencoder import Autoencoder, fit_decoder
 from advbn.data import MemoryBatches, read_images
 from advbn.models import build_model
 from advbn.openmoji import DataError, build_openmoji, fingerprint
-from advbn.parameters import Training
+from advbn.parameters import Training, load_params
 from advbn.pictures import make_set
 from advbn.sets import EmbeddedData
 from advbn.shifts import cells, store_cells, stored_cells
 from advbn.progress import Busy, Interrupted, Progress, read_checked, write_checked
+from advbn.runs import clear_progress, keep_rows
 from advbn.training import finetuning_net, fit
 from advbn.weights import load_state, save_state
 from conftest import ROOT
@@ -349,3 +354,110 @@ def test_a_decoder_that_diverges_stops(tmp_path):
     images = read_images(ROOT / "data/openmoji")[range(0, 1898, 60)]
     with pytest.raises(FloatingPointError, match=r"decoder: a weight is NaN or infinite after step \d+ \(learning rate"), Progress(tmp_path / "run.pt", 1) as progress:
         fit_decoder(autoencoder, MemoryBatches(images, 8, 0), 3, 1e30, progress)
+
+
+FULL_DISK = """
+import os, resource, sys, time
+from advbn import cli, runs
+first, save_state, clear_progress = os.environ["RANK"] == "0", runs.save_state, runs.clear_progress
+
+def late_and_full(*arguments):  # the other process is done by now, and the disk takes no more
+    time.sleep(4)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    save_state(*arguments)
+
+def late(*arguments):
+    time.sleep(1)
+    clear_progress(*arguments)
+
+if first:
+    runs.save_state = late_and_full
+else:
+    runs.clear_progress = late
+sys.argv[0] = "advbn"
+cli.main()
+"""
+
+
+@pytest.mark.promise("Interrupted work", "a full disk stops with a clear error and leaves the last good file")
+def test_two_processes_keep_their_progress_until_the_weights_are_written(tmp_path):
+    "The second process is done while the first, which writes, still waits for a disk that is full."
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    content["profiles"]["openmoji"]["pretrain"]["epochs"] = 1
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    (tmp_path / "full.py").write_text(FULL_DISK)
+    environment = {**os.environ, "ADVBN_ROOT": str(tmp_path), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run([*launch, str(tmp_path / "full.py"), "pretrain"], env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode != 0 and "seed0-clean.pt could not be written" in done.stderr
+    kept = read_checked(tmp_path / "progress/openmoji/pretrained-seed0.pt")
+    assert kept["history"][0]["epoch"] == 1
+    done = subprocess.run([*launch, "-m", "advbn", "pretrain"], env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0 and not list((tmp_path / "progress").rglob("*.pt*")) and (tmp_path / "checkpoints/openmoji/pretrained/seed0-clean.pt").exists()
+
+
+def test_only_a_runs_own_progress_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADVBN_ROOT", str(tmp_path))
+    params, folder = load_params(ROOT / "params.yaml"), tmp_path / "progress/openmoji"
+    names = ["x-seed0.pt", "x-seed0.pt.previous", "x-seed1.pt", "x-seed0-seed1.pt", "xx-seed0.pt"]
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / name).touch()
+    clear_progress(params, "x", 0)
+    assert {p.name for p in folder.iterdir()} == {*names[2:]}
+    clear_progress(params, "x")
+    assert {p.name for p in folder.iterdir()} == {*names[3:]}
+
+
+def keep_seed(path, seed, ready):
+    ready.wait()
+    keep_rows(pd.DataFrame({"seed": [seed] * 2000, "cell": range(2000)}), path)
+
+
+@pytest.mark.promise("Interrupted work", "what several processes save at once is all kept")
+def test_rows_of_several_seeds_saved_at_once(context, tmp_path):
+    for turn in range(2):
+        path, ready = tmp_path / f"runs{turn}.csv", context.Barrier(4)
+        running = [context.Process(target=keep_seed, args=(path, seed, ready)) for seed in range(4)]
+        for process in running:
+            process.start()
+        for process in running:
+            process.join()
+            assert process.exitcode == 0
+        assert pd.read_csv(path).seed.value_counts().to_dict() == {seed: 2000 for seed in range(4)}
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def save_many(path, ready, number):
+    ready.wait()
+    for _ in range(30):
+        save_state({"weights": torch.full((50_000,), float(number))}, path)
+
+
+def test_weights_written_by_two_at_once_are_those_of_one(context, tmp_path):
+    "And what a writer that was killed has left is removed by the next."
+    path, ready = tmp_path / "net.pt", context.Barrier(2)
+    running = [context.Process(target=save_many, args=(path, ready, number)) for number in (1, 2)]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join()
+        assert process.exitcode == 0
+    assert load_state(path)["weights"].unique().tolist() in ([1.0], [2.0])
+    process = context.Process(target=save_many, args=(path, context.Barrier(1), 3))
+    process.start()
+    while not list(tmp_path.glob(".*.partial")):
+        time.sleep(0.001)
+    process.kill()
+    process.join()
+    save_state({"weights": torch.zeros(3)}, path)
+    assert [p.name for p in tmp_path.iterdir()] == ["net.pt"]
+
+
+def test_a_writer_that_is_stopped_leaves_nothing(tmp_path):
+    from advbn.weights import whole_file
+    with pytest.raises(KeyboardInterrupt), whole_file(tmp_path / "rows.csv") as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())

@@ -17,6 +17,7 @@ from advbn.data import FolderBatches, read_images
 from advbn.models import build_model
 from advbn.openmoji import DataError
 from advbn.parameters import ParameterError, Data, parse_params
+from advbn.progress import file_digest
 from advbn.report import decoded_markdown, decoded_table, mce_table, robustness_markdown, robustness_table
 from advbn.runs import evaluate, load_data, pretrain, shift, shifted, train, train_autoencoder
 from advbn.sets import Cifar10Data, FolderData, edges, open_set, place
@@ -61,9 +62,9 @@ def parameters(folder, root):
     profile = content["profiles"]["imagenet"]
     profile["data"].update(root=str(folder / "imagenet"), classes=3, size=64, resize=72, workers=0)
     profile["data"]["sets"]["sketch"] = str(folder / "sketches")
-    profile["network"]["weights"] = str(folder / "resnet50.pth")
+    profile["network"].update(weights=str(folder / "resnet50.pth"), weights_sha256=file_digest(folder / "resnet50.pth"))
     profile["finetune"].update(epochs=2, batch_size=8, milestones=[1])
-    profile["pictures"].update(network="small_vgg", after="features.relu2_2", weights=str(folder / "vgg.pth"))
+    profile["pictures"].update(network="small_vgg", after="features.relu2_2", weights=str(folder / "vgg.pth"), weights_sha256=file_digest(folder / "vgg.pth"))
     profile["pictures"]["decoder"].update(batch_size=8)
     content.update(profile="imagenet", seeds=[0], methods={k: content["methods"][k] for k in ("standard", "finetune", "advbn")})
     return content
@@ -117,6 +118,29 @@ def test_two_processes_evaluate_as_one_does_and_a_streamed_set_is_written(imagen
         assert words in subprocess.run([sys.executable, "-m", "advbn", *command], cwd=imagenet, capture_output=True, text=True, check=True).stdout
     made = read_images(imagenet / "made")
     assert made.images.shape == (6, 3, 72, 72) and made.classes == ("n01440764", "n01443537", "n01484850")
+
+
+@pytest.mark.parametrize("name", ["resnet50.pth", "vgg.pth", "paintings"])
+def test_a_file_that_params_name_is_the_one_that_is_meant(imagenet, root, monkeypatch, name):
+    "DVC follows params.yaml, not the files that it names; so their digests stand there."
+    monkeypatch.setenv("ADVBN_ROOT", str(imagenet))
+    picture(imagenet / "paintings/a.png", (64, 64))
+    content = parameters(imagenet, root)
+    section = content["profiles"]["imagenet"]["network" if name == "resnet50.pth" else "pictures"]
+    key = "styles_sha256" if name == "paintings" else "weights_sha256"
+    if name == "paintings":
+        section.update(styles="paintings", styles_sha256=file_digest(imagenet / name))
+        printed = subprocess.run("LC_ALL=C sha256sum * | sha256sum", shell=True, cwd=imagenet / name, capture_output=True, text=True).stdout
+        assert printed.split()[0] == section[key]
+    verb = (lambda params: pretrain(params, None, 0)) if name == "resnet50.pth" else train_autoencoder
+    with open(imagenet / name if name != "paintings" else imagenet / name / "a.png", "ab") as file:
+        file.write(b"another")
+    found = file_digest(imagenet / name)
+    for said, words in ((section[key], f"says that of another, {section[key]}; if this one is meant"), (None, "does not say it")):
+        section[key] = said
+        with pytest.raises(ParameterError, match=f"{name} has the SHA-256 {found}, and params.yaml {words}.*: {key}: {found}$"):
+            verb(parse_params(content))
+    assert not (imagenet / "checkpoints").exists()
 
 
 def test_streamed_images_take_every_policy(imagenet):

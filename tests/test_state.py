@@ -13,15 +13,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from advbn import AdvBN, DualBatchNorm2d, convert_dual_batchnorm, corrupt, mean_corruption_error, prepare, renormalize, split, use_branch
+from advbn.autoencoder import Autoencoder
 from advbn.corruptions import CORRUPTIONS
 from advbn.data import FolderBatches
 from advbn.evaluation import for_inference, mean_error, predict, predict_heads
 from advbn.models import build_model
-from advbn.openmoji import build_openmoji
+from advbn.openmoji import DataError, build_openmoji, write_png
 from advbn.parameters import Training, parse_params
-from advbn.runs import checkpoint, evaluate, pretrain, shift, train, train_autoencoder
+from advbn.runs import checkpoint, evaluate, load_data, pretrain, shift, shifted, train, train_autoencoder
 from advbn.training import finetuning_net, fit
-from advbn.weights import load_state
+from advbn.weights import load_state, save_state
 from conftest import ROOT
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
@@ -312,6 +313,56 @@ def test_the_order_of_stages_does_not_matter(small, tmp_path):
         with np.load(a) as left, np.load(b) as right:
             assert all(np.array_equal(left[k], right[k]) for k in left.files)
     assert checkpoint(params, "advbn", 0, "adversarial").exists()
+
+
+def other_decoder(params, folder):
+    save_state(Autoencoder(build_model("small_vgg", 9), "features.relu2_2").decoder.state_dict(), checkpoint(params, "autoencoder", 0, "decoder"))
+    return params
+
+
+def stronger(params, folder):
+    pictures = params.current.pictures
+    attack = pictures.attack.model_copy(update={"eps": 2.0})
+    return params.model_copy(update={"profiles": {"openmoji": params.current.model_copy(update={"pictures": pictures.model_copy(update={"attack": attack})})}})
+
+
+def other_image(params, folder):
+    for path in (folder / "data/openmoji").rglob("*.png"):
+        write_png(path, np.zeros((40, 40, 3), np.uint8))
+    return params
+
+
+def another_seeds(params, folder):
+    kept = folder / "shifted/openmoji"
+    (kept / "seed0").rename(kept / "seed1")
+    shift(params, 0)
+    shutil.rmtree(kept / "seed0")
+    (kept / "seed1").rename(kept / "seed0")
+    stamp = kept / "seed0/settings.json"
+    stamp.write_text(stamp.read_text().replace('"seed": 0', '"seed": 1'))
+    return params
+
+
+def unknown(params, folder):
+    (folder / "shifted/openmoji/seed0/settings.json").unlink()
+    return params
+
+
+@pytest.mark.promise("Determinism and state", "kept shifts are tested on only if they are those of the parameters")
+@pytest.mark.parametrize("change, words", [(stronger, "attack"), (other_decoder, "decoder"), (other_image, "images"), (another_seeds, "seed"), (unknown, "attack, ")],
+                         ids=["the attack", "the decoder", "the images", "the seed", "no record"])
+def test_shifts_of_other_settings_are_refused(small, tmp_path, change, words):
+    params, one = small("one"), lambda shift, cell: shift == "clean"
+    torch.manual_seed(0)
+    save_state(build_model("small_vgg", 9).state_dict(), checkpoint(params, "autoencoder", 0, "classifier"))
+    other_decoder(params, tmp_path)
+    shift(params, 0)
+    assert len(list(shifted(params, load_data(params), 0, one))) == 1
+    again = change(params, tmp_path / "one")
+    with pytest.raises(DataError, match=f"seed0 was made with other settings \\(.*{words}.*dvc repro --force shifts"):
+        list(shifted(again, load_data(again), 0, one))
+    shift(again, 0)
+    assert len(list(shifted(again, load_data(again), 0, one))) == 1
 
 
 @pytest.mark.promise("Determinism and state", "the same numbers with 0 or 2 data workers")
