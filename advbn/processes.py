@@ -66,19 +66,20 @@ class HostSyncBatchNorm2d(nn.BatchNorm2d):
         if processes() == 1 or not (self.training or self.running_mean is None):
             return super().forward(x)
         self._check_input_dim(x)
-        sums = _Sum.apply(torch.cat([x.sum((0, 2, 3)), x.new_tensor([x.numel() / x.shape[1]])]))
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        sums = _Sum.apply(torch.cat([wide.sum((0, 2, 3)), wide.new_tensor([x.numel() / x.shape[1]])]))
         count = sums[-1].detach()
         mean = sums[:-1] / count
-        centred = x - mean[:, None, None]
+        centred = wide - mean[:, None, None]
         variance = _Sum.apply(centred.square().sum((0, 2, 3))) / count
         if self.training and self.track_running_stats:
             self.num_batches_tracked += 1
-            rate = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+            rate = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
             with torch.no_grad():
-                self.running_mean.lerp_(mean, rate)
-                self.running_var.lerp_(variance * (count / (count - 1)), rate)
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), rate)
+                self.running_var.lerp_((variance * (count / (count - 1))).to(self.running_var.dtype), rate)
         scale = (variance + self.eps).rsqrt() * (1 if self.weight is None else self.weight)
-        return centred * scale[:, None, None] + (0 if self.bias is None else self.bias[:, None, None])
+        return (centred * scale[:, None, None] + (0 if self.bias is None else self.bias[:, None, None])).to(x.dtype)
 
 
 def synchronized(module: nn.Module, device="cuda") -> nn.Module:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 import yaml
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from advbn.data import MemoryBatches, read_images
@@ -126,10 +127,10 @@ def test_statistics_of_ones_own(tmp_path):
         assert not torch.allclose(found, whole.layer(whole.features(images), targets, whole.head)[own], atol=1e-3)
 
 
-def train_share(rank, world, port, folder, synchronise, n):
+def train_share(rank, world, port, folder, synchronise, n, precision="no"):
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")
     torch.set_num_threads(1)
-    accelerator = build_accelerator(timeout=60)
+    accelerator = build_accelerator(precision, timeout=60)
     net = network({"steps": 2, "sync_statistics": synchronise}, torch.float32)
     images = read_images(ROOT / "data/openmoji")[range(n)]
     history = fit(net, MemoryBatches(images, 16, 3, rank=accelerator.process_index, world=accelerator.num_processes), RECIPE, 3, accelerator=accelerator)
@@ -151,6 +152,16 @@ def test_training_in_two_processes(tmp_path, synchronise):
     expected = fit(alone, MemoryBatches(read_images(ROOT / "data/openmoji")[range(35)], 16, 3), RECIPE, 3)
     assert (abs(expected[-1]["clean_loss"] - histories[0][-1]["clean_loss"]) < 1e-4) == synchronise
     assert all(torch.allclose(v, one[k], atol=1e-4) for k, v in alone.state_dict().items()) == synchronise
+
+
+def test_synchronised_training_in_bf16(tmp_path):
+    in_processes(train_share, tmp_path, True, 35, "bf16")
+    one, other = (load_state(tmp_path / f"weights{rank}.pt") for rank in (0, 1))
+    assert one and all(torch.equal(v, other[k]) and v.isfinite().all() for k, v in one.items())
+    history = json.loads((tmp_path / "history0.json").read_text())
+    assert history == json.loads((tmp_path / "history1.json").read_text())
+    alone = fit(network({"steps": 2}, torch.float32), MemoryBatches(read_images(ROOT / "data/openmoji")[range(35)], 16, 3), RECIPE, 3)
+    assert all(abs(row[k] - alone[i][k]) < 0.1 for i, row in enumerate(history) for k in ("clean_loss", "adversarial_loss"))
 
 
 @pytest.fixture
@@ -207,6 +218,38 @@ def test_a_process_that_never_comes(project):
                    "MASTER_PORT": str(free_port())}
     done = subprocess.run([sys.executable, "-m", "advbn", "pretrain"], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and "another process failed or is silent" in done.stderr.strip().splitlines()[-1]
+
+
+def norm_share(rank, world, port, dtype, folder):
+    "One process's half of a batch through a synchronised norm in a module of type `dtype`: what comes out, both gradients, and the running statistics."
+    connected(rank, world, port)
+    norm = synchronized(nn.BatchNorm2d(3).to(dtype), "cpu")
+    x = wide_batch()[4 * rank:4 * rank + 4].to(dtype).requires_grad_()
+    out = norm(x)
+    out.double().relu().square().sum().backward()
+    dist.all_reduce(norm.weight.grad)
+    torch.save({"out": out.detach(), "x": x.grad, "weight": norm.weight.grad, "mean": norm.running_mean, "var": norm.running_var}, folder / f"norm{rank}.pt")
+    dist.destroy_process_group()
+
+
+def wide_batch():
+    "Eight images whose sums over the batch are beyond float16, and counts beyond what bfloat16 tells apart."
+    return 40 + torch.randn(8, 3, 33, 31, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 2e-2), (torch.float16, 4e-3), (torch.float32, 1e-5), (torch.float64, 1e-10)], ids=str)
+def test_synchronised_norms_in_any_precision(tmp_path, dtype, tolerance):
+    in_processes(norm_share, dtype, tmp_path)
+    alone = nn.BatchNorm2d(3).double()
+    x = wide_batch().to(dtype).double().requires_grad_()
+    out = alone(x)
+    out.relu().square().sum().backward()
+    expected = {"out": out.detach(), "x": x.grad, "weight": alone.weight.grad, "mean": alone.running_mean, "var": alone.running_var}
+    one, other = (torch.load(tmp_path / f"norm{rank}.pt") for rank in (0, 1))
+    for name, value in expected.items():
+        found = torch.cat([one[name], other[name]]) if name in ("out", "x") else one[name]
+        assert found.dtype == dtype, name
+        assert (found - value).abs().max() <= tolerance * value.abs().max(), name
 
 
 def test_norms_that_act_alone_are_ordinary_ones():

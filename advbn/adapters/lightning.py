@@ -7,9 +7,13 @@ __all__ = ['AdvBNCallback']
 
 # %% ../../nbs/42_lightning.ipynb #13a26e6e
 import copy
+import functools
+from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback
+from torch import nn
 
 from ..dual_batchnorm import BRANCHES
 from ..network import prepare
@@ -20,40 +24,82 @@ class AdvBNCallback(Callback):
 
     A batch is `(images, targets)`, or `unpack(batch)` makes it so. When training ends, `attribute` is a plain network with the weights of
     `branch`; `export` gives those of either. Further options and errors are those of `prepare`; of an `unpaired` batch
-    the clean loss still takes the whole."""
+    the clean loss still takes the whole. Raises `ValueError` for a module that optimises by hand."""
 
     def __init__(self, after: str = "layer1", attribute: str = "model", branch: str = "adversarial", loss_fn=F.cross_entropy, unpack=tuple, **layer_options):
         if branch not in BRANCHES:
             raise ValueError(f"branch is {branch!r}; allowed are 'clean' and 'adversarial'")
         self.after, self.attribute, self.branch, self.loss_fn, self.unpack, self.layer_options = after, attribute, branch, loss_fn, unpack, layer_options
-        self.net = None
+        self.net = self.plain = None  # `plain` is there while the network is cut
 
     def setup(self, trainer, pl_module, stage):
         "Cut the network, and let `training_step` return the sum of both losses."
         if stage != "fit":
             return
-        if not hasattr(pl_module, self.attribute):
-            raise ValueError(f"{type(pl_module).__name__} has no {self.attribute!r}; attribute is the name under which it holds its classifier")
-        self.plain = getattr(pl_module, self.attribute)
-        self.net = prepare(self.plain, self.after, **self.layer_options)
-        setattr(pl_module, self.attribute, self.net)
-        clean_step = pl_module.training_step
+        plain = self._classifier(trainer, pl_module)
+        self.net = prepare(plain, self.after, **self.layer_options)
+        self.plain, self.own_step, clean_step = plain, vars(pl_module).get("training_step"), pl_module.training_step
 
+        @functools.wraps(clean_step)
         def training_step(batch, *args, **kwargs):
             found = clean_step(batch, *args, **kwargs)
-            images, targets = self.unpack(batch)
-            adversarial = self.net.adversarial_loss(images, targets, self.loss_fn)
+            loss = found.get("loss") if isinstance(found, Mapping) else found
+            if not isinstance(loss, torch.Tensor):
+                return found  # None skips the batch; Lightning says what is wrong with anything else
+            adversarial = self.net.adversarial_loss(*self._images_and_targets(batch), self.loss_fn)
             pl_module.log("adversarial_loss", adversarial, prog_bar=True)
-            return {**found, "loss": found["loss"] + adversarial} if isinstance(found, dict) else found + adversarial
+            return {**found, "loss": loss + adversarial} if isinstance(found, Mapping) else loss + adversarial
 
+        setattr(pl_module, self.attribute, self.net)
         pl_module.training_step = training_step
 
+    def _classifier(self, trainer, pl_module):
+        "The network to be cut; raises `ValueError` where it or the loop around it cannot be trained so."
+        name = type(pl_module).__name__
+        if not pl_module.automatic_optimization:
+            raise ValueError(f"{name} optimises by hand (automatic_optimization = False), so that no loss can be added to its own; leave the "
+                             f"callback out, and train on both of prepare(model, {self.after!r}).losses(images, targets) in its training_step")
+        early = [type(c).__name__ for c in trainer.callbacks[:trainer.callbacks.index(self)] if hasattr(c, "_average_model")]
+        if early:
+            raise ValueError(f"{early[0]} comes before AdvBNCallback and averages the network that is not cut yet; list it after AdvBNCallback")
+        if not isinstance(getattr(pl_module, self.attribute, None), nn.Module):
+            raise ValueError(f"{name} has no {self.attribute!r}; attribute is the name under which it holds its classifier, from __init__ on")
+        return getattr(pl_module, self.attribute)
+
+    def _images_and_targets(self, batch):
+        parts = self.unpack(batch)
+        if len(parts) != 2 or not isinstance(parts[0], torch.Tensor):
+            raise ValueError(f"unpack makes {', '.join(type(p).__name__ for p in parts)} of a batch, a {type(batch).__name__}; "
+                             "it is to make images and targets, as unpack=lambda batch: (batch['image'], batch['label']) does")
+        return parts
+
+    def on_fit_start(self, trainer, pl_module):
+        "Raise `ValueError` if the network has been replaced since it was cut."
+        if not any(m is self.net for m in getattr(pl_module, self.attribute).modules()):
+            raise ValueError(f"{type(pl_module).__name__} makes {self.attribute!r} anew in setup or configure_model, after AdvBNCallback has cut it; make it in __init__")
+
     def on_fit_end(self, trainer, pl_module):
-        "Put the plain network back, with what it has learnt."
-        del pl_module.training_step
+        "Put a plain network in the place of the cut one, with what it has learnt."
         plain = copy.deepcopy(self.plain)
         plain.load_state_dict(self.net.export(self.branch))
-        setattr(pl_module, self.attribute, plain.to(pl_module.device).eval())
+        self._put_back(pl_module, plain.to(pl_module.device).eval())
+
+    def on_exception(self, trainer, pl_module, exception):
+        "Put the network back that the module came with, so that it can be fitted again."
+        self._put_back(pl_module, self.plain)
+
+    def teardown(self, trainer, pl_module, stage):
+        "The same for a fit that a tuner ends."
+        self._put_back(pl_module, self.plain)
+
+    def _put_back(self, pl_module, network):
+        if self.plain is None:
+            return
+        setattr(pl_module, self.attribute, network)
+        del pl_module.training_step
+        if self.own_step is not None:
+            pl_module.training_step = self.own_step
+        self.plain = None
 
     def export(self, branch: str = "adversarial") -> dict:
         "A plain state dict of one branch of the trained network."
