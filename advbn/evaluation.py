@@ -21,16 +21,17 @@ from torch.fx.experimental.optimization import fuse
 
 from .corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS
 from .data import normalize
+from .preprocessing import IMAGENET, Preprocessing, preprocessing_of
 
 # %% ../nbs/28_evaluation.ipynb #8962224b
 @torch.inference_mode()
 def predict(model: nn.Module, images: torch.Tensor, batch_size: int = 256, top: int = 1) -> tuple:
-    "`(classes, probabilities)`, each `[N, top]`, of uint8 `[N, 3, H, W]` images; `model` is used in eval mode and left as found."
+    "`(classes, probabilities)`, each `[N, top]`, of uint8 `[N, 3, H, W]` images, normalised as `model` wants them; it is used in eval mode and left as found."
     flags = [(m, m.training) for m in model.modules()]
-    device = next(model.parameters()).device
+    device, wanted = next(model.parameters()).device, preprocessing_of(model)
     try:
         model.eval()
-        found = [model(normalize(batch.to(device))).float().softmax(1).topk(top) for batch in images.split(batch_size)]
+        found = [model(normalize(batch.to(device), wanted)).float().softmax(1).topk(top) for batch in images.split(batch_size)]
     finally:
         for m, before in flags:
             m.training = before
@@ -49,11 +50,11 @@ def for_inference(part: nn.Module) -> nn.Module:
 
 
 @torch.inference_mode()
-def predict_heads(stem: nn.Module, heads: dict, images: torch.Tensor, batch_size: int = 64) -> dict:
+def predict_heads(stem: nn.Module, heads: dict, images: torch.Tensor, batch_size: int = 64, preprocessing: Preprocessing = IMAGENET) -> dict:
     "Top classes `[N]` of each of several `heads` on one `stem`, all in eval mode: both branches of a network for one pass through its stem."
     device, found = next(next(iter(heads.values())).parameters()).device, {name: [] for name in heads}
     for batch in images.split(batch_size):
-        features = stem(normalize(batch.to(device)))
+        features = stem(normalize(batch.to(device), preprocessing))
         for name, head in heads.items():
             found[name].append(head(features).argmax(1).cpu())
     return {name: torch.cat(parts) for name, parts in found.items()}

@@ -16,6 +16,7 @@ from torch import nn
 
 from .dual_batchnorm import branch_state_dict, convert_dual_batchnorm, use_branch
 from .layer import AdvBN
+from .preprocessing import IMAGENET, recorded, remember
 from .splitting import split
 
 # %% ../nbs/04_network.ipynb #cf26f1c0
@@ -36,6 +37,7 @@ class AdvBNNet(nn.Module):
         self.clashes = [k for k in ours if k in theirs and ours[k] is not theirs[k]]
         self.leftover = {k: v.clone() for k, v in (parent or {}).items() if k not in held}
         self.metadata = getattr(parent, "_metadata", None)
+        self.preprocessing = recorded(parent) or IMAGENET
         if layer is not None:
             convert_dual_batchnorm(head)
         self.train(self.training)
@@ -128,7 +130,7 @@ def prepare(model: nn.Module, after: str = "layer1", recipe: str = "faithful", *
     Raises the `ValueError`s of `split`, of `recipe_options` and of `AdvBN`, and one for features with their channels in the last axis, those of
     most transformers. `model` itself is not changed."""
     options = recipe_options(recipe, **options)
-    model = copy.deepcopy(model)
+    model = remember(copy.deepcopy(model))
     stem, head = split(model, after)
     if stem.last_axis:
         raise ValueError(f"the features after {after!r} have their channels in the last axis, on which {stem.last_axis} works, and AdvBN needs "
