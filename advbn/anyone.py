@@ -17,11 +17,12 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
 from .corruptions import CORRUPTIONS
-from .data import MEAN, STD, FolderImages, Images
+from .data import FolderImages, Images
 from .decoding import BadImages, ImageError, Tree
 from .evaluation import mean_corruption_error, mean_error
 from .models import SMALL, build_model
 from .openmoji import DataError
+from .preprocessing import preprocessing_of
 from .published import NamedFolder, check_distinct
 from .runs import score
 from .sets import edges
@@ -45,28 +46,11 @@ def class_names(folder: Path, listed: Path | None = None) -> tuple:
     return names
 
 
-class _Renormalized(nn.Module):
-    "A network for images normalised by `mean` and `std`, given images normalised by ImageNet's."
-
-    def __init__(self, model, mean, std):
-        super().__init__()
-        self.model = model
-        for name, value in (("scale", [a / b for a, b in zip(STD, std)]), ("offset", [(a - m) / b for a, m, b in zip(MEAN, mean, std)])):
-            self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
-
-    def forward(self, x):
-        return self.model(x * self.scale + self.offset)
-
-
 def load_network(name: str, weights: str, classes: int) -> nn.Module:
-    """The classifier `name`, with or without `torchvision/` before it, or `timm/NAME`, in eval mode, for images normalised as ImageNet's.
+    """The classifier `name`, with or without `torchvision/` before it, or `timm/NAME`, in eval mode; it remembers how it wants its images.
 
     `weights` is a file with a state dict or the name of published weights. Raises `ValueError` for an unknown name and for another network's weights."""
-    model = build_model(name if "/" in name or name in SMALL else f"torchvision/{name}", classes, weights)
-    wanted = getattr(model, "pretrained_cfg", None) or {}
-    if tuple(wanted.get("mean", MEAN)) != MEAN or tuple(wanted.get("std", STD)) != STD:
-        model = _Renormalized(model, wanted["mean"], wanted["std"])
-    return model.eval()
+    return build_model(name if "/" in name or name in SMALL else f"torchvision/{name}", classes, weights).eval()
 
 # %% ../nbs/37_anyone.ipynb #ee85efdc
 MADE = ("clean", "corruptions", "instagram", "sketch")  # the shifts that need nothing but the images
@@ -106,8 +90,8 @@ def evaluate_networks(
     folder: Path,  # test images, a folder for each class
     classes,  # the classes' names in the networks' order; the folder may have only some of them
     shifts=MADE,  # some of `MADE`
-    size: int = 224,  # pixels that the networks are given
-    resize: int | None = 256,  # the shorter side before the middle is cut out; None takes the images as they are
+    size: int | None = None,  # pixels that the networks are given; None is each network's own
+    resize: int | None = None,  # the shorter side before the middle is cut out; None is the network's own, in proportion to size; 0 leaves it as it is
     most: int | None = None,  # test on so many images of a fixed mixed order
     workers: int = 2,  # decoding processes
     device="cpu",
@@ -115,12 +99,17 @@ def evaluate_networks(
 ) -> pd.DataFrame:  # a row per network and cell: branch (the network's name), shift, cell, correct, images, accuracy (percent)
     """Top-1 accuracy of each network on every cell of the shifts, made on the way.
 
-    Raises `DataError` for a missing folder and for classes that the networks do not have."""
+    Raises `DataError` for a missing folder, for classes that the networks do not have and for images that differ in size where no size is said, and
+    `ValueError` for a `resize` below the size."""
     if not Path(folder).is_dir():
         raise DataError(f"no images at {folder}; expected is a folder with a folder for each class")
-    images = FolderImages(NamedFolder(folder, classes, "the test set"), classes, size, resize, most, bad)
-    parts = {name: (nn.Identity(), model.to(device)) for name, model in networks.items()}
-    table, _ = score(parts, cells(_Tests(images, workers), 0, device=device, shifts=shifts), "evaluation")
+    tree, alike, tables = NamedFolder(folder, classes, "the test set"), {}, []
+    for name, model in networks.items():
+        alike.setdefault(preprocessing_of(model).at(size, resize), {})[name] = (nn.Identity(), model.to(device))
+    for wanted, parts in alike.items():
+        images = FolderImages(tree, classes, wanted.size, wanted.resize, most, bad, wanted.interpolation)
+        tables.append(score(parts, cells(_Tests(images, workers), 0, device=device, shifts=shifts), "evaluation", wanted)[0])
+    table = pd.concat(tables, ignore_index=True)
     return table.assign(accuracy=100 * table.correct / table.images)
 
 

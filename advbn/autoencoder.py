@@ -12,6 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .data import normalize, to_pixels
+from .preprocessing import preprocessing_of
 from .progress import Progress, fingerprint
 from .splitting import split
 
@@ -46,12 +47,13 @@ class Autoencoder(nn.Module):
     def __init__(self, classifier: nn.Module, after: str):
         super().__init__()
         self.classifier = classifier.requires_grad_(False).eval()
+        self.preprocessing = preprocessing_of(classifier)
         self.after, self.encoder = after, split(classifier, after)[0].eval()
         self.decoder = mirrored_decoder(self.encoder)
 
     def encode(self, pixels):
         "Features of pixels from 0 to 1."
-        return self.encoder(normalize(255 * pixels))
+        return self.encoder(normalize(255 * pixels, self.preprocessing))
 
     def decode(self, features):
         "Pixels from 0 to 1."
@@ -59,7 +61,7 @@ class Autoencoder(nn.Module):
 
     def logits(self, pixels):
         "The whole classifier on pixels from 0 to 1."
-        return self.classifier(normalize(255 * pixels))
+        return self.classifier(normalize(255 * pixels, self.preprocessing))
 
     def forward(self, pixels):
         return self.decode(self.encode(pixels))
@@ -73,7 +75,7 @@ def total_variation(x):
 def fit_decoder(autoencoder: Autoencoder, loader, epochs: int, lr: float, progress: Progress | None = None) -> list:
     """Train the decoder with MSE + 1e-8 x total variation (official code), Adam and one cycle; returns the mean squared error of each epoch.
 
-    `loader` gives `batches(epoch)` of normalised images and its length, see `advbn.data`; `progress` is where an interrupted run goes on."""
+    `loader` gives `batches(epoch)` of images normalised as the classifier wants them and its length, see `advbn.data`; `progress` is where an interrupted run goes on."""
     optimizer = torch.optim.Adam(autoencoder.decoder.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * len(loader))
     parts = {"decoder": autoencoder.decoder, "optimizer": optimizer, "schedule": schedule}
@@ -98,7 +100,7 @@ def fit_decoder(autoencoder: Autoencoder, loader, epochs: int, lr: float, progre
         for images, _ in loader.batches(epoch, before):
             with torch.no_grad():
                 features = autoencoder.encoder(images)
-            pixels, painted = to_pixels(images), autoencoder.decoder(features)
+            pixels, painted = to_pixels(images, autoencoder.preprocessing), autoencoder.decoder(features)
             error = F.mse_loss(painted, pixels)
             optimizer.zero_grad()
             (error + 1e-8 * total_variation(painted)).backward()

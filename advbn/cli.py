@@ -152,8 +152,8 @@ def evaluate(
     classes: Annotated[Optional[Path], typer.Option(help="The network's classes, a name per line, if the folder has only some.", rich_help_panel=OF_MODEL)] = None,
     shifts: Annotated[str, typer.Option(help="all, or some of clean,corruptions,instagram,sketch.", rich_help_panel=OF_MODEL)] = "all",
     images: Annotated[Optional[int], typer.Option(help="Test on so many, drawn at random.", min=1, rich_help_panel=OF_MODEL)] = None,
-    size: Annotated[int, typer.Option(help="Pixels that the network is given.", min=8, max=4096, rich_help_panel=OF_MODEL)] = 224,
-    resize: Annotated[int, typer.Option(help="The shorter side before the middle is cut out.", min=8, max=8192, rich_help_panel=OF_MODEL)] = 256,
+    size: Annotated[Optional[int], typer.Option(help="Pixels that the network is given; by default its own.", min=8, max=4096, rich_help_panel=OF_MODEL)] = None,
+    resize: Annotated[Optional[int], typer.Option(help="The shorter side before the middle is cut out; by default the network's own, in proportion to the size.", min=8, max=8192, rich_help_panel=OF_MODEL)] = None,
     on_bad_image: Annotated[str, typer.Option(help="error, or skip: leave out what cannot be read, and list it.", rich_help_panel=OF_MODEL)] = "error",
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     save: Annotated[bool, typer.Option("--save", help="Write the rows to results/, where the report looks for them.", rich_help_panel=OF_METHOD)] = False,
@@ -180,12 +180,15 @@ def evaluate(
         import torch
         from advbn.anyone import chosen_shifts, class_names, evaluate_networks, load_network, summary
         from advbn.decoding import BadImages
+        from advbn.preprocessing import preprocessing_of
         wanted, names = chosen_shifts(shifts), class_names(data, classes)
         files = {"clean": weights, "adversarial": adversarial_weights} if adversarial_weights else {model: weights}
         networks = {name: load_network(model, file, len(names)) for name, file in files.items()}
+        for name, network in networks.items():
+            print(f"{name}: images {preprocessing_of(network).at(size, resize)}", file=sys.stderr if json else sys.stdout)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         bad = BadImages(on_bad_image)
-        found = evaluate_networks(networks, data, names, wanted, size, max(size, resize), images, device=device, bad=bad)
+        found = evaluate_networks(networks, data, names, wanted, size, resize, images, device=device, bad=bad)
         _left_out(bad)
         table = summary(found, imagenet=len(names) == 1000)
         print(table.to_json(indent=1) if json else table.round(2).to_string())

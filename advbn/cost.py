@@ -20,8 +20,8 @@ from .models import build_model
 from .network import AdvBNNet
 from .openmoji import DataError
 from .parameters import Params, Run, project_root
-from .runs import branches
-from .sets import open_set, place
+from .runs import branches, load_data, wanted_images
+from .sets import place
 from .splitting import split
 from .training import finetuning_net, pretraining_net
 
@@ -77,9 +77,9 @@ def set_sizes(params: Params) -> tuple:
     "`(training images, test images, pixels)` of a seed: counted where the set is there, as published where it is not."
     section = params.current.data
     train, test, size = SIZES[section.name]
-    size = section.size if section.name == "imagenet" else size
+    size = wanted_images(params).size or size
     if not missing_sets(params):
-        data = open_set(section, project_root())
+        data = load_data(params)
         if data.in_memory:
             train, test, size = len(data.train(params.seeds[0])), len(data.test_indices(params.seeds[0])), data.images.images.shape[-1]
         else:
@@ -144,7 +144,7 @@ def _main_stages(params, train, test, size):
     "Yield the main table's stages: name, runs, images, operations of training, operations of forward passes, images to be corrupted."
     profile, seeds, classes = params.current, len(params.seeds), params.current.data.classes
     seen = seeds * test * (1 + 75 + len(FILTERS) + 4)
-    streamed = profile.data.name == "imagenet"  # its shifts are made anew for each network, not kept
+    streamed = profile.data.streamed  # its shifts are made anew for each network, not kept
     if profile.pretrain:
         images = seeds * profile.pretrain.epochs * train
         yield "pretrain", seeds, images, images * _pretraining_flops(profile.network.name, classes, size), 0, 0
@@ -203,5 +203,5 @@ def disk_bytes(params: Params) -> dict:
     own = len(params.seeds) * (1 + sum(len(branches(run)) for run in params.runs().values())) * weights[params.current.network.name]
     bases = sum(len(params.current.short.seeds) * _bytes((base.network or params.current.network).name, params.current.data.classes)
                 for base in params.bases.values()) if params.current.short else 0
-    kept = min(test, 64) if params.current.data.name == "imagenet" else test
+    kept = min(test, 64) if params.current.data.streamed else test
     return {"checkpoints": 2 * (own + bases + 2 * weights[params.current.pictures.network]), "shifted": len(params.seeds) * (80 + len(FILTERS)) * kept * 3 * size**2}

@@ -21,15 +21,16 @@ from torch import nn
 from .corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS
 from .data import normalize, to_channels_last
 from .dual_batchnorm import fold, in_mode
+from .preprocessing import IMAGENET, Preprocessing, preprocessing_of
 from .splitting import convolutions_and_norms
 
 # %% ../nbs/28_evaluation.ipynb #8962224b
 @torch.inference_mode()
 def predict(model: nn.Module, images: torch.Tensor, batch_size: int = 256, top: int = 1) -> tuple:
-    "`(classes, probabilities)`, each `[N, top]`, of uint8 `[N, 3, H, W]` images; `model` is used in eval mode and left as found."
-    device = next(model.parameters()).device
+    "`(classes, probabilities)`, each `[N, top]`, of uint8 `[N, 3, H, W]` images, normalised as `model` wants them; it is used in eval mode and left as found."
+    device, wanted = next(model.parameters()).device, preprocessing_of(model)
     with in_mode(model, False):
-        found = [model(normalize(batch.to(device))).float().softmax(1).topk(top) for batch in images.split(batch_size)]
+        found = [model(normalize(batch.to(device), wanted)).float().softmax(1).topk(top) for batch in images.split(batch_size)]
     return torch.cat([f.indices for f in found]).cpu(), torch.cat([f.values for f in found]).cpu()
 
 
@@ -50,7 +51,7 @@ def for_inference(part: nn.Module) -> nn.Module:
 class _InEvalMode(nn.Module):
     def __init__(self, model):
         super().__init__()
-        self.model = model
+        self.model, self.preprocessing = model, preprocessing_of(model)
 
     def forward(self, x):
         with in_mode(self.model, False):
@@ -58,11 +59,11 @@ class _InEvalMode(nn.Module):
 
 
 @torch.inference_mode()
-def predict_heads(stem: nn.Module, heads: dict, images: torch.Tensor, batch_size: int = 64) -> dict:
+def predict_heads(stem: nn.Module, heads: dict, images: torch.Tensor, batch_size: int = 64, preprocessing: Preprocessing = IMAGENET) -> dict:
     "Top classes `[N]` of each of several `heads` on one `stem`, all in eval mode: both branches of a network for one pass through its stem."
     device, found = next(next(iter(heads.values())).parameters()).device, {name: [] for name in heads}
     for batch in images.split(batch_size):
-        features = stem(normalize(batch.to(device)))
+        features = stem(normalize(batch.to(device), preprocessing))
         for name, head in heads.items():
             found[name].append(head(features).argmax(1).cpu())
     return {name: torch.cat(parts) for name, parts in found.items()}

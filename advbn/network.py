@@ -16,20 +16,21 @@ from torch import nn
 
 from .dual_batchnorm import branch_state_dict, convert_dual_batchnorm, use_branch
 from .layer import AdvBN
+from .preprocessing import IMAGENET, recorded, remember
 from .splitting import split
 
 # %% ../nbs/04_network.ipynb #cf26f1c0
-def _memory(tensor):
+def _memory(value):
     "What tells a tensor's memory from others: names with the same belong to one tensor."
-    where = tensor.data_ptr() if tensor.device.type != "meta" else 0
-    return (where, tensor.shape, tensor.stride(), tensor.dtype) if where else id(tensor)
+    where = value.data_ptr() if isinstance(value, torch.Tensor) and value.device.type != "meta" else 0
+    return (where, value.shape, value.stride(), value.dtype) if where else id(value)
 
 
 class AdvBNNet(nn.Module):
     """A frozen `stem`, a trainable `head` with dual batch norms, and the `layer` between them (AdvBN, section 3).
 
     `stem` maps images to features `[N, C, H, W]`, `head` those to logits. `layer=None` trains on the clean
-    loss alone. `parent`, the plain network's state dict, gives `export` what neither part holds, and the further names of what one holds. An
+    loss alone. `parent`, the plain network's state dict, says under which names `export` gives what the parts hold, and holds the rest. An
     `unpaired` batch is divided: the first half is the clean branch's, the second the attack's and the adversarial branch's; a batch of one image
     is not."""
 
@@ -39,12 +40,14 @@ class AdvBNNet(nn.Module):
             raise ValueError(f"unpaired is {unpaired!r}; allowed are True and False")
         self.stem, self.head, self.layer, self.unpaired = stem.requires_grad_(False), head, layer, unpaired
         ours, theirs = stem.state_dict(keep_vars=True), head.state_dict(keep_vars=True)
-        names = {_memory(value): name for name, value in {**ours, **theirs}.items()}
-        further = {k: v for k, v in (parent or {}).items() if k not in ours and k not in theirs}
+        held = {**ours, **theirs}
         self.clashes = [k for k in ours if k in theirs and ours[k] is not theirs[k]]
-        self.aliases = {k: names[_memory(v)] for k, v in further.items() if _memory(v) in names}
-        self.leftover = {k: v.detach().clone() for k, v in further.items() if k not in self.aliases}
+        by_memory = {_memory(value): name for name, value in held.items()}
+        names = {k: k if k in held else by_memory.get(_memory(v)) for k, v in (parent or held).items()}
+        self.names = {k: name for k, name in names.items() if name is not None}
+        self.leftover = {k: copy.deepcopy(v.detach() if isinstance(v, torch.Tensor) else v) for k, v in (parent or {}).items() if k not in self.names}
         self.metadata = getattr(parent, "_metadata", None)
+        self.preprocessing = recorded(parent) or IMAGENET
         if layer is not None:
             convert_dual_batchnorm(head)
         self.train(self.training)
@@ -111,8 +114,8 @@ class AdvBNNet(nn.Module):
         if self.clashes:
             raise ValueError(f"stem and head both hold {self.clashes[0]!r} and mean different tensors ({len(self.clashes)} such names), so that "
                              "one state dict cannot hold them; give the parts the names that the plain network has, as split does")
-        state = OrderedDict({**self.leftover, **branch_state_dict(self.stem, branch), **branch_state_dict(self.head, branch)})
-        state.update((name, state[held]) for name, held in self.aliases.items())
+        held = {**branch_state_dict(self.stem, branch), **branch_state_dict(self.head, branch)}
+        state = OrderedDict({**self.leftover, **{name: held[key] for name, key in self.names.items()}})
         if self.metadata is not None:
             state._metadata = self.metadata  # version marks that some torchvision networks insist on
         return state
@@ -138,7 +141,7 @@ def prepare(model: nn.Module, after: str = "layer1", recipe: str = "faithful", *
     Raises the `ValueError`s of `split`, of `recipe_options` and of `AdvBN`, and one for features with their channels in the last axis, those of
     most transformers. `model` itself is not changed."""
     options = recipe_options(recipe, **options)
-    model = copy.deepcopy(model)
+    model = remember(copy.deepcopy(model))
     stem, head = split(model, after)
     if stem.last_axis:
         raise ValueError(f"the features after {after!r} have their channels in the last axis, on which {stem.last_axis} works, and AdvBN needs "

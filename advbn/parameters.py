@@ -124,6 +124,13 @@ class Network(_Strict):
     after: str
     weights: str | None = None
     weights_sha256: Digest | None = None
+    head: Literal["new"] | None = None  # puts a new classifier on the weights, to be pretrained
+
+    @model_validator(mode="after")
+    def _new_head_on_weights(self):
+        if self.head and not self.weights:
+            raise ValueError("head: new needs weights; a network without any has a new classifier anyway")
+        return self
 
 
 def _either(weights, training, key):
@@ -172,14 +179,14 @@ class Data(_Strict):
     augment: Augment = Augment()  # of images in memory; streamed ones get RandomResizedCrop and a flip
     sets: Sets = Sets()
     test_images: Count | None = None  # test on so many of them; null takes all
-    size: Count = 224  # of streamed images
-    resize: Count = 256  # of their shorter side, before the middle is cut out for testing
+    size: Count | None = None  # of streamed images; null is the network's own
+    resize: Count | None = None  # of their shorter side, before the middle is cut out for testing; null is the network's own
     workers: Annotated[int, Field(ge=0)] = 2  # decoding processes
     on_bad_image: OnBadImage = "error"  # of one that cannot be read; "skip" leaves it out, and lists it
 
     @model_validator(mode="after")
     def _sets_that_can_be_read(self):
-        if self.resize < self.size:
+        if self.size and self.resize and self.resize < self.size:
             raise ValueError(f"resize is {self.resize} and size {self.size}; what is cut out cannot be larger than what it is cut from")
         if self.test_images and self.name == "openmoji":
             raise ValueError("openmoji takes no test_images; a quarter of the images is held out per seed")
@@ -193,6 +200,11 @@ class Data(_Strict):
         if self.name == "imagenet" and "sketch" not in given:
             raise ValueError("imagenet needs sets.sketch, the folder of ImageNet-Sketch")
         return self
+
+    @property
+    def streamed(self) -> bool:
+        "Are the images read from the disk when they are needed?"
+        return self.name == "imagenet"
 
 
 class Short(_Strict):
@@ -233,7 +245,7 @@ class Profile(_Strict):
     "Everything that changes with the scale."
     data: Data
     network: Network
-    pretrain: Training | None = None  # null takes the network's published weights
+    pretrain: Training | None = None  # null takes the network's published weights; with head: new they are trained further
     finetune: Training
     pictures: Pictures
     short: Short | None = None  # null: this profile has the main table alone
@@ -242,7 +254,10 @@ class Profile(_Strict):
 
     @model_validator(mode="after")
     def _trained_or_published(self):
-        _either(self.network.weights, self.pretrain, "pretrain")
+        if self.network.head and not self.pretrain:
+            raise ValueError("network has head: new and pretrain is missing; a new classifier has to be trained")
+        if not self.network.head:
+            _either(self.network.weights, self.pretrain, "pretrain")
         if self.short and self.data.name == "imagenet":
             raise ValueError("imagenet takes no section 'short'; studies pretrain and test on images in memory")
         return self

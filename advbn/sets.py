@@ -20,6 +20,7 @@ from .corruptions import CORRUPTIONS
 from .data import FolderBatches, FolderImages, Images, MemoryBatches, duplicates, list_images, mixed_order, read_images, split_indices
 from .decoding import BadImages
 from .openmoji import DataError
+from .preprocessing import IMAGENET, Preprocessing
 from .published import PAGES, NamedFolder, cifar10_c, imagenet_c, instagram_filters
 
 # %% ../nbs/24_sets.ipynb #5a10cfd4
@@ -52,10 +53,12 @@ class MemorySet:
         "Yield `(shift, cell, Images)` of the shifts in `published`."
         return iter(())
 
-    def batches(self, batch_size: int, seed: int, accelerator, augment=None, policy: str = "none", common=None) -> MemoryBatches:
-        "Training batches of `seed`, or of the images that no seed of `common` tests on."
+    def batches(self, batch_size: int, seed: int, accelerator, augment=None, policy: str = "none", common=None,
+                preprocessing: Preprocessing = IMAGENET) -> MemoryBatches:
+        "Training batches of `seed`, or of the images that no seed of `common` tests on, normalised as `preprocessing` says."
         images = self.train(seed) if common is None else self.common_train(common)
-        return MemoryBatches(images.to(accelerator.device), batch_size, seed, augment, policy, accelerator.process_index, accelerator.num_processes)
+        return MemoryBatches(images.to(accelerator.device), batch_size, seed, augment, policy, accelerator.process_index, accelerator.num_processes,
+                             preprocessing)
 
 
 class EmbeddedData(MemorySet):
@@ -165,10 +168,10 @@ class FolderData:
     in_memory, sketch_name = False, "edges"
 
     def __init__(self, root: Path, sets: dict | None = None, size: int = 224, resize: int = 256, workers: int = 2, test_images: int | None = None,
-                 rank: int = 0, world: int = 1, bad: BadImages | None = None):
+                 rank: int = 0, world: int = 1, bad: BadImages | None = None, interpolation: str = "bilinear"):
         self.bad = bad or BadImages()
         self.root, self.sets, self.size, self.resize, self.workers = Path(root), {k: v for k, v in (sets or {}).items() if v}, size, resize, workers
-        self.most, self.rank, self.world, self.published = test_images, rank, world, tuple(self.sets)
+        self.most, self.rank, self.world, self.published, self.interpolation = test_images, rank, world, tuple(self.sets), interpolation
         for part in ("train", "val"):
             if not (self.root / part).is_dir():
                 raise DataError(f"no images at {self.root / part}; expected are train/ and val/ with a folder for each class; "
@@ -197,7 +200,7 @@ class FolderData:
     def _images(self, shift, cell, most=None, wide=False):
         resize = None if shift in ("corruptions", "stylized") else self.resize
         limit = min((n for n in (most, self.most) if n is not None), default=None)
-        return FolderImages(self.folders[shift, cell], self.classes, self.resize if wide else self.size, resize, limit, self.bad)
+        return FolderImages(self.folders[shift, cell], self.classes, self.resize if wide else self.size, resize, limit, self.bad, self.interpolation)
 
     def _pieces(self, shift, cell, most, wide=False):
         return self._images(shift, cell, most, wide).pieces(workers=self.workers, rank=self.rank, world=self.world)
@@ -227,10 +230,11 @@ class FolderData:
         "Edge renderings."
         return edges(test.images)
 
-    def batches(self, batch_size: int, seed: int, accelerator, augment=None, policy: str = "none", common=None) -> FolderBatches:
-        "Training batches: RandomResizedCrop, flip and `policy`; `augment` is for sets in memory."
+    def batches(self, batch_size: int, seed: int, accelerator, augment=None, policy: str = "none", common=None,
+                preprocessing: Preprocessing = IMAGENET) -> FolderBatches:
+        "Training batches: RandomResizedCrop, flip and `policy`, normalised as `preprocessing` says; `augment` is for sets in memory."
         return FolderBatches(self.root / "train", self.size, batch_size, seed, accelerator.device, policy, accelerator.process_index,
-                             accelerator.num_processes, self.workers, self.bad, upright=False)
+                             accelerator.num_processes, self.workers, self.bad, upright=False, preprocessing=preprocessing)
 
 # %% ../nbs/24_sets.ipynb #ec3c24fc
 def place(path: str, base: Path) -> Path:
@@ -241,8 +245,10 @@ def place(path: str, base: Path) -> Path:
     return Path(base) / filled
 
 
-def open_set(section, base: Path, rank: int = 0, world: int = 1):
-    "The image set of a `Data` section; relative paths start at `base`. Raises `DataError` if something is missing or the classes are not as many."
+def open_set(section, base: Path, rank: int = 0, world: int = 1, wanted: Preprocessing = IMAGENET):
+    """The image set of a `Data` section; relative paths start at `base`. Streamed images are made as `wanted` says.
+
+    Raises `DataError` if something is missing or the classes are not as many."""
     bad = BadImages(section.on_bad_image)
     root, sets = place(section.root, base), {k: v and place(v, base) for k, v in section.sets.model_dump().items()}
     if section.name == "openmoji":
@@ -250,7 +256,7 @@ def open_set(section, base: Path, rank: int = 0, world: int = 1):
     elif section.name == "cifar10":
         data = Cifar10Data(root, sets["corruptions"], section.test_images, bad)
     else:
-        data = FolderData(root, sets, section.size, section.resize, section.workers, section.test_images, rank, world, bad)
+        data = FolderData(root, sets, wanted.size, wanted.resize, section.workers, section.test_images, rank, world, bad, wanted.interpolation)
     if len(data.classes) != section.classes:
         raise DataError(f"classes is {section.classes} and {root} has {len(data.classes)} classes, {data.classes[0]!r} and so on")
     return data

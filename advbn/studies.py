@@ -17,6 +17,7 @@ from .instagram import FILTERS
 from .network import recipe_options
 from .parameters import Layer, ParameterError, Params, Run
 from .models import build_model
+from .preprocessing import preprocessing_of
 from .parallel import side_by_side
 from .processes import build_accelerator
 from .runs import branches, checkpoint, finetuned, load_data, pretrain, score, settle, shifted
@@ -82,7 +83,7 @@ def short_run(params: Params, name: str, run: Run, seed: int) -> pd.DataFrame:
         if net:
             plain.load_state_dict(net.export(branch))
         parts[branch] = split(plain.eval().to(accelerator.device), run.after)
-    table, _ = score(parts, shifted(params, data, seed, is_short(params)), f"{name}, seed {seed}")
+    table, _ = score(parts, shifted(params, data, seed, is_short(params)), f"{name}, seed {seed}", preprocessing_of(model))
     return table.assign(run=name, seed=seed, accuracy=100 * table.correct / table.images)
 
 

@@ -95,6 +95,10 @@ def fit(
     if getattr(loader, "world", 1) != accelerator.num_processes:
         raise ValueError(f"the loader divides batches among {loader.world} processes and there are {accelerator.num_processes}; "
                          "make it with the accelerator's process_index and num_processes")
+    given = getattr(loader, "preprocessing", net.preprocessing)
+    if (given.mean, given.std) != (net.preprocessing.mean, net.preprocessing.std):
+        raise ValueError(f"the loader normalises by {given.mean} and {given.std} and the network wants {net.preprocessing.mean} and {net.preprocessing.std}; "
+                         "make it with preprocessing=net.preprocessing")
     if accelerator.num_processes > 1 and (accelerator.device.type == "cuda" or getattr(net.layer, "sync_statistics", False)):
         net.head = synchronized(net.head, accelerator.device)
     to_channels_last(net, accelerator.device)

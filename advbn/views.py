@@ -13,13 +13,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torchvision.transforms.v2.functional import pil_to_tensor
 
-from .data import Images
+from .data import Images, sized
 from .decoding import read_picture
 from .evaluation import predict
 from .layer import AdvBN
 from .openmoji import DataError
 from .parameters import project_root
+from .preprocessing import preprocessing_of
 from .report import TITLES
 from .runs import load_data, shifted
 from .splitting import split
@@ -206,9 +208,10 @@ class RobustnessView:
         return widgets.VBox([widgets.HBox([networks, corruption]), widgets.HBox(charts), widgets.HBox([network, cell]), said, wrong])
 
 # %% ../nbs/45_views.ipynb #d70c814c
-def classify(model, picture, classes, size: int = 224, resize: int | None = 256, top: int = 3) -> pd.DataFrame:
-    "The likeliest classes of a picture, a path or the bytes of a file, for a classifier of images normalised as ImageNet's; probabilities in percent."
-    from torchvision.transforms import v2
+def classify(model, picture, classes, size: int | None = None, resize: int | None = None, top: int = 3) -> pd.DataFrame:
+    """The likeliest classes of a picture, a path or the bytes of a file; probabilities in percent.
+
+    `size` and `resize` are the network's own, where they are not given, as for `evaluate_networks`."""
     if isinstance(picture, (bytes, memoryview)):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "picture"
@@ -216,7 +219,7 @@ def classify(model, picture, classes, size: int = 224, resize: int | None = 256,
             image = read_picture(path)
     else:
         image = read_picture(picture)
-    steps = [v2.Resize(resize, antialias=True)] if resize else []
-    pixels = v2.Compose([*steps, v2.CenterCrop(size)])(v2.functional.pil_to_tensor(image))
+    wanted = preprocessing_of(model).at(size, resize)
+    pixels = sized(wanted.size, wanted.resize, wanted.interpolation)(pil_to_tensor(image))
     found, probability = predict(model, pixels[None], top=min(top, len(classes)))
     return pd.DataFrame({"class": [classes[c] for c in found[0].tolist()], "probability, %": [round(100 * p, 1) for p in probability[0].tolist()]})

@@ -7,15 +7,19 @@ __all__ = ['WeightsError', 'whole_file', 'save_state', 'load_state', 'load_into'
 
 # %% ../nbs/05_weights.ipynb #a97ad2b2
 import glob
+import json
 import os
 import socket
 from collections import OrderedDict
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
 from torch import nn
+
+from .preprocessing import recorded, remember
 
 # %% ../nbs/05_weights.ipynb #7940acdf
 class WeightsError(ValueError):
@@ -65,15 +69,17 @@ def whole_file(path: Path, put_aside=lambda: None):
 
 def save_state(state: dict, path: Path):
     """Write a state dict to `path`, as safetensors if that is the suffix, else so that `torch.load(path, weights_only=True)` reads it.
+    How its network wants its images goes with it, where the state dict says it.
 
     Raises `OSError` with the path if the disk is full; what stood there before is then still there."""
     plain = OrderedDict((k, v.detach().cpu().contiguous()) for k, v in state.items())
     if hasattr(state, "_metadata"):
         plain._metadata = state._metadata
+    wanted = recorded(plain)
     with whole_file(path) as file:
         if Path(path).suffix == ".safetensors":
             from safetensors.torch import save
-            file.write(save({k: v.clone() for k, v in plain.items()}))
+            file.write(save({k: v.clone() for k, v in plain.items()}, {"preprocessing": json.dumps(asdict(wanted))} if wanted else None))
         else:
             torch.save(plain, file)
 
@@ -87,8 +93,7 @@ def load_state(path: Path) -> dict:
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load
-            return load(path.read_bytes())
+            return _safetensors(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in many ways
         if isinstance(error, UnpicklingError) and "GLOBAL" in str(error):  # a name of a function or class that would have to be called
@@ -105,8 +110,19 @@ def load_state(path: Path) -> dict:
     return found
 
 
+def _safetensors(path):
+    "The state dict in a file of safetensors, with the metadata in its header."
+    from safetensors import safe_open
+    with safe_open(path, "pt") as file:
+        found, header = OrderedDict((name, file.get_tensor(name)) for name in file.keys()), file.metadata() or {}
+    if "preprocessing" in header:
+        found._metadata = OrderedDict({"": {"preprocessing": json.loads(header["preprocessing"])}})
+    return found
+
+
 def load_into(model: nn.Module, path: Path) -> nn.Module:
     """`model` with the weights at `path`. Raises `WeightsError`, saying what differs, if they are another network's; the model is then unchanged.
+    How a network wants its images is taken from the file, if it says it.
 
     Counters of batches seen, which old files lack and nothing here uses, may be missing."""
     found, own = load_state(path), model.state_dict()
@@ -122,6 +138,11 @@ def load_into(model: nn.Module, path: Path) -> nn.Module:
     if broken:
         raise WeightsError(f"{path} holds NaN or infinite values, first in {broken!r}")
     complete = OrderedDict((k, found.get(k, v)) for k, v in own.items())
-    complete._metadata = getattr(found, "_metadata", None) or model.state_dict()._metadata
+    said, marks = getattr(found, "_metadata", {}), own._metadata
+    complete._metadata = OrderedDict((name, {**marks.get(name, {}), **said.get(name, {})}) for name in {**marks, **said})
+    try:
+        wanted = recorded(found)
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from None
     model.load_state_dict(complete)
-    return model
+    return remember(model, wanted) if wanted else model

@@ -9,7 +9,7 @@ from torch import nn
 
 from advbn import CORRUPTIONS, corrupt
 from advbn.anyone import chosen_shifts, class_names, evaluate_networks, load_network, summary
-from advbn.data import normalize, read_images
+from advbn.data import read_images
 from advbn.evaluation import predict
 from advbn.models import build_model
 from advbn.openmoji import DataError, write_png
@@ -70,18 +70,6 @@ def test_a_folder_with_some_of_the_classes_is_matched_by_name(folder, network, t
     assert len(plain) == 1 and plain.correct.item() == matched.correct.item()
     with pytest.raises(DataError, match="the network knows 2 classes"):
         evaluate_networks({"a": network}, folder, names[:2], ("clean",), 40, None, workers=0)
-
-
-def test_other_normalisations_are_made_up_for(tmp_path):
-    timm = pytest.importorskip("timm")
-    torch.manual_seed(0)
-    plain = timm.create_model("vit_tiny_patch16_224", num_classes=3).eval()
-    assert plain.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
-    save_state(plain.state_dict(), tmp_path / "vit.pt")
-    loaded = load_network("timm/vit_tiny_patch16_224", str(tmp_path / "vit.pt"), 3)
-    images = torch.randint(256, (2, 3, 224, 224), dtype=torch.uint8)
-    with torch.no_grad():
-        assert torch.allclose(loaded(normalize(images)), plain((images / 255 - 0.5) / 0.5), atol=1e-4)
 
 
 def call(*words):

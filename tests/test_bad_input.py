@@ -356,7 +356,7 @@ PARAMETERS = [
     ("no control", lambda c: c["methods"].pop("finetune"), "methods has no 'finetune'"), ("the control trains adversarially", put("methods/finetune/train", "nothing"), "allowed is 'clean'"),
     ("a name for a folder", lambda c: c["methods"].update({"../x": c["methods"]["standard"]}), "../x"), ("a base that is not there", put("studies/ablations/bases", ["plane"]), "did you mean 'plain'"),
     ("a severity that is not there", put(OWN + "short/severities", [6]), "severities.0 is 6"), ("a seed that is not trained", put(OWN + "short/seeds", [9]), "allowed are those of seeds"),
-    ("cut out of something smaller", put(OWN + "data/resize", 100), "resize is 100 and size 224"), ("too many threads", put(OWN + "threads", 10**12), "threads is 1000000000000"),
+    ("cut out of something smaller", lambda content: content["profiles"]["openmoji"]["data"].update(size=224, resize=100), "resize is 100 and size 224"), ("too many threads", put(OWN + "threads", 10**12), "threads is 1000000000000"),
     ("an encoder that cannot be mirrored", lambda c: c["profiles"]["openmoji"]["pictures"].update(network="small_resnet", after="layer1"), "can be mirrored"),
     ("four slips at once", lambda c: [put("seeds", 3)(c), put("timeout", 0)(c), put("profile", 5)(c), put("checkpoint_steps", "x")(c)], "(and 2 more)"),
     ("no data", lambda c: c["profiles"]["openmoji"].pop("data"), "'profiles.openmoji.data' is missing"), ("no time to wait", put("timeout", 0), "timeout is 0")]
