@@ -570,3 +570,44 @@ def test_a_sharded_network_has_the_losses_and_gradients_of_the_whole():
 def test_a_block_that_is_wrapped_and_flat_parameters_are_refused(kind, words):
     done = sharded(kind)
     assert done.returncode and re.search(f"ValueError: .*{words}", done.stderr)
+
+
+# ---- names
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_parts_written_by_hand_are_exported_under_the_names_of_the_network(kept):
+    torch.manual_seed(0)
+    model = Aliased()
+    stem = nn.Sequential(model.conv, model.bn, nn.ReLU())
+    head = nn.Sequential(model.pair, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), model.fc)
+    net = one_step(AdvBNNet(stem, nn.ModuleDict({"head": head})["head"], AdvBN(steps=1), model.state_dict(keep_vars=kept)))
+    plain = Aliased().eval()
+    plain.load_state_dict(net.export("adversarial"), strict=True)
+    with torch.no_grad(), use_branch(net, "adversarial"):
+        assert torch.equal(plain(IMAGES), net(IMAGES))
+
+
+class Renamed(Aliased):
+    "Writes its weights under other names, and reads them back; keeps a number beside them."
+
+    def __init__(self):
+        super().__init__()
+        self.register_state_dict_post_hook(lambda m, state, prefix, metadata: [state.update({f"old.{k}": state.pop(k)}) for k in list(state) if k.startswith("mid.")] and None)
+        self.register_load_state_dict_pre_hook(lambda m, state, *_: [state.update({k.removeprefix("old."): state.pop(k)}) for k in list(state) if k.startswith("old.")] and None)
+
+    def get_extra_state(self):
+        return {"version": 3}
+
+    def set_extra_state(self, state):
+        assert state == {"version": 3}
+
+
+def test_what_hooks_make_of_a_state_dict_is_what_is_exported():
+    torch.manual_seed(0)
+    net = one_step(prepare(Renamed(), "bn"))
+    state = net.export("clean")
+    assert state.keys() == Renamed().state_dict().keys() and any(k.startswith("old.") for k in state)
+    plain = Renamed().eval()
+    plain.load_state_dict(state, strict=True)
+    with torch.no_grad():
+        assert torch.equal(plain(IMAGES), net(IMAGES))
