@@ -89,7 +89,7 @@ def test_the_site_in_a_browser(site):
         page.goto(f"{address}/index.html")
         page.locator("input.md-search__input").click()
         page.locator("input.md-search__input").fill("statistics")
-        page.wait_for_selector(".md-search-result__item", timeout=20_000)
+        page.wait_for_selector(".md-search-result__item", timeout=60_000)
         assert failed == [] and outside == []
         browser.close()
     server.shutdown()
