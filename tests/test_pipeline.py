@@ -139,11 +139,11 @@ def test_no_name_reaches_a_shell(tmp_path, stage, change):
     copied_project(tmp_path)
     content = yaml.safe_load((tmp_path / "params.yaml").read_text())
     (tmp_path / "checkpoints/openmoji/pretrained").mkdir(parents=True)
-    name = "x'; touch pwned; '"
+    name = "x$(touch pwned)'$(touch pwned)'"  # also where it stands in quotes
     change(content, name)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
     done = call(sys.executable, "-m", "dvc", "repro", "--single-item", stage.format(name), cwd=tmp_path, check=False)
-    assert done.returncode != 0 and "allowed are letters, digits" in done.stderr and not (tmp_path / "pwned").exists()
+    assert not (tmp_path / "pwned").exists() and done.returncode != 0 and "allowed are letters, digits" in done.stderr
 
 
 def test_stages_depend_on_what_opens_the_images():
