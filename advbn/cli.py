@@ -85,11 +85,13 @@ def _left_out(bad):
 
 
 def _table(params, columns, *parts) -> Path:
-    "Where rows are kept under results/; raises `DataError` before any work if there are others."
+    "Where rows are kept under results/; raises `DataError` before any work if there are others, and `OSError` if nothing can be written there."
     from advbn.parameters import project_root
+    from advbn.progress import held
     from advbn.runs import kept_rows
     path = project_root().joinpath("results", params.profile, *parts)
-    kept_rows(path, columns)
+    with held(path, "written", wait=60):
+        kept_rows(path, columns)
     return path
 
 
