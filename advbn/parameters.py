@@ -309,6 +309,9 @@ class Params(_Strict):
         for name in ("pretrained", "autoencoder", "bases"):
             if name in self.methods:
                 raise ValueError(f"methods has {name!r}, which is the name of another folder of checkpoints; choose another")
+        for name in ("bench", "figures", "tables"):
+            if name in self.profiles:
+                raise ValueError(f"profiles has {name!r}, which is the name of another folder of results; choose another")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds are {self.seeds}; each may stand there once")
         for study, section in self.studies.items():

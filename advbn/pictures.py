@@ -103,7 +103,7 @@ def make_set(images: Images | FolderImages, root, make, settings: dict, batch_si
         file = Path(name).with_suffix(".png")
         if (owner := owners.setdefault(file, name)) != name:
             raise ValueError(f"{owner} and {name} would both be written as {file}; names must differ in more than their suffix")
-    root = Path(root)
+    root = Path(root).absolute()
     partial, written, text = root.with_name(f"{root.name}.partial"), 0, json.dumps(settings, indent=1, sort_keys=True) + "\n"
     with held(root, "written"):
         for folder in (root, partial):

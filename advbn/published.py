@@ -49,10 +49,9 @@ def require(path: Path, name: str, folder: bool = True) -> Path:
 # %% ../nbs/23_published.ipynb #2a05ad11
 def check_distinct(names):
     "Raise `DataError` if two classes have one name, as ImageNet's \"crane\" and \"maillot\" have: their images could not be told apart."
-    name, times = Counter(names).most_common(1)[0]
-    if times > 1:
-        places = [str(i) for i, other in enumerate(names, 1) if other == name]
-        raise DataError(f"the network has the name {name!r} for {times} of its {len(names)} classes, numbers {' and '.join(places)}; "
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        places = [str(i) for i, name in enumerate(names, 1) if name == twice[0]]
+        raise DataError(f"the network has the name {twice[0]!r} for {len(places)} of its {len(names)} classes, numbers {' and '.join(places)}; "
                         "give each a name of its own, such as its WordNet ID, in the list and to its folder")
 
 

@@ -112,7 +112,10 @@ def stored_cells(folder: Path, classes, wanted=lambda shift, cell: True, setting
         raise DataError(f"no shifted images at {folder}, or not all; make them with 'dvc repro shifts'")
     if others := _other_settings(folder, settings or {}):
         raise DataError(f"{folder} was made with other settings ({', '.join(others)}); make it again with 'dvc repro --force shifts'")
-    for row in pd.read_csv(folder / "cells.csv").itertuples():
+    listed = pd.read_csv(folder / "cells.csv")
+    if not {"shift", "cell", "images"} <= set(listed):
+        raise DataError(f"{folder}/cells.csv has the columns {', '.join(listed)}; make it again with 'dvc repro --force shifts'")
+    for row in listed.itertuples():
         if not wanted(row.shift, row.cell):
             continue
         path = folder / row.shift / f"{row.cell}.npz"

@@ -425,6 +425,13 @@ def test_rows_that_cannot_be_kept_are_refused_before_work(project, refused, comm
     refused([command, "advbn", "--save"], file, words, "move it away")
 
 
+def test_a_place_where_nothing_can_be_written_is_said_before_work(project, refused, monkeypatch):
+    monkeypatch.chdir(project)
+    (project / "results").touch()
+    refused(["train", "advbn", "--save"], "results")
+    refused(["corrupt", project / "data/openmoji", ".", "--name", "fog"], "exists and was made with other settings")
+
+
 def linked(project, name, target):
     (project / target).mkdir(parents=True)
     (project / target / "mine.txt").write_text("mine")

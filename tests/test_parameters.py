@@ -60,6 +60,12 @@ def test_slips(content, path, value, words):
     assert all(line.startswith("params.yaml: ") for line in str(error.value).splitlines())
 
 
+def test_a_profile_is_no_other_folder_of_results(content):
+    content["profiles"]["tables"] = content["profiles"]["openmoji"]
+    with pytest.raises(ParameterError, match="profiles has 'tables', which is the name of another folder"):
+        parse_params(content)
+
+
 def test_missing_and_unreadable(content, tmp_path):
     del content["profiles"]["openmoji"]["network"]
     with pytest.raises(ParameterError, match="'profiles.openmoji.network' is missing"):

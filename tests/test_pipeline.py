@@ -72,8 +72,10 @@ def test_the_executed_notebook_stays_in_its_folder_and_knows_the_profile(tmp_pat
     shutil.copy(ROOT / "params.yaml", tmp_path)
     with pytest.raises(ParameterError, match="no parameter may have a / in it"):
         run_notebook(notebook(tmp_path / "a.ipynb", ("x = 'a'", ["parameters"])), {"x": "/../../../b"})
-    made = run_notebook(notebook(tmp_path / "a.ipynb", ("profile = 'imagenet'", ["parameters"]), ("print('for', profile)", [])))
-    assert made == tmp_path / "executed/openmoji/a.ipynb" and "for openmoji" in made.read_text() and sorted(p.name for p in tmp_path.iterdir()) == ["a.ipynb", "executed", "params.yaml"]
+    notebook(tmp_path / "a.ipynb", ("profile = 'imagenet'; x = 'a'", ["parameters"]), ("print(f'for {profile}, {x}')", []))
+    done = subprocess.run([sys.executable, "-m", "advbn", "run", str(tmp_path / "a.ipynb"), "--x", "b c"], capture_output=True, text=True, check=True)
+    made = tmp_path / "executed/openmoji/a-b c.ipynb"
+    assert done.stdout.strip() == str(made) and "for openmoji, b c" in made.read_text() and sorted(p.name for p in tmp_path.iterdir()) == ["a.ipynb", "executed", "params.yaml"]
 
 
 @pytest.mark.parametrize("profile", ["openmoji", "cifar10", "imagenet"])
@@ -121,11 +123,11 @@ def test_no_name_reaches_a_shell(tmp_path, stage, change):
     copied_project(tmp_path)
     content = yaml.safe_load((tmp_path / "params.yaml").read_text())
     (tmp_path / "checkpoints/openmoji/pretrained").mkdir(parents=True)
-    name = "x'; touch pwned; '"
+    name = "x$(touch pwned)'$(touch pwned)'"  # also where it stands in quotes
     change(content, name)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
     done = call(sys.executable, "-m", "dvc", "repro", "--single-item", stage.format(name), cwd=tmp_path, check=False)
-    assert done.returncode != 0 and "allowed are letters, digits" in done.stderr and not (tmp_path / "pwned").exists()
+    assert not (tmp_path / "pwned").exists() and done.returncode != 0 and "allowed are letters, digits" in done.stderr
 
 
 def test_stages_depend_on_what_opens_the_images():

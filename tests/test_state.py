@@ -21,6 +21,7 @@ from advbn.models import build_model
 from advbn.openmoji import DataError, build_openmoji, write_png
 from advbn.parameters import Training, parse_params
 from advbn.runs import checkpoint, evaluate, load_data, pretrain, shift, shifted, train, train_autoencoder
+from advbn.shifts import store_cells, stored_cells
 from advbn.training import finetuning_net, fit
 from advbn.weights import load_state, save_state
 from conftest import ROOT
@@ -363,6 +364,13 @@ def test_shifts_of_other_settings_are_refused(small, tmp_path, change, words):
         list(shifted(again, load_data(again), 0, one))
     shift(again, 0)
     assert len(list(shifted(again, load_data(again), 0, one))) == 1
+
+
+def test_a_list_of_cells_with_other_columns(tmp_path):
+    store_cells([], tmp_path)
+    (tmp_path / "cells.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match="cells.csv has the columns a, b; make it again with"):
+        list(stored_cells(tmp_path, "ab"))
 
 
 @pytest.mark.promise("Determinism and state", "the same numbers with 0 or 2 data workers")
