@@ -194,6 +194,19 @@ def test_a_step_of_one_argument():
     assert module.training_step is own and alike(callback.export(), by_hand(sgd_of).export("adversarial"))
 
 
+def test_lightnings_checkpoints(tmp_path):
+    "A checkpoint of the fit goes on training, and gives plain weights."
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
+    callback, saving = callback_of(), callbacks.ModelCheckpoint(tmp_path, save_top_k=-1)
+    fit(classifier(), callback, saving, enable_checkpointing=True, max_epochs=2)
+    first, last = tmp_path / "epoch=0-step=3.ckpt", tmp_path / "epoch=1-step=6.ckpt"
+    assert alike(callback.export("adversarial", first), by_hand(sgd_of).export("adversarial"))
+    assert alike(callback.export("clean", last), callback.export("clean"))
+    module, again = classifier(), callback_of()
+    trainer_of(again, max_epochs=2).fit(module, DataLoader(TensorDataset(IMAGES, TARGETS), batch_size=8), ckpt_path=first)
+    assert alike(again.export(), callback.export()) and not alike(again.export(), callback.export("adversarial", first))
+
+
 def test_averaging_comes_after_the_cut():
     callbacks = pytest.importorskip("lightning.pytorch.callbacks")
     if not hasattr(callbacks, "EMAWeightAveraging"):
@@ -294,8 +307,15 @@ def test_hugging_faces_trainer_that_leaves_the_loss_alone(tmp_path):
 
     with pytest.raises(ValueError, match="no adversarial loss is in this step's gradient; train on the `loss`"):
         trained(adapted(), tmp_path, Own)
-    with pytest.raises(ValueError, match="Trainer got a SmallResNet, which is not attacked"):
-        trained(plain(), tmp_path)
+    for model in (plain(), torch.compile(adapted(), backend="eager")):
+        with pytest.raises(ValueError, match=f"Trainer got a {type(model).__name__}; give it AdvBNForImageClassification"):
+            trained(model, tmp_path)
+
+
+def test_hugging_faces_trainer_that_compiles(tmp_path):
+    model = adapted()
+    trained(model, tmp_path, max_grad_norm=0.0, torch_compile=True, torch_compile_backend="eager")
+    assert alike(model.export("adversarial"), by_hand(sgd_of).export("adversarial"))
 
 
 def test_hugging_faces_log_is_the_mean_since_the_last_one(tmp_path):
@@ -369,6 +389,8 @@ def test_what_is_between_hugging_faces_backbone_and_classifier(name):
 def test_hugging_faces_models_that_are_refused():
     with pytest.raises(ValueError, match="problem_type is 'multi_label_classification'.*loss_fn=F.binary_cross_entropy_with_logits"):
         adapted(hugging_face("ResNet", problem_type="multi_label_classification"), "resnet.encoder.stages.0")
+    with pytest.raises(ValueError, match="problem_type is 'regression'.*squeeze"):
+        adapted(hugging_face("ResNet", num_labels=1), "resnet.encoder.stages.0")
     with pytest.raises(ValueError, match="MobileNetV1ForImageClassification cannot be traced"):
         adapted(hugging_face("MobileNetV1", tf_padding=True), "mobilenet_v1.layer.1")
 

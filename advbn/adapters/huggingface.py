@@ -26,6 +26,9 @@ def _logits_alone(model):
     return model
 
 
+_LOSSES = {"regression": "lambda logits, labels: F.mse_loss(logits.squeeze(), labels)", "multi_label_classification": "F.binary_cross_entropy_with_logits"}
+
+
 class AdvBNForImageClassification(nn.Module):
     """`model`, cut after the module at the path `after`, for `Trainer`: `pixel_values` and `labels` in, `{"loss", "logits"}` out.
 
@@ -37,10 +40,9 @@ class AdvBNForImageClassification(nn.Module):
         super().__init__()
         own = isinstance(model, PreTrainedModel)
         self.config = model.config if own else PretrainedConfig()  # which Trainer and its loggers read
-        problem = self.config.problem_type
-        if loss_fn is F.cross_entropy and problem in ("regression", "multi_label_classification"):
-            raise ValueError(f"the model's problem_type is {problem!r}, and loss_fn is cross entropy; pass the loss that it is to be trained on, "
-                             f"as in loss_fn=F.{'mse_loss' if problem == 'regression' else 'binary_cross_entropy_with_logits'}")
+        problem = "regression" if self.config.num_labels == 1 else self.config.problem_type
+        if loss_fn is F.cross_entropy and problem in _LOSSES:
+            raise ValueError(f"the model's problem_type is {problem!r}, and loss_fn is cross entropy; pass the loss that it is to be trained on, as in loss_fn={_LOSSES[problem]}")
         self.net, self.loss_fn = prepare(_logits_alone(model) if own else model, after, **layer_options), loss_fn
         self.seen = {}  # a device's sum and number of adversarial losses; the copies that DataParallel makes of this module share it
 
@@ -81,7 +83,7 @@ class AdvBNCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         if not isinstance(model, AdvBNForImageClassification):
-            raise ValueError(f"Trainer got a {type(model).__name__}, which is not attacked; give it AdvBNForImageClassification(model, after)")
+            raise ValueError(f"Trainer got a {type(model).__name__}; give it AdvBNForImageClassification(model, after), which torch_compile=True in its arguments compiles")
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         if not model.seen:
