@@ -6,49 +6,71 @@
 __all__ = ['AdvBNForImageClassification', 'AdvBNCallback']
 
 # %% ../../nbs/43_huggingface.ipynb #9cf9f7aa
+import copy
+from functools import partial
 from pathlib import Path
 
 import torch.nn.functional as F
 from torch import nn
-from transformers import TrainerCallback
+from transformers import PretrainedConfig, PreTrainedModel, TrainerCallback
 
 from ..dual_batchnorm import BRANCHES
 from ..network import prepare
 from ..weights import save_state
 
 # %% ../../nbs/43_huggingface.ipynb #b0da5b89
-class _Logits(nn.Module):
-    "A classifier of `transformers` as a plain one: images in, logits out; its weights keep their names."
+def _logits_alone(model):
+    "A classifier of `transformers` that shares everything with `model`, and whose own forward hands on its logits alone."
+    cls, model = type(model), copy.copy(model)
+    model.__class__ = type(cls.__name__, (cls,), {"forward": lambda self, pixel_values: cls.forward(self, pixel_values=pixel_values).logits})
+    return model
 
-    def __init__(self, model):
-        super().__init__()
-        self._modules.update(model._modules)
-        self.backbone = next(name for name in model._modules if name != "classifier")
 
-    def forward(self, pixel_values):
-        return self.classifier(self._modules[self.backbone](pixel_values).pooler_output)
+_LOSSES = {"regression": "lambda logits, labels: F.mse_loss(logits.squeeze(), labels)", "multi_label_classification": "F.binary_cross_entropy_with_logits"}
 
 
 class AdvBNForImageClassification(nn.Module):
     """`model`, cut after the module at the path `after`, for `Trainer`: `pixel_values` and `labels` in, `{"loss", "logits"}` out.
 
     In train mode the loss is the sum of the clean and the adversarial one, otherwise the clean one. Options and errors are
-    those of `prepare`; of an `unpaired` batch the clean loss still takes the whole."""
+    those of `prepare`; of an `unpaired` batch the clean loss still takes the whole. Raises `ValueError` for a model of `transformers` made for
+    another loss than `loss_fn`, and for a training batch without labels."""
 
     def __init__(self, model: nn.Module, after: str = "layer1", loss_fn=F.cross_entropy, **layer_options):
         super().__init__()
-        self.net, self.loss_fn = prepare(_Logits(model) if hasattr(model, "config") and hasattr(model, "classifier") else model, after, **layer_options), loss_fn
-        self.adversarial_loss = None  # of the last training step
+        own = isinstance(model, PreTrainedModel)
+        self.config = model.config if own else PretrainedConfig()  # which Trainer and its loggers read
+        problem = "regression" if self.config.num_labels == 1 else self.config.problem_type
+        if loss_fn is F.cross_entropy and problem in _LOSSES:
+            raise ValueError(f"the model's problem_type is {problem!r}, and loss_fn is cross entropy; pass the loss that it is to be trained on, as in loss_fn={_LOSSES[problem]}")
+        self.net, self.loss_fn = prepare(_logits_alone(model) if own else model, after, **layer_options), loss_fn
+        self.seen = {}  # a device's sum and number of adversarial losses; the copies that DataParallel makes of this module share it
 
     def forward(self, pixel_values, labels=None):
+        if self.training and labels is None:
+            raise ValueError("a training batch came without labels, which the attack needs; Trainer's label_smoothing_factor and compute_loss_func "
+                             "take them away, so give the loss to this model: loss_fn=partial(F.cross_entropy, label_smoothing=0.1)")
         logits = self.net(pixel_values)
         if labels is None:
             return {"logits": logits}
         loss = self.loss_fn(logits, labels)
         if self.training:
             adversarial = self.net.adversarial_loss(pixel_values, labels, self.loss_fn)
-            self.adversarial_loss, loss = adversarial.detach(), loss + adversarial
+            loss = loss + adversarial
+            if adversarial.requires_grad:
+                adversarial.register_hook(partial(self._count, adversarial.detach()))
         return {"loss": loss, "logits": logits}
+
+    def _count(self, loss, gradient):
+        "Remember an adversarial loss when its gradient is taken."
+        total, number = self.seen.get(loss.device, (0, 0))
+        self.seen[loss.device] = total + loss, number + 1
+
+    def mean_adversarial_loss(self) -> float:
+        "The mean of the adversarial losses that have been trained on since this was last asked for."
+        totals, numbers = zip(*self.seen.values())
+        self.seen.clear()
+        return sum(t.item() for t in totals) / sum(numbers)
 
     def export(self, branch: str = "adversarial") -> dict:
         "The plain state dict of one branch, for the model that this one was made from."
@@ -56,12 +78,22 @@ class AdvBNForImageClassification(nn.Module):
 
 
 class AdvBNCallback(TrainerCallback):
-    "Adds the adversarial loss to the logs, and writes both branches to the output folder as `clean.safetensors` and `adversarial.safetensors` when training ends."
+    """Adds the adversarial loss to the logs, the mean since the last one as for `loss`, and writes both branches to the output folder as
+    `clean.safetensors` and `adversarial.safetensors` when training ends."""
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        if not isinstance(model, AdvBNForImageClassification):
+            raise ValueError(f"Trainer got a {type(model).__name__}; give it AdvBNForImageClassification(model, after), which torch_compile=True in its arguments compiles")
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if not model.seen:
+            raise ValueError("no adversarial loss is in this step's gradient; train on the `loss` that AdvBNForImageClassification returns in train mode")
 
     def on_log(self, args, state, control, model=None, logs=None, **kwargs):
-        if logs is not None and getattr(model, "adversarial_loss", None) is not None:
+        if logs is not None and "loss" in logs and model.seen:
+            found = round(model.mean_adversarial_loss(), 4)
             for record in (logs, state.log_history[-1]):
-                record["adversarial_loss"] = round(model.adversarial_loss.item(), 4)
+                record["adversarial_loss"] = found
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
         for branch in BRANCHES if state.is_world_process_zero else ():

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..dual_batchnorm import BRANCHES
 from ..network import prepare
+from ..weights import load_state
 
 # %% ../../nbs/42_lightning.ipynb #f9386928
 class AdvBNCallback(Callback):
@@ -101,8 +102,12 @@ class AdvBNCallback(Callback):
             pl_module.training_step = self.own_step
         self.plain = None
 
-    def export(self, branch: str = "adversarial") -> dict:
-        "A plain state dict of one branch of the trained network."
+    def export(self, branch: str = "adversarial", checkpoint=None) -> dict:
+        "A plain state dict of one branch of the trained network, or of what it was when Lightning wrote the file `checkpoint`."
         if self.net is None:
             raise ValueError("nothing has been trained yet; pass the callback to a Trainer and call fit")
-        return self.net.export(branch)
+        if checkpoint is None:
+            return self.net.export(branch)
+        net, prefix = copy.deepcopy(self.net), f"{self.attribute}."
+        net.load_state_dict({k.removeprefix(prefix): v for k, v in load_state(checkpoint).items() if k.startswith(prefix)})
+        return net.export(branch)
