@@ -287,7 +287,7 @@ def test_a_stage_asked_to_stop_takes_its_workers_along(clone, number):
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
 ELSEWHERE = {"make test": "it would run this test", "make reproduce": "a part of `make reproduce-all`", "make reproduce-all": "the clone is what it left", "make lab": "see test_lab",
-             "make promises": "it would run this test", "pip install .": "see test_package", "dvc repro": "what `make reproduce-all` calls", "twine upload": "that publishes",
+             "make promises": "it would run this test", "make zoo": "see test_zoo", "pip install .": "see test_package", "dvc repro": "what `make reproduce-all` calls", "twine upload": "that publishes",
              "advbn import-official checkpoint.pth.tar": "see test_official", "advbn evaluate --model resnet50 --weights weights.pt --data val --shifts all": "see test_anyone"}
 
 
@@ -335,7 +335,7 @@ def test_weights_are_exported_and_disk_is_freed_only_when_asked(reproduced):
 def test_no_target_leaves_files_that_git_does_not_ignore(reproduced, make):
     "After the pipeline, the documents' commands and the other targets."
     listed = make("help").stdout
-    assert {line.split()[0] for line in listed.splitlines()} >= {"reproduce", "test", "lab", "docs", "dist", "export", "readme", "promises", "clean"}
+    assert {line.split()[0] for line in listed.splitlines()} >= {"reproduce", "test", "lab", "docs", "dist", "export", "readme", "promises", "zoo", "clean"}
     for target in ("env", "workshop", "data", "export", "docs", "dist"):
         make(target)
     assert (reproduced / "_docs/index.html").exists() and list((reproduced / "dist").glob("*.whl"))
