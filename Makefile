@@ -9,7 +9,11 @@ export PATH := $(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
+<<<<<<< HEAD
 .PHONY: help env workshop data say-main say-all reproduce reproduce-all check suite test promises lab export readme docs dist clean
+=======
+.PHONY: help env workshop data say-main say-all reproduce reproduce-all check test promises zoo lab export readme docs dist clean
+>>>>>>> zoo
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -57,6 +61,9 @@ test: data $(WORKSHOP)  ## environment, and both side by side (about XX minutes 
 
 promises: data $(WORKSHOP)  ## results/promises.csv, from the tests that keep a promise (about 8 minutes)
 	$(PYTEST) -m promise --promises results/promises.csv
+
+zoo: $(WORKSHOP)  ## results/zoo.csv, from cuts of torchvision's and timm's networks (about 10 minutes)
+	pytest tests/test_zoo.py --zoo results/zoo.csv
 
 lab: data  ## JupyterLab, opened on nbs/explore
 	jupyter lab --notebook-dir=nbs --LabApp.default_url=/lab/tree/explore $(LAB)

@@ -188,10 +188,12 @@ def cuda():
 
 
 # A test marked `promise("Section", "promise")` keeps that promise; `--promises FILE` writes the table of them, a row per fault that was tried.
+# A test that records a property `zoo` has cut a network; `--zoo FILE` writes the table of those rows.
 
 
 def pytest_addoption(parser):
     parser.addoption("--promises", metavar="FILE", help="write the table of promises, from the tests that keep one (`-m promise` runs those alone)")
+    parser.addoption("--zoo", metavar="FILE", help="write the table of networks and cuts, from tests/test_zoo.py")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -209,15 +211,28 @@ def fault(test):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    path = config.getoption("--promises")
-    if not path:
-        return
+    if path := config.getoption("--promises"):
+        write_table(path, ["section", "promise", "fault", "outcome"], outcomes_of_promises(terminalreporter.stats))
+    if path := config.getoption("--zoo"):
+        rows = [row for report in terminalreporter.stats.get("passed", []) for name, row in report.user_properties if name == "zoo"]
+        write_table(path, ["library", "family", "network", "cut", "outcome"], sorted(rows, key=lambda row: row[:3]))
+
+
+def outcomes_of_promises(stats):
     outcomes = {}
     for outcome, word in (("passed", "kept"), ("skipped", "not tried here"), ("failed", "broken"), ("error", "broken")):
-        for report in terminalreporter.stats.get(outcome, []):
+        for report in stats.get(outcome, []):
             if getattr(report, "promise", None):
                 outcomes[report.promise] = word
+    return [[*promise, outcome] for promise, outcome in outcomes.items()]
+
+
+def write_table(path, columns, rows):
     with open(path, "w", newline="", encoding="utf-8") as file:
+<<<<<<< HEAD
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["section", "promise", "fault", "outcome"])
         table.writerows([*promise, outcome] for promise, outcome in sorted(outcomes.items()))
+=======
+        csv.writer(file, lineterminator="\n").writerows([columns, *rows])
+>>>>>>> zoo

@@ -6,6 +6,7 @@ import threading
 from html.parser import HTMLParser
 from urllib.parse import unquote, urldefrag, urljoin, urlparse
 
+import pandas as pd
 import pytest
 
 from conftest import CHROMIUM
@@ -49,7 +50,13 @@ def test_every_link_leads_somewhere(site):
             elif anchor and target in read and not anchor.startswith("__") and unquote(anchor) not in read[target].anchors:
                 broken.append((name, link))
     assert broken == [] and len(pages) > 60
-    assert {"index.html", "02_layer.html", "api/layer.html", "promises.html", "explore/styles.html", "results/openmoji/report.html", "source/layer.py"} <= {*pages, "source/layer.py"}
+    assert {"index.html", "02_layer.html", "api/layer.html", "promises.html", "networks.html", "explore/styles.html", "results/openmoji/report.html", "source/layer.py"} <= {*pages, "source/layer.py"}
+
+
+def test_every_network_of_the_table_has_its_cuts(site):
+    page = (site / "networks.html").read_text(encoding="utf-8")
+    table = pd.read_csv(ROOT / "results/zoo.csv", keep_default_na=False)
+    assert all(f"<strong>{name}</strong>" in page for name in table.network) and page.count(": worked</li>") == sum(table.outcome == "worked") > 100
 
 
 def test_api_pages_have_signatures_and_sources(site):
@@ -77,7 +84,7 @@ def test_the_site_in_a_browser(site):
         page.on("response", lambda response: failed.append(response.url) if response.status >= 400 else None)
         outside = []
         page.on("request", lambda request: outside.append(request.url) if not request.url.startswith((address, "data:", "blob:")) else None)
-        for name in ("index", "02_layer", "api/layer", "promises"):
+        for name in ("index", "02_layer", "api/layer", "promises", "networks"):
             page.goto(f"{address}/{name}.html", wait_until="load")
             assert page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)") == []
             assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")

@@ -25,32 +25,7 @@ from advbn.shifts import store_cells, stored_cells
 from advbn.training import finetuning_net, fit
 from advbn.weights import load_state, save_state
 from conftest import ROOT
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
-
-
-def complete_state(module):
-    "All that a module is: classes, flags, hooks, attributes of its own, parameters with gradients, buffers; and torch's modes."
-    state = {"modes": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(), torch.get_num_threads())}
-    for name, m in module.named_modules():
-        plain = {k: v for k, v in vars(m).items() if isinstance(v, (bool, int, float, str, tuple, type(None))) and not k.startswith("_")}
-        state[name] = (type(m), plain, sorted(k for k in vars(m) if callable(vars(m)[k])), [len(getattr(m, hooks)) for hooks in HOOKS])
-    for name, p in module.named_parameters():
-        state[f"parameter {name}"] = (id(p), p.requires_grad, p.detach().clone(), None if p.grad is None else p.grad.clone(), p.stride())
-    for name, b in module.named_buffers():
-        state[f"buffer {name}"] = (id(b), False, b.clone(), None, b.stride())
-    return state
-
-
-def assert_same(before, after):
-    assert before.keys() == after.keys()
-    for name, value in before.items():
-        if name.startswith(("parameter ", "buffer ")):
-            other = after[name]
-            assert (value[0], value[1], value[4]) == (other[0], other[1], other[4]), name
-            assert torch.equal(value[2], other[2]) and (value[3] is None) == (other[3] is None) and (value[3] is None or torch.equal(value[3], other[3])), name
-        else:
-            assert value == after[name], name
+from splitting_checks import assert_same, complete_state
 
 
 class Fails(RuntimeError):

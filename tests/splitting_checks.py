@@ -1,0 +1,180 @@
+"""What `split`, and what is made of its parts, owe to any network and any cut.
+
+`check_cut` is the specification: a cut keeps all that is asked here, or `split` or `prepare` refuses it by a `ValueError`, whose reason it returns."""
+import copy
+import hashlib
+import re
+
+import torch
+from torch import nn
+
+from advbn import prepare, split, use_branch
+from advbn.dual_batchnorm import BRANCHES
+from advbn.evaluation import for_inference
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
+
+
+def complete_state(module):
+    "All that a module is: classes, flags, hooks, attributes of its own, digests of parameters, gradients and buffers; and torch's modes."
+    state = {"modes": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(), torch.get_num_threads())}
+    for name, m in module.named_modules():
+        plain = {k: v for k, v in vars(m).items() if isinstance(v, (bool, int, float, str, tuple, type(None))) and not k.startswith("_")}
+        state[name] = (type(m), plain, sorted(vars(m)), [len(getattr(m, hooks)) for hooks in HOOKS])
+    for name, p in module.named_parameters():
+        state[f"parameter {name}"] = (id(p), p.requires_grad, digest(p), None if p.grad is None else digest(p.grad), p.stride())
+    for name, b in module.named_buffers():
+        state[f"buffer {name}"] = (id(b), digest(b), b.stride())
+    return state
+
+
+def digest(tensor):
+    return hashlib.sha1(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
+
+
+def assert_same(before, after):
+    assert before.keys() == after.keys()
+    assert [name for name in before if before[name] != after[name]] == []
+
+
+def logits(output):
+    "A network's output, or the logits of a named tuple that has those of auxiliary heads, too."
+    return output if isinstance(output, torch.Tensor) else output.logits
+
+
+def lived_in(model, x):
+    "The network in eval mode, its batch norms with affine maps and statistics that do something; `x` has been seen in train mode."
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    for m in norms:
+        m.momentum = 0.5
+        if m.affine:
+            nn.init.uniform_(m.weight, 0.5, 1.5)
+            nn.init.normal_(m.bias, 0, 0.1)
+    with torch.no_grad():
+        model.train()(x)
+    for m, momentum in zip(norms, momenta):
+        m.momentum = momentum
+    return model.eval()
+
+
+def outputs(module, x):
+    with torch.no_grad():
+        torch.manual_seed(0)
+        return module(x)
+
+
+def assert_close(found, expected, what):
+    "The same but for rounding: a ten-thousandth of the largest output."
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max(), f"{what} is another network: {found.flatten()[:3].tolist()}, not {expected.flatten()[:3].tolist()}"
+
+
+def check_network(model, x):
+    "A copy for inference says the same, and the network is left as it was; it is in eval mode."
+    expected, before = outputs(model, x), complete_state(model)
+    assert_close(outputs(for_inference(model), x), expected, "the copy for inference")
+    assert_same(before, complete_state(model))
+
+
+def check_cut(model, after, x, targets):
+    """Cut a network in eval mode after the module at the path `after`, train it and export it; an empty text, or the reason why that is refused.
+
+    Whatever comes of it, the network is left as it was, and works."""
+    expected, before = outputs(model, x), complete_state(model)
+    try:
+        stem, head = refused_or(split, model, after)
+        assert_parts_are_the_model(stem, head, model, x)
+        assert_parts_train_as_the_model(stem, head, model, x)
+        assert_close(outputs(for_inference(head), outputs(for_inference(stem), x)), expected, "the parts' copies for inference")
+        net = refused_or(prepare, model, after, steps=1)
+        if outputs(net.stem, x).ndim != 4:
+            refused_or(net.losses, x, targets)
+        assert_a_step_changes_the_head_alone(net, model, x, targets)
+        assert_exports_are_the_network(net, model, x)
+    except Refused as refusal:
+        return str(refusal)
+    finally:
+        assert_same(before, complete_state(model))
+        assert torch.equal(outputs(copy.deepcopy(model), x), expected), "the network says something else afterwards"
+    return ""
+
+
+class Refused(Exception):
+    "The reason for a refusal, without what it names and advises."
+
+
+def refused_or(function, *args, **options):
+    "What the function returns; `Refused` for a `ValueError` of one line."
+    try:
+        return function(*args, **options)
+    except ValueError as error:
+        said = str(error)
+        assert said and len(said.splitlines()) == 1, f"a refusal of several lines, or of none: {said!r}"
+        raise Refused(re.sub(r"^cannot split \w+ after '[\w.]*': ", "", said.partition("; ")[0])) from None
+
+
+def assert_parts_are_the_model(stem, head, model, x):
+    "Its output to the last bit, the features left as they are, its parameters under their own names."
+    features = outputs(stem, x)
+    given = features.clone()
+    assert torch.equal(outputs(head, features), outputs(model, x)), "the parts are another network"
+    assert torch.equal(features, given), "the head changes the features"
+    own = dict(model.named_parameters(remove_duplicate=False))
+    assert all(own[name] is p for part in (stem, head) for name, p in part.named_parameters())
+
+
+def assert_parts_train_as_the_model(stem, head, model, x):
+    "In train mode and copied: its output for the same seed, its running statistics, the features left as they are."
+    model, (stem, head) = copy.deepcopy(model).train(), copy.deepcopy((stem, head))
+    stem.train()
+    head.train()
+    auxiliary = not isinstance(outputs(copy.deepcopy(model), x), torch.Tensor)
+    if auxiliary:  # such a head draws random numbers for its dropout
+        for m in (m for part in (model, stem, head) for m in part.modules() if isinstance(m, nn.modules.dropout._DropoutNd)):
+            m.eval()
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    expected = logits(outputs(model, x))
+    with torch.no_grad():
+        torch.manual_seed(0)
+        features = stem(x)
+        given = features.clone()
+        assert torch.equal(head(features), expected), "the parts are another network in train mode"
+    assert torch.equal(features, given), "the head changes the features in train mode"
+    held = {**dict(stem.named_buffers()), **dict(head.named_buffers())}
+    for name, b in model.named_buffers():
+        if name in held or not auxiliary:
+            assert torch.equal(held.get(name, buffers[name]), b), f"the parts do not keep {name} as the model does"
+
+
+def assert_a_step_changes_the_head_alone(net, model, x, targets):
+    "Every parameter of the head gets a gradient, some of each branch move with it, and both branches keep running statistics."
+    trainable = {name: p for name, p in net.train().head.named_parameters() if p.requires_grad}
+    loss = sum(net.losses(x, targets))
+    if trainable:  # nothing is, after the last layer
+        loss.backward()
+        assert [name for name, p in trainable.items() if p.grad is None] == [], "parameters without a gradient"
+        torch.optim.SGD(trainable.values(), lr=0.01).step()
+        net.zero_grad()
+    assert changed(net.stem, model) == set(), "the stem is trained"
+    moved = changed(net.head, model)
+    for branch in ("clean", "adversarial"):
+        ours = {name for name in net.head.state_dict() if ("adversarial." in name) == (branch == "adversarial")}
+        means = {name for name in ours if name.endswith("running_mean")}
+        assert means <= moved, f"the {branch} branch does not keep {sorted(means - moved)}"
+        assert not ours & trainable.keys() or moved & ours & trainable.keys(), f"nothing of the {branch} branch is trained"
+
+
+def changed(part, model):
+    "The names in a part, those of both branches, whose values are not the network's."
+    state = model.state_dict()
+    return {name for name, value in part.state_dict().items() if not torch.equal(value, state[name.replace("adversarial.", "")])}
+
+
+def assert_exports_are_the_network(net, model, x):
+    "Both branches load strictly into the plain network, and give the outputs of that branch."
+    net.eval()
+    for branch in BRANCHES:
+        plain = copy.deepcopy(model)
+        plain.load_state_dict(net.export(branch), strict=True)
+        with use_branch(net, branch):
+            assert torch.equal(outputs(plain, x), outputs(net, x)), f"the export of the {branch} branch is another network"
