@@ -9,11 +9,7 @@ export PATH := $(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help env workshop data say-main say-all reproduce reproduce-all check suite test promises lab export readme docs dist clean
-=======
-.PHONY: help env workshop data say-main say-all reproduce reproduce-all check test promises zoo lab export readme docs dist clean
->>>>>>> zoo
+.PHONY: help env workshop data say-main say-all reproduce reproduce-all check suite test promises zoo lab export readme docs dist clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16

@@ -229,10 +229,4 @@ def outcomes_of_promises(stats):
 
 def write_table(path, columns, rows):
     with open(path, "w", newline="", encoding="utf-8") as file:
-<<<<<<< HEAD
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["section", "promise", "fault", "outcome"])
-        table.writerows([*promise, outcome] for promise, outcome in sorted(outcomes.items()))
-=======
         csv.writer(file, lineterminator="\n").writerows([columns, *rows])
->>>>>>> zoo

@@ -280,11 +280,7 @@ def test_a_stage_asked_to_stop_takes_its_workers_along(clone, number):
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
 ELSEWHERE = {"make test": "it would run this test", "make reproduce": "a part of `make reproduce-all`", "make reproduce-all": "the clone is what it left", "make lab": "see test_lab",
-<<<<<<< HEAD
-             "make promises": "it would run this test", "make export": "see test_repository", "make docs": "see test_docs", "make dist": "see test_package", "pip install .": "see test_package", "dvc repro": "what `make reproduce-all` calls", "twine upload": "that publishes",
-=======
-             "make promises": "it would run this test", "make zoo": "see test_zoo", "pip install .": "see test_package", "dvc repro": "what `make reproduce-all` calls", "twine upload": "that publishes",
->>>>>>> zoo
+             "make promises": "it would run this test", "make zoo": "see test_zoo", "make export": "see test_repository", "make docs": "see test_docs", "make dist": "see test_package", "pip install .": "see test_package", "dvc repro": "what `make reproduce-all` calls", "twine upload": "that publishes",
              "advbn import-official checkpoint.pth.tar": "see test_official", "advbn evaluate --model resnet50 --weights weights.pt --data val --shifts all": "see test_anyone"}
 
 
@@ -329,11 +325,10 @@ def test_weights_are_exported_and_disk_is_freed_only_when_asked(reproduced):
     assert "freed" in done.stdout and not (clone / "checkpoints").exists() and (clone / "data").exists() and (clone / "results").exists()
 
 
-<<<<<<< HEAD
 def test_no_target_leaves_files_that_git_does_not_ignore(reproduced, released, make, tmp_path):
     "After the pipeline and the documents' commands, and where the other targets were made."
     listed = make(reproduced, "help").stdout
-    assert {line.split()[0] for line in listed.splitlines()} >= {"reproduce", "test", "lab", "docs", "dist", "export", "readme", "promises", "clean"}
+    assert {line.split()[0] for line in listed.splitlines()} >= {"reproduce", "test", "lab", "docs", "dist", "export", "readme", "promises", "zoo", "clean"}
     made = shutil.copytree(released, tmp_path / "advbn", symlinks=True)
     assert (made / "_docs/index.html").exists() and list((made / "dist").glob("*.whl"))
     for clone in (reproduced, made):
@@ -343,16 +338,3 @@ def test_no_target_leaves_files_that_git_does_not_ignore(reproduced, released, m
         assert [line for line in left if not line[3:].startswith("results/openmoji/")] == []  # those of the added method
         make(clone, "clean")
         assert not any((clone / name).exists() for name in ("executed", "checkpoints", "_docs", "dist", "data"))
-=======
-def test_no_target_leaves_files_that_git_does_not_ignore(reproduced, make):
-    "After the pipeline, the documents' commands and the other targets."
-    listed = make("help").stdout
-    assert {line.split()[0] for line in listed.splitlines()} >= {"reproduce", "test", "lab", "docs", "dist", "export", "readme", "promises", "zoo", "clean"}
-    for target in ("env", "workshop", "data", "export", "docs", "dist"):
-        make(target)
-    assert (reproduced / "_docs/index.html").exists() and list((reproduced / "dist").glob("*.whl"))
-    left = [line for line in call("git", "status", "--porcelain", "--untracked-files=all", cwd=reproduced).stdout.splitlines() if line.startswith("??")]
-    assert [line for line in left if not line[3:].startswith("results/openmoji/")] == []  # those of the added method
-    make("clean")
-    assert not any((reproduced / name).exists() for name in ("executed", "checkpoints", "_docs", "dist", "data"))
->>>>>>> zoo
