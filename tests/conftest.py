@@ -224,7 +224,7 @@ def outcomes_of_promises(stats):
         for report in stats.get(outcome, []):
             if getattr(report, "promise", None):
                 outcomes[report.promise] = word
-    return [[*promise, outcome] for promise, outcome in outcomes.items()]
+    return [[*promise, outcome] for promise, outcome in sorted(outcomes.items())]
 
 
 def write_table(path, columns, rows):
