@@ -489,6 +489,8 @@ def split(model: nn.Module, after: str) -> tuple:
     nearest ones), a model that torch.fx cannot trace or that a trace would change (random draws, counters, hooks on blocks, buffers changed in
     place among other layers, several inputs or outputs), a module that is called more than once, and a cut that the data flow crosses in more
     than one place; each says what to do."""
+    if hasattr(model, "_orig_mod"):
+        raise ValueError("this is what torch.compile makes of a network; hand over the network itself, and compile the parts")
     paths = [name for name, _ in model.named_modules() if name]
     if after not in paths:
         near = difflib.get_close_matches(str(after), paths, 5, 0.4) or [name for name, _ in model.named_children()][:6]

@@ -611,3 +611,13 @@ def test_what_hooks_make_of_a_state_dict_is_what_is_exported():
     plain.load_state_dict(state, strict=True)
     with torch.no_grad():
         assert torch.equal(plain(IMAGES), net(IMAGES))
+
+
+def test_a_compiled_network_is_refused_and_its_parts_can_be_compiled():
+    model = used(Net(conv_bn()))
+    with pytest.raises(ValueError, match="torch.compile makes of a network.*hand over the network itself"):
+        prepare(torch.compile(model, backend="eager"), "bn")
+    net = prepare(model, "bn", steps=1)
+    expected = net.losses(IMAGES, torch.arange(4))
+    net.head = torch.compile(net.head, backend="eager")
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(net.losses(IMAGES, torch.arange(4)), expected))
