@@ -49,34 +49,58 @@ def snow(x, c, random):
     return keep * x + (1 - keep) * torch.maximum(x, grey * 1.5 + 0.5) + flakes + flakes.flip(-1, -2)
 
 # %% ../nbs/17_weather.ipynb #b6135e37
-_TONES = (  # mean and deviation of the channels of six photographs of frost
-    ((0.305, 0.585, 0.650), (0.106, 0.065, 0.060)), ((0.787, 0.805, 0.841), (0.084, 0.087, 0.089)), ((0.787, 0.805, 0.841), (0.084, 0.087, 0.089)),
-    ((0.540, 0.599, 0.648), (0.112, 0.112, 0.117)), ((0.441, 0.484, 0.528), (0.174, 0.170, 0.163)), ((0.280, 0.374, 0.410), (0.138, 0.168, 0.186)))
+_PHOTOGRAPHS = (  # of frost: mean colour, its change with light, deviations in the octaves around 2^-9 to 2^-1 cycles a pixel, drawn (dark below 0)
+    ((0.302, 0.580, 0.644), (1.40, 0.85, 0.70), (0.038, 0.033, 0.018, 0.017, 0.013, 0.013, 0.020, 0.027, 0.012), 0.85),
+    ((0.776, 0.793, 0.829), (0.97, 1.00, 1.04), (0.014, 0.036, 0.017, 0.021, 0.026, 0.034, 0.034, 0.034, 0.013), -0.80),
+    ((0.776, 0.793, 0.829), (0.97, 1.00, 1.04), (0.014, 0.036, 0.017, 0.021, 0.026, 0.034, 0.034, 0.034, 0.013), -0.80),
+    ((0.566, 0.624, 0.674), (0.99, 1.00, 1.04), (0.023, 0.028, 0.010, 0.020, 0.030, 0.039, 0.054, 0.059, 0.024), 0.45),
+    ((0.397, 0.442, 0.488), (1.02, 1.00, 0.97), (0.036, 0.023, 0.030, 0.045, 0.050, 0.051, 0.053, 0.055, 0.034), 0.85),
+    ((0.269, 0.348, 0.378), (0.85, 1.03, 1.20), (0.035, 0.065, 0.062, 0.043, 0.038, 0.043, 0.050, 0.050, 0.022), 0.90))
+
+# %% ../nbs/17_weather.ipynb #5b1fe04a
+def _feathers(rng, size, count=260, longest=90, gap=4, step=0.7):
+    "Feathers of ice on a torus `[size, size]`, in pixels: spines, and every `gap` two barbs at 60 degrees that fade, shorter towards the tip."
+    def each(low, high, *shape):
+        return rng.uniform(low, high, (count, *shape, *(1,) * (3 - len(shape))))
+
+    place, turn = each(0, size) + 1j * each(0, size), np.exp(1j * each(0, 2 * np.pi))
+    length, light, root = longest * each(0.3, 1), each(0.4, 1), np.arange(0, longest, gap)[:, None, None]
+    reach = 0.45 * (length - root) * each(0.6, 1, len(root), 2)
+    barb, spine = np.arange(0, 0.45 * longest, step), np.arange(0, longest, step)
+    sides = np.exp(1j * np.pi / 3 * np.array([[-1], [1]]))
+    field = np.zeros((size, size))
+    for along, shown, bright in ((root + barb * sides, barb < reach, light * (1 - 0.6 * barb / np.maximum(reach, step))),
+                                 (spine, spine < length, 1.1 * light)):
+        points = (place + turn * along)[shown]
+        cells = tuple(np.rint(axis).astype(int) % size for axis in (points.imag, points.real))
+        np.maximum.at(field, cells, np.broadcast_to(bright, shown.shape)[shown])
+    return field
+
+# %% ../nbs/17_weather.ipynb #c3a7d912
+def _in_octaves(field, deviations):
+    "A square `field` whose octaves of frequency, from one period on, get these standard deviations."
+    size = len(field)
+    frequency = np.hypot(np.fft.fftfreq(size, 1 / size)[:, None], np.fft.fftfreq(size, 1 / size))
+    octave = np.log2(np.maximum(frequency, 1))
+    waves = np.fft.fft2(field - field.mean())
+    power = np.bincount(np.minimum(np.rint(octave), len(deviations) - 1).astype(int).ravel(), np.abs(waves).ravel() ** 2)
+    gain = np.log(np.array(deviations) * size ** 2 / np.sqrt(power))
+    return np.fft.ifft2(waves * np.exp(np.interp(octave, np.arange(len(gain)), gain))).real
 
 
 @lru_cache(maxsize=None)
-def frost_textures(small: bool = False, size: int = 512) -> torch.Tensor:
-    "Six periodic textures `[6, 3, size, size]`, 0 to 1; `small` shrinks them by five, as CIFAR-10-C's script does."
-    rng = np.random.default_rng(2009)
-    fy, fx = np.meshgrid(np.fft.fftfreq(size), np.fft.fftfreq(size), indexing="ij")
-
-    def noise(along, across, angle):
-        u, v = fx * np.cos(angle) + fy * np.sin(angle), -fx * np.sin(angle) + fy * np.cos(angle)
-        field = np.fft.ifft2(np.fft.fft2(rng.normal(size=(size, size))) * np.exp(-2 * np.pi ** 2 * ((u * along) ** 2 + (v * across) ** 2))).real
-        return (field - field.mean()) / field.std()
-
+def frost_textures(small: bool = False) -> torch.Tensor:
+    "Six periodic textures `[6, 3, 512, 512]`, 0 to 1; `small` keeps every fifth pixel, as CIFAR-10-C's script shrinks its photographs."
+    rng, size = np.random.default_rng(2009), 512
     textures = []
-    for tone in _TONES:
-        angles = rng.uniform(0, np.pi) + np.arange(8) * np.pi / 8
-        needles = np.stack([np.abs(noise(9, 0.9, a)) for a in angles])
-        chosen = np.stack([noise(12, 12, 0) for _ in angles]).argmax(0)
-        grain = np.take_along_axis(needles, chosen[None], 0)[0] + 0.5 * noise(40, 40, 0)
-        grain = (grain - grain.mean()) / grain.std()
-        textures.append(np.stack([m + s * grain for m, s in zip(*tone)]))
+    for mean, change, deviations, drawn in _PHOTOGRAPHS:
+        crystals, ground = (_in_octaves(f, deviations) for f in (_feathers(rng, size), rng.normal(size=(size, size))))
+        light = drawn * crystals + np.sqrt(1 - drawn ** 2) * ground
+        textures.append([m + c * light for m, c in zip(mean, change)])
     textures = torch.from_numpy(np.clip(textures, 0, 1)).float()
-    return F.interpolate(textures, size=size // 5, mode="area") if small else textures
+    return textures[..., 2::5, 2::5].contiguous() if small else textures
 
-
+# %% ../nbs/17_weather.ipynb #e94d06b7
 def frost(x, c, random):
     keep, amount, small = c
     textures = frost_textures(small).to(x.device)

@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 
 from advbn.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt, corruption_settings
 from advbn.data import read_images
+from advbn.weather import frost_textures
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "motorcycle_right.png", "retina.jpg",
                "hubble_deep_field.jpg", "ihc.png", "camera.png", "coins.png", "clock_motion.png")
@@ -60,6 +61,30 @@ def test_parity_at_224_pixels(photographs, name, severity):
     ours, theirs = torch.cat(ours).double(), torch.cat(theirs).double()
     assert torch.allclose(ours.mean((0, 2, 3)), theirs.mean((0, 2, 3)), rtol=fraction)
     assert torch.allclose(ours.std((0, 2, 3)), theirs.std((0, 2, 3)), rtol=fraction)
+
+
+def texture_statistics(crops):
+    "Deviations of the brightness of `[N, 3, H, W]` in the octaves around 2^-5 to 2^-1 cycles a pixel, and how much 9 x 9 pixels agree on a direction, 0 to 1."
+    light = (crops.double() * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    h, w = light.shape[-2:]
+    window = torch.outer(torch.hann_window(h, dtype=torch.float64), torch.hann_window(w, dtype=torch.float64))
+    power = torch.fft.fft2((light - light.mean((2, 3), keepdim=True)) * window).abs().square().mean((0, 1)) / (window.square().sum() * h * w)
+    octave = torch.log2(torch.hypot(torch.fft.fftfreq(h)[:, None], torch.fft.fftfreq(w)))
+    deviations = torch.stack([power[(octave >= k - 0.5) & (octave < k + 0.5)].sum() for k in range(-5, 0)]).sqrt()
+    across, down = (light - light.roll(1, axis) for axis in (3, 2))
+    xx, yy, xy = (torch.nn.functional.avg_pool2d(p, 9, 1) for p in (across ** 2, down ** 2, across * down))
+    return deviations, (((xx - yy) ** 2 + 4 * xy ** 2).sqrt().sum() / (xx + yy).sum()).item()
+
+
+def test_frost_has_the_contrasts_and_the_directions_of_the_photographs():
+    black = torch.zeros(120, 3, 224, 224, dtype=torch.uint8)
+    (ours, along), (theirs, along_theirs) = (texture_statistics(f(black, "frost", 5)) for f in (corrupt, reference))
+    assert torch.allclose(ours, theirs, rtol=0.2)
+    assert abs(along - along_theirs) < 0.1, "smooth noise is easier for a network, a weave of parallel needles harder"
+
+
+def test_small_frost_keeps_the_contrast():
+    assert torch.allclose(frost_textures(True).std((2, 3)), frost_textures().std((2, 3)), rtol=0.05)
 
 
 @pytest.mark.parametrize("size", [224, 40])
