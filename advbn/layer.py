@@ -44,7 +44,7 @@ def borrowed(head, batch_statistics: bool = False):
     asking = [p for p in parameters if p.requires_grad]
     pairs = module.convolutions_and_norms() if hasattr(module, "convolutions_and_norms") and not batch_statistics else []
     try:
-        with use_branch(module, "adversarial"), in_mode(module or nn.Identity(), False):
+        with use_branch(module, "adversarial"), in_mode(nn.Identity() if module is None else module, False):
             for m, _ in norms:
                 m.training, m.track_running_stats = True, False
             for p in asking:
