@@ -24,7 +24,7 @@ class AdvBNNet(nn.Module):
     """A frozen `stem`, a trainable `head` with dual batch norms, and the `layer` between them (AdvBN, section 3).
 
     `stem` maps images to features `[N, C, H, W]`, `head` those to logits. `layer=None` trains on the clean
-    loss alone. `parent`, the plain network's state dict, gives `export` what neither part holds. An `unpaired` batch is divided: the first
+    loss alone. `parent`, the plain network's state dict, gives `export` what neither part holds, and `preprocessing`, how images are wanted. An `unpaired` batch is divided: the first
     half is the clean branch's, the second the attack's and the adversarial branch's; a batch of one image is not."""
 
     def __init__(self, stem: nn.Module, head: nn.Module, layer: AdvBN | None = None, parent: dict | None = None, unpaired: bool = False):

@@ -117,12 +117,10 @@ class Training(_Strict):
         return self
 
 
-class Network(_Strict):
-    "The classifier and where it is cut; `weights` are published ones by name, or a file with a state dict."
-    name: str
-    after: str
+class _Weights(_Strict):
+    "What a network starts from: published weights by name, or a file with a state dict."
     weights: str | None = None
-    head: Literal["new"] | None = None  # puts a new classifier on the weights, to be pretrained
+    head: Literal["new"] | None = None  # puts a new classifier on the weights, to be trained
 
     @model_validator(mode="after")
     def _new_head_on_weights(self):
@@ -131,9 +129,18 @@ class Network(_Strict):
         return self
 
 
-def _either(weights, training, key):
-    if bool(weights) == bool(training):
-        raise ValueError(f"weights and {key} are both {'given' if weights else 'missing'}; a network is either published or trained here")
+class Network(_Weights):
+    "The classifier and where it is cut."
+    name: str
+    after: str
+
+
+def _either(section, training, key):
+    if section.head and not training:
+        raise ValueError(f"head: new is given and {key} is missing; a new classifier has to be trained")
+    if not section.head and bool(section.weights) == bool(training):
+        given = "given" if training else "missing"
+        raise ValueError(f"weights and {key} are both {given}; a network is either published or trained here, or published with head: new and trained further")
 
 
 class Decoder(_Strict):
@@ -143,11 +150,10 @@ class Decoder(_Strict):
     lr: Positive
 
 
-class Pictures(_Strict):
+class Pictures(_Weights):
     "The autoencoder behind Stylized and the adversarial images, and the attack that makes the latter."
     network: str
     after: str
-    weights: str | None = None
     classifier: Training | None = None  # null takes the published `weights`
     decoder: Decoder
     attack: Layer = Layer()
@@ -155,7 +161,7 @@ class Pictures(_Strict):
 
     @model_validator(mode="after")
     def _trained_or_published(self):
-        _either(self.weights, self.classifier, "classifier")
+        _either(self, self.classifier, "classifier")
         return self
 
 
@@ -250,10 +256,7 @@ class Profile(_Strict):
 
     @model_validator(mode="after")
     def _trained_or_published(self):
-        if self.network.head and not self.pretrain:
-            raise ValueError("network has head: new and pretrain is missing; a new classifier has to be trained")
-        if not self.network.head:
-            _either(self.network.weights, self.pretrain, "pretrain")
+        _either(self.network, self.pretrain, "pretrain")
         if self.short and self.data.name == "imagenet":
             raise ValueError("imagenet takes no section 'short'; studies pretrain and test on images in memory")
         return self

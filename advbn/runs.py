@@ -23,7 +23,7 @@ from .autoencoder import Autoencoder, fit_decoder
 from .dual_batchnorm import BRANCHES
 from .evaluation import for_inference, predict_heads
 from .layer import AdvBN
-from .models import build_model, wanted_by
+from .models import build_model, check_weights, wanted_by
 from .openmoji import DataError
 from .parameters import ParameterError, Params, Run, project_root
 from .preprocessing import IMAGENET, Preprocessing, preprocessing_of
@@ -92,7 +92,7 @@ def load_model(params: Params, method: str, seed: int, branch: str = "clean") ->
 
 
 def check_networks(params: Params):
-    "Raise a `ParameterError` if a network's name or a cut is wrong, in any row of any table, before anything is trained."
+    "Raise a `ParameterError` if a network's name, its published weights or a cut is wrong, in any row of any table, before anything is trained."
     section, places = params.current.pictures, {}
     for study in (None, *(params.studies if params.current.short else ())):
         for name, run in params.runs(study).items():
@@ -100,14 +100,15 @@ def check_networks(params: Params):
             if run.method.after:
                 own = study and run.name in params.studies[study].methods
                 key = f"{f'studies.{study}.' if own else 'base_' if study else ''}methods.{run.name}.after"
-            places.setdefault((run.network.name, run.after), key)
-    places.setdefault((section.network, section.after), f"profiles.{params.profile}.pictures")
+            places.setdefault((run.network.name, run.after, run.network.weights, run.network.head), key)
+    places.setdefault((section.network, section.after, section.weights, section.head), f"profiles.{params.profile}.pictures")
     try:
         Autoencoder(build_model(section.network, params.current.data.classes), section.after)
     except ValueError as error:
         raise ParameterError(f"params.yaml: profiles.{params.profile}.pictures: {error}") from None
-    for (network, after), key in places.items():
+    for (network, after, weights, head), key in places.items():
         try:
+            check_weights(network, params.current.data.classes, _weights(weights), head)
             split(build_model(network, params.current.data.classes), after)
         except ValueError as error:
             raise ParameterError(f"params.yaml: {key}: {error}") from None
@@ -211,7 +212,7 @@ def train_autoencoder(params: Params) -> tuple:
     accelerator = build_accelerator(section.classifier.precision if section.classifier else "no", params.timeout)
     data, history = load_data(params), []
     torch.manual_seed(step_seed("autoencoder", "initial weights"))
-    model = build_model(section.network, len(data.classes), _weights(section.weights))
+    model = build_model(section.network, len(data.classes), _weights(section.weights), section.head)
     with progress_of(params, "autoencoder/classifier", 0, accelerator) as first, progress_of(params, "autoencoder/decoder", 0, accelerator) as second:
         if section.classifier:
             loader = data.batches(section.classifier.batch_size, 0, accelerator, params.current.data.augment, common=params.seeds, preprocessing=preprocessing_of(model))
