@@ -122,11 +122,12 @@ def _told(found, rows, path) -> bool:
 
 
 @app.command()
-def pretrain(seed: _seed() = 0, save: _save() = False):
+def pretrain(seed: _seed() = 0, save: _save() = False,
+             head: Annotated[Optional[str], typer.Option(help="new: put a new classifier on the weights of the profile's network, as head: new there.")] = None):
     "Train the profile's network. Example: accelerate launch -m advbn pretrain --seed 0"
     from advbn.parameters import load_params
     from advbn.runs import EPOCHS, clear_progress, pretrain
-    params = load_params()
+    params = load_params(**({"head": head} if head else {}))
     path = _table(params, EPOCHS, "training", "pretrained.csv") if save else None
     found = pretrain(params, None, seed)
     if _told(found, found.tail(1).to_string(index=False), path):

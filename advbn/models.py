@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMALL', 'SmallResNet', 'SmallVGG', 'small_densenet', 'small_efficientnet', 'small_convnext', 'wanted_by',
-           'build_model']
+           'check_weights', 'build_model']
 
 # %% ../nbs/07_models.ipynb #c33c7416
 import difflib
@@ -206,6 +206,14 @@ def _is_file(weights):
     return bool(weights) and Path(weights).is_file()
 
 
+def check_weights(name: str, classes: int, weights: str | None, head: str | None = None):
+    "Raise a `ValueError` for weights of `build_model` that are not published, or have another number of classes and no new head; nothing is downloaded."
+    found = _published(name, weights) if weights and not _is_file(weights) else None
+    if found and head is None and found.classes != classes:
+        raise ValueError(f"weights {weights!r} of {name!r} have {found.classes} classes and the data {classes}; to train a new classifier on them say head: new "
+                         "(--head new for pretrain, head='new' in Python); to test them on a folder with some of their classes, list all of theirs with --classes")
+
+
 def build_model(name: str, classes: int, weights: str | None = None, head: str | None = None) -> nn.Module:
     """The classifier `name` with `classes` outputs: one of `SMALL`, `torchvision/NAME` or `timm/NAME`. It remembers how it wants its images.
 
@@ -215,10 +223,8 @@ def build_model(name: str, classes: int, weights: str | None = None, head: str |
     if head not in (None, "new") or (head and not weights):
         raise ValueError(f"head is {head!r} and weights is {weights!r}; allowed are head=None, and head='new' with weights")
     if weights and not _is_file(weights):
+        check_weights(name, classes, weights, head)
         found = _published(name, weights)
-        if head is None and found.classes != classes:
-            raise ValueError(f"weights {weights!r} of {name!r} have {found.classes} classes and the data {classes}; to train a new classifier on them say head: new "
-                             "(head='new' in Python); to test them on a folder with some of their classes, list all of theirs with --classes")
         model = remember(found.load(), found.preprocessing)
         return _with_new_head(model, name, classes) if head else model
     wanted = wanted_by(name)

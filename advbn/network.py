@@ -30,9 +30,9 @@ class AdvBNNet(nn.Module):
     """A frozen `stem`, a trainable `head` with dual batch norms, and the `layer` between them (AdvBN, section 3).
 
     `stem` maps images to features `[N, C, H, W]`, `head` those to logits. `layer=None` trains on the clean
-    loss alone. `parent`, the plain network's state dict, says under which names `export` gives what the parts hold, and holds the rest. An
-    `unpaired` batch is divided: the first half is the clean branch's, the second the attack's and the adversarial branch's; a batch of one image
-    is not."""
+    loss alone. `parent`, the plain network's state dict, says under which names `export` gives what the parts hold, holds the rest, and says how
+    images are wanted. An `unpaired` batch is divided: the first half is the clean branch's, the second the attack's and the adversarial branch's;
+    a batch of one image is not."""
 
     def __init__(self, stem: nn.Module, head: nn.Module, layer: AdvBN | None = None, parent: dict | None = None, unpaired: bool = False):
         super().__init__()

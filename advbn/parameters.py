@@ -10,6 +10,7 @@ __all__ = ['Positive', 'NotNegative', 'Count', 'Name', 'Digest', 'OnBadImage', '
 # %% ../nbs/08_parameters.ipynb #c33c7416
 import difflib
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -118,13 +119,11 @@ class Training(_Strict):
         return self
 
 
-class Network(_Strict):
-    "The classifier and where it is cut; `weights` are published ones by name, or a file with a state dict, of which the digest is said, too."
-    name: str
-    after: str
+class _Weights(_Strict):
+    "What a network starts from: published weights by name, or a file with a state dict, of which the digest is said, too."
     weights: str | None = None
-    weights_sha256: Digest | None = None
-    head: Literal["new"] | None = None  # puts a new classifier on the weights, to be pretrained
+    weights_sha256: Digest | None = None  # of a file
+    head: Literal["new"] | None = None  # puts a new classifier on the weights, to be trained
 
     @model_validator(mode="after")
     def _new_head_on_weights(self):
@@ -133,9 +132,18 @@ class Network(_Strict):
         return self
 
 
-def _either(weights, training, key):
-    if bool(weights) == bool(training):
-        raise ValueError(f"weights and {key} are both {'given' if weights else 'missing'}; a network is either published or trained here")
+class Network(_Weights):
+    "The classifier and where it is cut."
+    name: str
+    after: str
+
+
+def _either(section, training, key):
+    if section.head and not training:
+        raise ValueError(f"head: new is given and {key} is missing; a new classifier has to be trained")
+    if not section.head and bool(section.weights) == bool(training):
+        given = "given" if training else "missing"
+        raise ValueError(f"weights and {key} are both {given}; a network is either published or trained here, or published with head: new and trained further")
 
 
 class Decoder(_Strict):
@@ -145,12 +153,10 @@ class Decoder(_Strict):
     lr: Positive
 
 
-class Pictures(_Strict):
+class Pictures(_Weights):
     "The autoencoder behind Stylized and the adversarial images, and the attack that makes the latter."
     network: str
     after: str
-    weights: str | None = None
-    weights_sha256: Digest | None = None  # of a file
     classifier: Training | None = None  # null takes the published `weights`
     decoder: Decoder
     attack: Layer = Layer()
@@ -159,7 +165,7 @@ class Pictures(_Strict):
 
     @model_validator(mode="after")
     def _trained_or_published(self):
-        _either(self.weights, self.classifier, "classifier")
+        _either(self, self.classifier, "classifier")
         return self
 
 
@@ -254,10 +260,7 @@ class Profile(_Strict):
 
     @model_validator(mode="after")
     def _trained_or_published(self):
-        if self.network.head and not self.pretrain:
-            raise ValueError("network has head: new and pretrain is missing; a new classifier has to be trained")
-        if not self.network.head:
-            _either(self.network.weights, self.pretrain, "pretrain")
+        _either(self.network, self.pretrain, "pretrain")
         if self.short and self.data.name == "imagenet":
             raise ValueError("imagenet takes no section 'short'; studies pretrain and test on images in memory")
         return self
@@ -427,8 +430,10 @@ def parse_params(content: dict, source: str = "params.yaml") -> Params:
         raise ParameterError(explain(error, source)) from None
 
 
-def load_params(path: str | Path | None = None) -> Params:
-    "The project's `params.yaml`, or the file at `path`, checked; raises `ParameterError`, a line or two, for slips."
+def load_params(path: str | Path | None = None, **network) -> Params:
+    """The project's `params.yaml`, or the file at `path`, checked; `network` is said of the network of its profile, in place of what stands there.
+
+    Raises `ParameterError`, a line or two, for slips."""
     path = Path(path) if path else project_root() / "params.yaml"
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Once)
@@ -438,4 +443,6 @@ def load_params(path: str | Path | None = None) -> Params:
         raise ParameterError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     except yaml.YAMLError as error:
         raise ParameterError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    with suppress(LookupError, TypeError, AttributeError):  # what is not there is said by the check
+        content["profiles"][content["profile"]]["network"].update(network)
     return parse_params(content, path.name)
