@@ -17,7 +17,8 @@ from advbn.data import MemoryBatches, normalize, read_images, to_pixels
 from advbn.evaluation import predict
 from advbn.models import build_model, wanted_by
 from advbn.openmoji import DataError
-from advbn.parameters import ParameterError, Training, load_params, parse_params
+from advbn.parameters import ParameterError, Training, parse_params
+from advbn.progress import file_digest
 from advbn.preprocessing import IMAGENET, Preprocessing, preprocessing_of, recorded, remember
 from advbn.runs import check_networks, evaluate, load_data, pretrain, train, train_autoencoder, wanted_images
 from advbn.training import fit, pretraining_net
@@ -219,7 +220,7 @@ def test_a_new_head_replaces_the_classifier_and_nothing_else(tmp_path, name, cla
             build_model(name, classes, **bad)
 
 
-def test_a_new_head_is_trained(project):
+def test_a_new_head_is_trained(project, run, refused):
     content = yaml.safe_load((project / "params.yaml").read_text())
     profile = content["profiles"]["imagenet"]
     profile["network"]["head"] = "new"
@@ -228,6 +229,7 @@ def test_a_new_head_is_trained(project):
     profile["pretrain"] = {"epochs": 1, "batch_size": 8, "lr": 1e-7}
     wide = timm.create_model("tf_efficientnet_lite0", num_classes=7)
     torch.save(wide.state_dict(), project / "resnet50.pth")
+    profile["network"]["weights_sha256"] = file_digest(project / "resnet50.pth")
     history, seen = seen_by_first_convolutions(lambda: pretrain(parse_params(content), None, 0))
     assert len(history) == 1 and all(pixels(batch, HALF, HALF) for _, batch in seen if len(batch) == 8)
     found = torch.load(project / "checkpoints/imagenet/pretrained/seed0-clean.pt", weights_only=True)
@@ -235,6 +237,11 @@ def test_a_new_head_is_trained(project):
     profile["network"].update(head=None)
     with pytest.raises(ParameterError, match="weights and pretrain are both given"):
         parse_params(content)
+    (project / "params.yaml").write_text(yaml.safe_dump(content))
+    refused(["pretrain"], "weights and pretrain are both given", "published with head: new")
+    refused(["pretrain", "--head", "old"], "network.head is 'old'", "'new'")
+    assert run("pretrain", "--head", "new")[0] == 0
+    assert torch.equal(torch.load(project / "checkpoints/imagenet/pretrained/seed0-clean.pt", weights_only=True)["classifier.weight"], found["classifier.weight"])
     profile["network"].update(head="new", weights=None)
     with pytest.raises(ParameterError, match="head: new needs weights"):
         parse_params(content)
