@@ -111,7 +111,7 @@ def refused_or(function, *args, **options):
     except ValueError as error:
         said = str(error)
         assert said and len(said.splitlines()) == 1, f"a refusal of several lines, or of none: {said!r}"
-        raise Refused(re.sub(r"^cannot split \w+ after '[\w.]*': ", "", said.partition("; ")[0])) from None
+        raise Refused(re.sub(r"^cannot split \w+ after '.*?': ", "", said.partition("; ")[0])) from None
 
 
 def assert_parts_are_the_model(stem, head, model, x, expected):

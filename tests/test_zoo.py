@@ -11,6 +11,7 @@ from functools import lru_cache
 import pytest
 import timm
 import torch
+from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torchvision import models as torchvision
 
@@ -111,11 +112,12 @@ def network(library, name):
 
 
 def cuts(model, name):
-    "A child, a grandchild and a module further down, drawn at random; of a flat network more of what there is."
-    draw, paths = random.Random(f"{RELEASE} {name}"), [path for path, _ in model.named_modules() if path]
+    "A child and a grandchild with convolutions, and any module further down, drawn at random; where there is none, another one."
+    draw, modules = random.Random(f"{RELEASE} {name}"), {path: m for path, m in model.named_modules() if path}
+    spatial = [path for path, m in modules.items() if any(isinstance(part, nn.Conv2d) for part in m.modules())]
     found = []
-    for depth in (0, 1, 2):
-        left = [path for path in paths if path not in found]
+    for depth, wanted in ((0, spatial), (1, spatial), (2, list(modules))):
+        left = [path for path in wanted if path not in found] or [path for path in modules if path not in found]
         found.append(draw.choice([path for path in left if min(path.count("."), 2) == depth] or left))
     return found
 
