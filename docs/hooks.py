@@ -106,7 +106,8 @@ def promises():
 
 def networks():
     "The table of networks, the places at which they were cut, and what came of it."
-    tried = grouped(rows("zoo"), "library", "family", "network")
+    found = grouped(rows("zoo"), "library", "family", "network")
+    tried, left = ({key: cuts for key, cuts in found.items() if bool(key[2]) == named} for named in (True, False))
     working = sum(any(r["outcome"] == "worked" for r in cuts) for cuts in tried.values())
     lines = ["# Networks", "", "From each family of torchvision's and timm's classifiers the smallest network, and the smallest of another name, cut after three modules that "
              "are drawn anew for each release; written by `make zoo`. A cut that worked has kept all that `tests/splitting_checks.py` asks of it; every other was refused with "
@@ -114,7 +115,8 @@ def networks():
              "| library | family | network | cuts | worked |", "|---|---|---|---|---|"]
     lines += [f"| {library} | {family} | {network} | {len(cuts)} | {sum(r['outcome'] == 'worked' for r in cuts)} |" for (library, family, network), cuts in tried.items()]
     for (library, family, network), cuts in tried.items():
-        lines += ["", f"**{network}** ({library})", "", *(f"* `{r['cut']}`: {r['outcome']}" if r["cut"] else f"* {r['outcome']}" for r in cuts)]
+        lines += ["", f"**{network}** ({library})", "", *(f"* `{r['cut']}`: {r['outcome']}" for r in cuts)]
+    lines += ["", *(f"{library}, {family}: {cuts[0]['outcome']}.  " for (library, family, _), cuts in left.items())]
     return "\n".join(lines) + "\n"
 
 

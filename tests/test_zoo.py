@@ -11,6 +11,7 @@ from functools import lru_cache
 import pytest
 import timm
 import torch
+from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torchvision import models as torchvision
 
@@ -74,26 +75,25 @@ def parameters_of(library, name, limit):
 
 
 def smallest(library, names):
-    "`(number of parameters, name)` of the smallest network, the first of its size."
-    least, found = float("inf"), None
-    for name in names:
-        count = parameters_of(library, name, least)
-        if count < least:
-            least, found = count, name
-    return least, found
+    "The network with the fewest parameters, the first of its size; an empty text if all have `MOST` or more."
+    limit = 1_000_000
+    while True:
+        count, name = min((parameters_of(library, name, limit), name) for name in names)
+        if count < limit or limit == MOST:
+            return name if count < limit else ""
+        limit = min(2 * limit, MOST)
 
 
 @lru_cache(maxsize=None)
 def chosen(library, family, place):
-    "`(number of parameters, name)` of the smallest network of a family, or at place 1 of the smallest with another first word."
+    "The smallest network of a family, or at place 1 the smallest with another first word."
     names = FAMILIES[library, family]
     if place:
-        taken = first_word(chosen(library, family, 0)[1])
+        taken = first_word(chosen(library, family, 0) or names[0])
         names = [name for name in names if first_word(name) != taken]
     return smallest(library, names)
 
 
-@lru_cache(maxsize=1)
 def network(library, name):
     "`(network, images)`: the network in eval mode, with random weights, and images as small as it takes, if possible of 64 or 96 pixels."
     for size in (64, 96, 128, 224, 256, 299):
@@ -112,20 +112,21 @@ def network(library, name):
 
 
 def cuts(model, name):
-    "A child, a grandchild and a module further down, drawn at random; of a flat network more of what there is."
-    draw, paths = random.Random(f"{RELEASE} {name}"), [path for path, _ in model.named_modules() if path]
+    "A child and a grandchild with convolutions, and any module further down, drawn at random; where there is none, another one."
+    draw, modules = random.Random(f"{RELEASE} {name}"), {path: m for path, m in model.named_modules() if path}
+    spatial = [path for path, m in modules.items() if any(isinstance(part, nn.Conv2d) for part in m.modules())]
     found = []
-    for depth in (0, 1, 2):
-        left = [path for path in paths if path not in found]
+    for depth, wanted in ((0, spatial), (1, spatial), (2, list(modules))):
+        left = [path for path in wanted if path not in found] or [path for path in modules if path not in found]
         found.append(draw.choice([path for path in left if min(path.count("."), 2) == depth] or left))
     return found
 
 
 def came_of(library, family, place):
     "The rows of a network: `[library, family, network, cut, outcome]` for each of its cuts."
-    count, name = chosen(library, family, place)
-    if count > MOST:
-        return [[library, family, name, "", f"not tried, it has {count:,} parameters"]]
+    name = chosen(library, family, place)
+    if not name:
+        return [[library, family, "", "", f"not tried, every network has {MOST:,} parameters or more"]]
     model, images = network(library, name)
     check_network(model, images)
     targets = torch.arange(len(images))
@@ -149,6 +150,6 @@ def test_every_cut_works_or_is_refused(library, family, place, record_property, 
 
 def test_the_table_has_every_family_and_most_networks_work():
     rows = recorded()
-    networks = {tuple(row[:3]) for row in rows}
+    networks = {tuple(row[:3]) for row in rows}  # and a family whose networks are all too large
     assert sorted(network[:2] for network in networks) == sorted(place[:2] for place in PLACES), "results/zoo.csv has other families; `make zoo` writes it anew"
-    assert len(networks) >= 120 and len({tuple(row[:3]) for row in rows if row[4] == "worked"}) >= 100
+    assert len([network for _, _, network in networks if network]) >= 120 and len({tuple(row[:3]) for row in rows if row[4] == "worked"}) >= 100
