@@ -17,7 +17,7 @@ from advbn.data import MemoryBatches, normalize, read_images, to_pixels
 from advbn.evaluation import predict
 from advbn.models import build_model, wanted_by
 from advbn.openmoji import DataError
-from advbn.parameters import ParameterError, Training, parse_params
+from advbn.parameters import ParameterError, Training, load_params, parse_params
 from advbn.progress import file_digest
 from advbn.preprocessing import IMAGENET, Preprocessing, preprocessing_of, recorded, remember
 from advbn.runs import check_networks, evaluate, load_data, pretrain, train, train_autoencoder, wanted_images
