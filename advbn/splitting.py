@@ -463,9 +463,9 @@ def _last_axis(cut, model):
 
 # %% ../nbs/03_splitting.ipynb #a4558fcd
 def _works(model, path):
-    "Is there a head worth attacking after the module at this path?"
+    "Is there a head worth attacking after the module at this path of a `_traced_copy`?"
     try:
-        graph, cut = _trace(_traced_copy(model), path, model.training)
+        graph, cut = _trace(model, path, False)
         return any(n.op == "call_module" for n in _halves(graph, cut, model)[1].nodes) and not _last_axis(cut, model)
     except ValueError:
         return False
@@ -505,5 +505,5 @@ def split(model: nn.Module, after: str) -> tuple:
             graph, cut = _trace(traced, after, training)
             stems[training], heads[training] = _halves(graph, cut, traced)
     except _Refused as reason:
-        raise ValueError(f"cannot split {type(model).__name__} after {after!r}: {reason}; {_advice(model, after)}") from None
+        raise ValueError(f"cannot split {type(model).__name__} after {after!r}: {reason}; {_advice(traced, after)}") from None
     return Part(model, traced, stems, _is_rectified(cut, model), _last_axis(cut, model)), Part(model, traced, heads)
