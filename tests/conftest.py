@@ -69,7 +69,7 @@ def keep_a_fourth(folder):
     (folder / "data.dvc").write_text(yaml.safe_dump(pin))
 
 
-FIRST = ("test_pipeline", "test_corruptions", "test_sets", "test_progress", "test_processes", "test_lab")
+FIRST = ("test_pipeline", "test_zoo", "test_corruptions", "test_sets", "test_progress", "test_processes", "test_lab")
 
 
 def pytest_collection_modifyitems(items):
