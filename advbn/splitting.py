@@ -491,6 +491,8 @@ def split(model: nn.Module, after: str) -> tuple:
     than one place; each says what to do."""
     if hasattr(model, "_orig_mod"):
         raise ValueError("this is what torch.compile makes of a network; hand over the network itself, and compile the parts")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise ValueError(f"this is a {type(model).__name__} around a network; hand over its module, and wrap what prepare makes of it")
     paths = [name for name, _ in model.named_modules() if name]
     if after not in paths:
         near = difflib.get_close_matches(str(after), paths, 5, 0.4) or [name for name, _ in model.named_children()][:6]
