@@ -776,3 +776,49 @@ def test_a_network_that_predicts_no_tensor_is_refused():
     for call in (lambda: predict(model, images), lambda: predict_heads(nn.Identity(), {"plain": model}, images)):
         with pytest.raises(ValueError, match="returns a dict; needed are logits"):
             call()
+
+
+# ---- modes that a forward sets
+
+class Gated(Net):
+    "A gate, and where the strongest channel is, that no gradient passes through."
+
+    def __init__(self, stop):
+        super().__init__(conv_bn())
+        self.stop = stop
+
+    def forward(self, x):
+        x = F.relu(self.bn(self.conv(x)))
+        with torch.no_grad() if self.stop else nullcontext():
+            gate, size = self.block(x).mean((2, 3), keepdim=True).sigmoid(), x.shape[0]
+            largest, place = x.max(1, keepdim=True)
+            if not self.stop:
+                gate, largest = gate.detach(), largest.detach()
+        return self.fc((self.block(x) * gate + largest + place / 4).reshape(size, 4, -1).mean(2))
+
+
+@pytest.mark.parametrize("outside", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+@pytest.mark.parametrize("after", ["bn", "conv"])
+def test_no_gradient_passes_through_what_a_forward_computes_without_one(outside, after):
+    torch.manual_seed(0)
+    plain, gradients = used(Gated(False)), []
+    model = Gated(True).eval()
+    model.load_state_dict(plain.state_dict())
+    with outside():
+        stem, head = split(model, after)
+    for function in (plain, lambda x: head(stem(x))):
+        images = IMAGES.clone().requires_grad_()
+        gradients.append(torch.autograd.grad(function(images).square().sum(), images)[0])
+    assert torch.allclose(*gradients, atol=1e-7) and gradients[0].abs().max() > 1e-4
+    assert torch.equal(head(stem(IMAGES)), model(IMAGES)) and torch.equal(pickle.loads(pickle.dumps(head))(stem(IMAGES)), model(IMAGES))
+
+
+def test_an_autocast_inside_a_network_is_refused():
+    def step(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.block(x)
+
+    with pytest.raises(ValueError, match="autocast of its own.*AdvBNNet"):
+        split(Net(conv_bn(), step), "bn")
+    with torch.autocast("cpu", torch.bfloat16):
+        split(Net(conv_bn()), "bn")
