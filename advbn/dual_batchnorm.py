@@ -86,10 +86,10 @@ def _dual_batchnorms(module):
 def convert_dual_batchnorm(module: nn.Module) -> nn.Module:
     """Double every batch norm of `module` in place and return it; the adversarial branches start as copies.
 
-    Modules that have two branches already are left alone. A network without batch norm is returned as it is.
+    Modules that have two branches already are left alone, and so are batch norms inside a batch norm, which is doubled whole. A network without batch norm is returned as it is.
     Convert to `SyncBatchNorm` first, or call this once more after it: the conversion to synchronised batch norm
     rebuilds modules and drops their second branch, which is put back here."""
-    children = {id(m.adversarial) for m in module.modules() if isinstance(m, _Dual) or is_stripped(m)}
+    children = {id(child) for m in module.modules() if isinstance(m, _BatchNorm) for child in m.modules() if child is not m}
     for m in list(module.modules()):
         if isinstance(m, _BatchNorm) and not isinstance(m, _Dual) and id(m) not in children:
             if not is_stripped(m):

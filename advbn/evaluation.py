@@ -25,12 +25,24 @@ from .preprocessing import IMAGENET, Preprocessing, preprocessing_of
 from .splitting import convolutions_and_norms
 
 # %% ../nbs/28_evaluation.ipynb #8962224b
+def _place(*modules):
+    "`(device, dtype)` of the first floating point parameter of these modules; float32 on the CPU where there is none."
+    first = next((p for m in modules for p in m.parameters() if p.is_floating_point()), torch.empty(0, dtype=torch.float32))
+    return first.device, first.dtype
+
+
+def _logits(output):
+    if not isinstance(output, torch.Tensor):
+        raise ValueError(f"the network returns a {type(output).__name__}; needed are logits [N, K], one tensor; wrap it in a module that takes them out")
+    return output
+
+
 @torch.inference_mode()
 def predict(model: nn.Module, images: torch.Tensor, batch_size: int = 256, top: int = 1) -> tuple:
     "`(classes, probabilities)`, each `[N, top]`, of uint8 `[N, 3, H, W]` images, normalised as `model` wants them; it is used in eval mode and left as found."
-    device, wanted = next(model.parameters()).device, preprocessing_of(model)
+    (device, dtype), wanted = _place(model), preprocessing_of(model)
     with in_mode(model, False):
-        found = [model(normalize(batch.to(device), wanted)).float().softmax(1).topk(top) for batch in images.split(batch_size)]
+        found = [_logits(model(normalize(batch.to(device), wanted).to(dtype))).float().softmax(1).topk(top) for batch in images.split(batch_size)]
     return torch.cat([f.indices for f in found]).cpu(), torch.cat([f.values for f in found]).cpu()
 
 
@@ -61,11 +73,11 @@ class _InEvalMode(nn.Module):
 @torch.inference_mode()
 def predict_heads(stem: nn.Module, heads: dict, images: torch.Tensor, batch_size: int = 64, preprocessing: Preprocessing = IMAGENET) -> dict:
     "Top classes `[N]` of each of several `heads` on one `stem`, all in eval mode: both branches of a network for one pass through its stem."
-    device, found = next(next(iter(heads.values())).parameters()).device, {name: [] for name in heads}
+    (device, dtype), found = _place(stem, *heads.values()), {name: [] for name in heads}
     for batch in images.split(batch_size):
-        features = stem(normalize(batch.to(device), preprocessing))
+        features = stem(normalize(batch.to(device), preprocessing).to(dtype))
         for name, head in heads.items():
-            found[name].append(head(features).argmax(1).cpu())
+            found[name].append(_logits(head(features)).argmax(1).cpu())
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 

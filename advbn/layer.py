@@ -7,6 +7,7 @@ __all__ = ['NO_GRADIENT', 'module_of', 'borrowed', 'check_batch', 'check_loss', 
 
 # %% ../nbs/02_layer.ipynb #ba26d41c
 import math
+from collections.abc import Mapping
 from contextlib import contextmanager
 from functools import partial
 
@@ -15,6 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 
 from .dual_batchnorm import folded, in_mode, use_branch
 from .statistics import channel_mean, check_features, mean_over_processes, processes, rescale
@@ -25,6 +27,16 @@ def module_of(head):
     if isinstance(head, partial):
         return module_of(head.func)
     return next((m for m in (head, getattr(head, "__self__", None)) if isinstance(m, nn.Module)), None)
+
+
+@contextmanager
+def _uncached():
+    "Keep what is computed inside the `with` block out of the weights that `torch.nn.utils.parametrize.cached` keeps: it carries no gradient."
+    kept, parametrize._cache = parametrize._cache, {}
+    try:
+        yield
+    finally:
+        parametrize._cache = kept
 
 
 @contextmanager
@@ -44,7 +56,7 @@ def borrowed(head, batch_statistics: bool = False):
     asking = [p for p in parameters if p.requires_grad]
     pairs = module.convolutions_and_norms() if hasattr(module, "convolutions_and_norms") and not batch_statistics else []
     try:
-        with use_branch(module, "adversarial"), in_mode(nn.Identity() if module is None else module, False):
+        with use_branch(module, "adversarial"), in_mode(nn.Identity() if module is None else module, False), _uncached():
             for m, _ in norms:
                 m.training, m.track_running_stats = True, False
             for p in asking:
@@ -58,11 +70,20 @@ def borrowed(head, batch_statistics: bool = False):
             p.requires_grad_(True)
 
 # %% ../nbs/02_layer.ipynb #59fe77d7
+def _are_several(targets, images):
+    "Are these a mapping, or several tensors of which each is for the whole batch, so that no slice of them is a part of the batch?"
+    tensors = [t for t in targets if isinstance(t, torch.Tensor) and t.ndim] if isinstance(targets, (tuple, list)) else []
+    return isinstance(targets, Mapping) or (len(tensors) > 0 and all(len(t) == images for t in tensors))
+
+
 def check_batch(features, targets):
-    "Raise a `ValueError` unless `features` is a floating point `[N, C, H, W]` batch and `targets` has N entries."
+    "Raise a `ValueError` unless `features` is a floating point `[N, C, H, W]` batch and `targets` has N entries, a part of which is a part of the batch."
     check_features(features)
     if features.numel() == 0:
         raise ValueError(f"features are empty: {tuple(features.shape)}")
+    if _are_several(targets, len(features)):
+        raise ValueError(f"targets are a {type(targets).__name__} of several, each for the whole batch of {len(features)}; make one tensor of them whose "
+                         "first axis is the batch, such as the mixed probabilities [N, K] of mixup, and let loss_fn take it apart")
     if isinstance(targets, (int, float)) or getattr(targets, "ndim", 1) == 0:
         found = "a single number"
     else:
@@ -159,7 +180,8 @@ class AdvBN(nn.Module):
                 factors[moved] = (factors[moved] + self.step_size * gradient[moved].sign()).clamp_(1 - self.eps, 1 + self.eps)
                 broken |= ~loss.detach().isfinite() | gradient.isnan().any()
         if self._shared(broken.float(), features):
-            raise NotFinite("the loss or its gradient became NaN or infinite during the attack; check the head's parameters and loss_fn")
+            raise NotFinite(f"the loss or its gradient became NaN or infinite during the attack on {len(features)} images; check the head's parameters, "
+                            "loss_fn, and whether it has targets to judge: the mean over none, as where ignore_index or weights of 0 ignore them all, is NaN")
         return factors
 
     def _shared(self, value, features):

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_map
 
 # %% ../nbs/03_splitting.ipynb #b806c90b
 def _timm_leaves():
@@ -41,6 +42,15 @@ class _Refused(ValueError):
 def _marker(features):
     "Stands in the graph where the module at the cut returns its output."
     return features
+
+
+def _without_gradient(value):
+    "Stands in the graph behind what a forward computes under `torch.no_grad`."
+    return tree_map(lambda v: v.detach() if isinstance(v, torch.Tensor) else v, value)
+
+
+def _autocast():
+    return [(torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in ("cpu", "cuda")]
 
 
 _NUMBERS = {"size", "dim", "numel", "item", "stride", "nelement", "ndimension"}
@@ -77,7 +87,16 @@ class _Tracer(fx.Tracer):
     def __init__(self, after):
         self.leaves, functions = _timm_leaves()
         super().__init__(autowrap_functions=functions)
-        self.after, self.cuts, self.drawn = after, [], _drawn()
+        self.after, self.cuts, self.drawn, self.autocast = after, [], _drawn(), _autocast()
+
+    def create_proxy(self, kind, *args, **kwargs):
+        "Record a step as usual, and what the modes that the forward sets for it make of its result: a graph has no modes."
+        if self.autocast != _autocast():
+            raise ValueError("its forward enters an autocast of its own, which a trace would forget")
+        out = super().create_proxy(kind, *args, **kwargs)
+        if torch.is_grad_enabled() or not kind.startswith("call") or out.node.target is _marker or _is_number(out.node):
+            return out
+        return super().create_proxy("call_function", _without_gradient, (out,), {})
 
     def proxy(self, node):
         return _Proxy(node, self)
@@ -205,7 +224,7 @@ def _take_logits(output):
 def _trace(model, after, training):
     "The graph of a `_traced_copy` in train or eval mode, and the node that marks what `after` returns."
     try:
-        with _undrawn():
+        with _undrawn(), torch.enable_grad():
             tracer, graph = _graph(model, after, training)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -224,7 +243,7 @@ _VIEWS = {  # functions and methods whose result may lie in their input's memory
     "unsafe_chunk", "hsplit", "vsplit", "dsplit", "unbind", "view_as_real", "view_as_complex", "real", "imag", "resolve_conj", "resolve_neg", "conj",
     "contiguous", "to", "pin_memory", "type", "type_as", "float", "double", "half", "bfloat16", "int", "long", "bool", "cpu", "cuda", "detach", "data", "alias",
     "positive", "values", "indices", "crow_indices", "col_indices", "ccol_indices", "row_indices", "to_dense", "coalesce", "narrow_copy",
-    "dropout", "dropout1d", "dropout2d", "alpha_dropout", "feature_dropout", "stochastic_depth", "identity", "_marker"}
+    "dropout", "dropout1d", "dropout2d", "alpha_dropout", "feature_dropout", "stochastic_depth", "identity", "_marker", "_without_gradient"}
 _VIEW_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)  # dropout hands on its input in eval mode
 
 
@@ -391,7 +410,7 @@ def convolutions_and_norms(module: nn.Module) -> list:
         return module.convolutions_and_norms()
     try:
         copied = _traced_copy(module)
-        with _undrawn():
+        with _undrawn(), torch.enable_grad():
             pairs = list(_followed_by_norm(_graph(copied, None, False)[1], copied))
     except Exception:  # torch.fx says in many ways what it cannot trace
         return []
@@ -419,7 +438,7 @@ def _is_rectified(node, model):
 
 # %% ../nbs/03_splitting.ipynb #a888b347
 _POINTWISE = {"add", "add_", "sub", "mul", "mul_", "truediv", "relu", "relu_", "gelu", "silu", "dropout", "stochastic_depth", "contiguous",
-              "clone", "_marker"}
+              "clone", "_marker", "_without_gradient"}
 _POINTWISE_MODULES = (nn.Identity, nn.Dropout, nn.ReLU, nn.GELU, nn.SiLU)
 
 
@@ -491,6 +510,8 @@ def split(model: nn.Module, after: str) -> tuple:
     than one place; each says what to do."""
     if hasattr(model, "_orig_mod"):
         raise ValueError("this is what torch.compile makes of a network; hand over the network itself, and compile the parts")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise ValueError(f"this is a {type(model).__name__} around a network; hand over its module, and wrap what prepare makes of it")
     paths = [name for name, _ in model.named_modules() if name]
     if after not in paths:
         near = difflib.get_close_matches(str(after), paths, 5, 0.4) or [name for name, _ in model.named_children()][:6]

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from .augmentation import step_seed
 from .data import to_channels_last
 from .layer import NotFinite
-from .network import AdvBNNet, prepare
+from .network import AdvBNNet, joined, prepare
 from .processes import build_accelerator, others_answering, synchronized
 from .progress import Progress, fingerprint
 from .splitting import split
@@ -183,5 +183,4 @@ def finetuning_net(model: nn.Module, after: str, options: dict | None) -> AdvBNN
     "`model` cut at `after`, with these `options` of `prepare`, or without a layer for the clean control, which trains `model` itself."
     if options is not None:
         return prepare(model, after, **options)
-    stem, head = split(model, after)
-    return AdvBNNet(stem, head, None, model.state_dict(keep_vars=True))
+    return joined(model, *split(model, after))

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -20,8 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 from advbn import AdvBN, AdvBNNet, prepare, split, use_branch
 from advbn.data import normalize
-from advbn.evaluation import for_inference, predict, top1_accuracy
-from advbn.training import pretraining_net
+from advbn.evaluation import for_inference, predict, predict_heads, top1_accuracy
+from advbn.training import finetuning_net, pretraining_net
 from conftest import ROOT
 
 
@@ -621,3 +622,203 @@ def test_a_compiled_network_is_refused_and_its_parts_can_be_compiled():
     expected = net.losses(IMAGES, torch.arange(4))
     net.head = torch.compile(net.head, backend="eager")
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(net.losses(IMAGES, torch.arange(4)), expected))
+
+
+# ---- what a state dict holds
+
+class Scaled(Net):
+    "Writes a weight otherwise than it has it, and turns it back when it reads it; under another name, if there is one."
+
+    def __init__(self, name="0.weight"):
+        super().__init__(conv_bn())
+        self.block.register_state_dict_post_hook(lambda m, state, prefix, metadata: state.update({prefix + name: 2 * state.pop(f"{prefix}0.weight")}))
+        self.block.register_load_state_dict_pre_hook(lambda m, state, prefix, *_: state.update({f"{prefix}0.weight": state.pop(prefix + name) / 2}))
+
+
+@pytest.mark.parametrize("name", ["0.weight", "doubled"])
+@pytest.mark.parametrize("layer", [True, False])
+def test_a_state_dict_that_is_computed_is_refused(name, layer):
+    with pytest.raises(ValueError, match=f"computes 'block.{name}'.*AdvBNNet"):
+        prepare(Scaled(name), "bn") if layer else finetuning_net(Scaled(name), "bn", None)
+
+
+def test_a_tensor_is_known_by_its_memory_before_its_name():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(576, 5))
+    head = nn.Sequential(nn.ReLU(), model[2], model[3], model[4], nn.Identity(), model[5])
+    net = one_step(AdvBNNet(nn.ModuleDict({"first": model[0]})["first"], head, AdvBN(steps=1), model.state_dict(keep_vars=True)))
+    state = net.export()
+    assert state["2.weight"] is not state["3.weight"] and torch.equal(state["2.weight"], head[1].weight) and torch.equal(state["3.weight"], head[2].weight)
+
+
+def test_a_part_that_renames_its_weights_after_prepare_says_so_in_export():
+    net = prepare(used(Net(conv_bn())), "bn", steps=1)
+    torch.nn.utils.parametrizations.weight_norm(net.head.get_submodule("block.0"))
+    with pytest.raises(ValueError, match="no longer hold 'block.0.weight'.*remove_parametrizations.*before prepare"):
+        one_step(net).export()
+    torch.nn.utils.parametrize.remove_parametrizations(net.head.get_submodule("block.0"), "weight")
+    plain = Net(conv_bn()).eval()
+    plain.load_state_dict(net.export())
+    with torch.no_grad():
+        assert torch.allclose(plain(IMAGES), net(IMAGES), atol=1e-6)
+
+
+def test_a_network_with_a_compiled_head_is_exported():
+    net = prepare(used(Net(conv_bn())), "bn", steps=1)
+    net.head = torch.compile(net.head, backend="eager")
+    plain = Net(conv_bn()).eval()
+    plain.load_state_dict(one_step(net).export("adversarial"), strict=True)
+    with torch.no_grad(), use_branch(net, "adversarial"):
+        assert torch.equal(plain(IMAGES), net(IMAGES))
+
+
+class Split(Net):
+    "Half of a batch goes through a batch norm inside the batch norm, in train mode."
+
+    def __init__(self):
+        super().__init__(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), timm.layers.SplitBatchNorm2d(4, num_splits=2), nn.ReLU()))
+
+
+def test_a_batch_norm_with_batch_norms_in_it_is_exported_as_it_was_trained():
+    torch.manual_seed(0)
+    net = one_step(prepare(used(Split()), "bn", steps=1))
+    inner = net.head.get_submodule("block.1.adversarial.aux_bn.0")
+    state = net.export("adversarial")
+    assert torch.equal(state["block.1.aux_bn.0.running_mean"], inner.running_mean)
+    assert torch.equal(state["block.1.aux_bn.0.weight"], inner.weight)
+    Split().load_state_dict(state, strict=True)
+
+
+# ---- what must stay frozen, and what must not
+
+def test_the_stem_stays_frozen_when_the_network_is_unfrozen():
+    net = prepare(used(Net(conv_bn())), "bn", steps=1)
+    net.requires_grad_(False)
+    assert net.requires_grad_(True) is net
+    assert not any(p.requires_grad for p in net.stem.parameters()) and all(p.requires_grad for p in net.head.parameters())
+
+
+def test_statistics_of_the_stem_that_have_been_reset_are_noticed():
+    averaged = torch.optim.swa_utils.AveragedModel(prepare(used(Net(conv_bn())), "bn", steps=1))
+    with pytest.raises(ValueError, match="stem.*'bn'.*update_bn.*export"):
+        torch.optim.swa_utils.update_bn([IMAGES], averaged)
+
+
+def test_weights_that_are_cached_during_a_step_get_their_gradients():
+    torch.manual_seed(0)
+    net, gradients = prepare(weighted(Net(conv_bn())), "bn", steps=1).train(), []
+    for cached in (torch.nn.utils.parametrize.cached, nullcontext):
+        net.zero_grad()
+        with cached():
+            loss = sum(net.losses(IMAGES, torch.arange(4)))
+        loss.backward()
+        gradients.append([p.grad.clone() for p in net.trainable_parameters()])
+    assert all(map(torch.allclose, *gradients))
+
+
+# ---- losses and targets
+
+MIXED = (torch.arange(4), torch.arange(4).flip(0), 0.3)
+
+
+@pytest.mark.parametrize("recipe", ["faithful", "fast"])
+@pytest.mark.parametrize("images, targets, words", [
+    (4, MIXED, "several.*each for the whole batch.*one tensor"), (3, tuple(t[:3] if isinstance(t, torch.Tensor) else t for t in MIXED), "several.*whole batch.*one tensor"),
+    (4, {"y": torch.arange(4)}, "several.*whole batch.*one tensor"), (4, {"a": 1, "b": 2, "c": 3, "y": torch.arange(4)}, "several.*whole batch.*one tensor"),
+    (2, [torch.arange(2), torch.arange(2)], "several.*whole batch.*one tensor"), (4, torch.tensor(1), "4 images and targets a single number"),
+    (4, torch.arange(3), "4 images and targets 3"), (4, 7, "4 images and targets a single number"), (4, object(), "4 images and targets are")])
+def test_targets_that_cannot_be_divided_are_refused_before_they_are(recipe, images, targets, words):
+    with pytest.raises(ValueError, match=words):
+        prepare(Net(conv_bn()), "bn", recipe).losses(IMAGES[:images], targets)
+
+
+@pytest.mark.parametrize("options", [{}, {"recipe": "fast"}, {"share": 0.25}])
+def test_a_batch_whose_targets_are_all_ignored_says_so(options):
+    with pytest.raises(ValueError, match=f"{1 if options else 4} images.*targets.*ignore"):
+        prepare(used(Net(conv_bn())), "bn", **options).losses(IMAGES, torch.tensor([-100] * 4))
+
+
+# ---- what is handed over
+
+@pytest.mark.parametrize("stem, head, what", [(nn.Identity(), lambda f: f, "head is a function"), (nn.Identity(), partial(nn.Flatten()), "head is a partial"),
+                                              (torch.relu, nn.Flatten(), "stem is a builtin_function_or_method")])
+def test_parts_are_modules(stem, head, what):
+    with pytest.raises(ValueError, match=f"{what}.*nn.Module"):
+        AdvBNNet(stem, head, AdvBN())
+
+
+def test_a_wrapped_network_is_refused_by_name():
+    with pytest.raises(ValueError, match="DataParallel.*hand over its module"):
+        prepare(nn.DataParallel(Net(conv_bn())), "module.bn")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_network_of_any_precision_predicts(dtype):
+    torch.manual_seed(0)
+    model, images = used(Net(conv_bn())), torch.randint(256, (3, 3, 12, 12), dtype=torch.uint8)
+    expected = predict(model, images)[1]
+    model = model.to(dtype)
+    assert torch.allclose(predict(model, images)[1], expected, atol=0.01)
+    assert predict_heads(nn.Identity(), {"plain": model}, images)["plain"].equal(predict(model, images)[0][:, 0])
+
+
+def test_a_network_without_parameters_predicts():
+    model, images = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    assert predict(model, images)[0][:, 0].equal(predict_heads(nn.Identity(), {"plain": model}, images)["plain"])
+
+
+def test_a_network_that_predicts_no_tensor_is_refused():
+    class Dictionary(Net):
+        def forward(self, x):
+            return {"logits": super().forward(x)}
+
+    model, images = Dictionary(conv_bn()), torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    for call in (lambda: predict(model, images), lambda: predict_heads(nn.Identity(), {"plain": model}, images)):
+        with pytest.raises(ValueError, match="returns a dict; needed are logits"):
+            call()
+
+
+# ---- modes that a forward sets
+
+class Gated(Net):
+    "A gate, and where the strongest channel is, that no gradient passes through."
+
+    def __init__(self, stop):
+        super().__init__(conv_bn())
+        self.stop = stop
+
+    def forward(self, x):
+        x = F.relu(self.bn(self.conv(x)))
+        with torch.no_grad() if self.stop else nullcontext():
+            gate, size = self.block(x).mean((2, 3), keepdim=True).sigmoid(), x.shape[0]
+            largest, place = x.max(1, keepdim=True)
+            if not self.stop:
+                gate, largest = gate.detach(), largest.detach()
+        return self.fc((self.block(x) * gate + largest + place / 4).reshape(size, 4, -1).mean(2))
+
+
+@pytest.mark.parametrize("outside", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+@pytest.mark.parametrize("after", ["bn", "conv"])
+def test_no_gradient_passes_through_what_a_forward_computes_without_one(outside, after):
+    torch.manual_seed(0)
+    plain, gradients = used(Gated(False)), []
+    model = Gated(True).eval()
+    model.load_state_dict(plain.state_dict())
+    with outside():
+        stem, head = split(model, after)
+    for function in (plain, lambda x: head(stem(x))):
+        images = IMAGES.clone().requires_grad_()
+        gradients.append(torch.autograd.grad(function(images).square().sum(), images)[0])
+    assert torch.allclose(*gradients, atol=1e-7) and gradients[0].abs().max() > 1e-4
+    assert torch.equal(head(stem(IMAGES)), model(IMAGES)) and torch.equal(pickle.loads(pickle.dumps(head))(stem(IMAGES)), model(IMAGES))
+
+
+def test_an_autocast_inside_a_network_is_refused():
+    def step(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.block(x)
+
+    with pytest.raises(ValueError, match="autocast of its own.*AdvBNNet"):
+        split(Net(conv_bn(), step), "bn")
+    with torch.autocast("cpu", torch.bfloat16):
+        split(Net(conv_bn()), "bn")
