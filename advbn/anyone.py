@@ -33,7 +33,7 @@ def class_names(folder: Path, listed: Path | None = None) -> tuple:
     "The classes of a network: a line each of the file `listed`, or the folders under `folder`, sorted. Raises `DataError` if there are none."
     if listed is not None:
         try:
-            names = tuple(line.strip() for line in Path(listed).read_text(encoding="utf-8").splitlines() if line.strip())
+            names = tuple(line.strip() for line in Path(listed).read_text(encoding="utf-8-sig").splitlines() if line.strip())
         except UnicodeDecodeError:
             raise DataError(f"{listed} is no text in UTF-8; expected is a name per line") from None
     elif Path(folder).is_dir():
