@@ -106,7 +106,8 @@ def evaluate_networks(
     device="cpu",
     bad: BadImages | None = None,  # what is done about images that cannot be read
 ) -> pd.DataFrame:  # a row per network and cell: branch (the network's name), shift, cell, correct, images, accuracy (percent)
-    """Top-1 accuracy of each network on every cell of the shifts, made on the way.
+    """Top-1 accuracy of each network on every cell of the shifts, made on the way. Images are turned as their EXIF tags say; those of the `imagenet`
+    profile are not, see `FolderData`.
 
     Raises `DataError` for a missing folder, for classes that the networks do not have, for images that differ in size where no size is said and for
     those that are smaller than what is cut out, and `ValueError` for a `resize` below the size and a size that a network cannot take."""

@@ -75,6 +75,7 @@ BAD = {
     "decompression bomb": ("x.png", bomb, "x.png has more than 89,478,485 pixels, which may be a decompression bomb"),
     "link to nowhere": ("x.png", lambda p: p.symlink_to("nowhere.png"), "x.png cannot be read: No such file"),
     "PostScript": ("x.png", postscript, "x.png is no picture in a known format; allowed are JPEG, PNG"),
+    "32 bits": ("x.tiff", lambda p: Image.fromarray(np.full((40, 40), 200, dtype="int32")).save(p), "x.tiff cannot be read: its pixels are whole numbers of 32 bits and unknown range"),
     "floating point": ("x.tiff", lambda p: Image.fromarray(np.random.rand(40, 40).astype("float32")).save(p), "floating point numbers of unknown range"),
 }
 
