@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from .corruptions import CORRUPTIONS
 from .data import FolderImages, Images
-from .decoding import BadImages, ImageError, Tree
-from .evaluation import mean_corruption_error, mean_error
+from .decoding import LEAST, BadImages, ImageError, Tree
+from .evaluation import mean_corruption_error, mean_error, predict
 from .models import SMALL, build_model
 from .openmoji import DataError
 from .preprocessing import preprocessing_of
@@ -33,7 +33,7 @@ def class_names(folder: Path, listed: Path | None = None) -> tuple:
     "The classes of a network: a line each of the file `listed`, or the folders under `folder`, sorted. Raises `DataError` if there are none."
     if listed is not None:
         try:
-            names = tuple(line.strip() for line in Path(listed).read_text(encoding="utf-8").splitlines() if line.strip())
+            names = tuple(line.strip() for line in Path(listed).read_text(encoding="utf-8-sig").splitlines() if line.strip())
         except UnicodeDecodeError:
             raise DataError(f"{listed} is no text in UTF-8; expected is a name per line") from None
     elif Path(folder).is_dir():
@@ -85,6 +85,15 @@ class _Tests:
         return iter(())
 
 
+def _check_size(name, model, size):
+    "Raise a `ValueError` if `model` cannot take images of `size` pixels, as small ones of networks that pool often and others than a transformer's own."
+    try:
+        if size:
+            predict(model, torch.zeros(1, 3, size, size, dtype=torch.uint8))
+    except Exception as error:  # in whatever layer it comes to light
+        raise ValueError(f"{name} cannot take images of {size} x {size} pixels ({' '.join(str(error).split())[:100]}); say another size") from None
+
+
 def evaluate_networks(
     networks: dict,  # `{name: model}`, plain classifiers with the same classes
     folder: Path,  # test images, a folder for each class
@@ -97,15 +106,18 @@ def evaluate_networks(
     device="cpu",
     bad: BadImages | None = None,  # what is done about images that cannot be read
 ) -> pd.DataFrame:  # a row per network and cell: branch (the network's name), shift, cell, correct, images, accuracy (percent)
-    """Top-1 accuracy of each network on every cell of the shifts, made on the way.
+    """Top-1 accuracy of each network on every cell of the shifts, made on the way. Images are turned as their EXIF tags say; those of the `imagenet`
+    profile are not, see `FolderData`.
 
-    Raises `DataError` for a missing folder, for classes that the networks do not have and for images that differ in size where no size is said, and
-    `ValueError` for a `resize` below the size."""
+    Raises `DataError` for a missing folder, for classes that the networks do not have, for images that differ in size where no size is said and for
+    those that are smaller than what is cut out, and `ValueError` for a `resize` below the size and a size that a network cannot take."""
     if not Path(folder).is_dir():
         raise DataError(f"no images at {folder}; expected is a folder with a folder for each class")
     tree, alike, tables = NamedFolder(folder, classes, "the test set"), {}, []
     for name, model in networks.items():
-        alike.setdefault(preprocessing_of(model).at(size, resize), {})[name] = (nn.Identity(), model.to(device))
+        wanted = preprocessing_of(model).at(size, resize)
+        _check_size(name, model, wanted.size)
+        alike.setdefault(wanted, {})[name] = (nn.Identity(), model.to(device))
     for wanted, parts in alike.items():
         images = FolderImages(tree, classes, wanted.size, wanted.resize, most, bad, wanted.interpolation)
         tables.append(score(parts, cells(_Tests(images, workers), 0, device=device, shifts=shifts), "evaluation", wanted)[0])
@@ -132,13 +144,18 @@ def summary(table: pd.DataFrame, imagenet: bool = False) -> pd.DataFrame:
 
 # %% ../nbs/37_anyone.ipynb #bc43b25c
 class Pictures:
-    "The pictures of a tree, each in its own size, read when asked for: `names`, a length, and `[positions]` gives those `Images`, which must be of one size."
+    """The pictures of a tree, each in its own size, read when asked for: `names`, a length, and `[positions]` gives those `Images`, which must be of one size.
 
-    def __init__(self, root: Path, bad: BadImages | None = None):
+    One with a side under `least` pixels counts as one that cannot be read."""
+
+    def __init__(self, root: Path, bad: BadImages | None = None, least: int = LEAST):
         self.tree, bad, self.samples, sizes = Tree(root), bad or BadImages(), [], set()
         for path, target in tqdm(self.tree.samples, desc="looking", unit="image"):
             try:
-                sizes.add(self.tree.loader(path).size)
+                width, height = self.tree.loader(path).size
+                if min(width, height) < least:
+                    raise ImageError(f"{path} is {width} x {height} pixels; allowed are at least {least} on a side")
+                sizes.add((width, height))
                 self.samples.append((path, target))
             except ImageError as error:
                 bad.note(path, str(error))

@@ -301,7 +301,7 @@ def corrupt(source: Path, out: Path, name: Annotated[str, typer.Option(help="A c
             on_bad_image: _on_bad() = "error"):
     "Corrupt the pictures of a tree, of any size, into another tree. Example: advbn corrupt data/openmoji out --name fog --severity 3"
     from advbn.anyone import Pictures
-    from advbn.corruptions import check_corruption, corrupt
+    from advbn.corruptions import SMALLEST, check_corruption, corrupt
     from advbn.decoding import BadImages
     from advbn.parameters import ParameterError
     from advbn.pictures import make_set
@@ -309,11 +309,11 @@ def corrupt(source: Path, out: Path, name: Annotated[str, typer.Option(help="A c
     check_corruption(name, severity)
     if source.resolve() in out.resolve().parents:
         raise ParameterError(f"{out} lies in {source} and would become one of its classes; name a folder beside it")
-    images = Pictures(source, bad)
+    images = Pictures(source, bad, SMALLEST)
     _left_out(bad)
     number = dict(zip(images.names, range(len(images))))
     made = make_set(images, out, lambda b: corrupt(b.images, name, severity, seed=seed, indices=[number[n] for n in b.names]),
-                    {"corruption": name, "severity": severity, "seed": seed, "source": str(source)}, 32 if images.one_size else 1)
+                    {"corruption": name, "severity": severity, "seed": seed, "source": str(source.resolve())}, 32 if images.one_size else 1)
     print(f"{out}: {made} images written")
 
 

@@ -9,6 +9,7 @@ __all__ = ['Images', 'list_images', 'read_images', 'duplicates', 'split_indices'
 # %% ../nbs/12_data.ipynb #bb5b255f
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -172,7 +173,10 @@ class _Decoded(torch.utils.data.Dataset):
             return None, target, (path, str(error))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(step_seed(self.seed, "augment", epoch, index))
-            return self.transform(v2.functional.pil_to_tensor(picture)), target, None
+            try:
+                return self.transform(v2.functional.pil_to_tensor(picture)), target, None
+            except ImageError as error:
+                return None, target, (path, f"{path}: {error}")
 
 
 def _together(samples):
@@ -243,9 +247,17 @@ def mixed_order(n: int) -> torch.Tensor:
 
 
 def sized(size: int | None, resize: int | None = None, interpolation: str = "bilinear"):
-    "A transform that resizes the shorter side of an image to `resize` and cuts out the middle `size` pixels; `None` leaves that step out."
+    """A transform that resizes the shorter side of an image to `resize` and cuts out the middle `size` pixels; `None` leaves that step out.
+
+    It raises `ImageError` for an image that is smaller than what is cut out, and would get black borders."""
     steps = [v2.Resize(resize, interpolation=InterpolationMode(interpolation), antialias=True)] if resize else []
-    return v2.Compose([*steps, v2.CenterCrop(size) if size else v2.Identity()])
+    return v2.Compose([*steps, partial(_middle, size=size) if size else v2.Identity()])
+
+
+def _middle(image, size):
+    if min(image.shape[-2:]) < size:
+        raise ImageError(f"{image.shape[-1]} x {image.shape[-2]} pixels are fewer than the {size} that are cut out of the middle; resize to {size} or more, or take a smaller size")
+    return v2.functional.center_crop(image, [size, size])
 
 
 class FolderImages:

@@ -49,6 +49,8 @@ def read_picture(path: Path, upright: bool = True) -> Image.Image:
             with Image.open(path, formats=FORMATS) as picture:
                 if min(picture.size) < LEAST:
                     raise ImageError(f"{path} is {picture.width} x {picture.height} pixels; allowed are at least {LEAST} on a side")
+                if picture.mode == "I" and picture.format == "TIFF":  # sixteen bits of PNG and PPM have this mode, too
+                    raise ImageError(f"{path} cannot be read: its pixels are whole numbers of 32 bits and unknown range; allowed are 8 and 16 bits")
                 return _rgb(ImageOps.exif_transpose(picture) if upright else picture)
     except ImageError:
         raise

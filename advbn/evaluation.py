@@ -21,6 +21,7 @@ from torch import nn
 from .corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS
 from .data import normalize, to_channels_last
 from .dual_batchnorm import fold, in_mode
+from .instagram import check_images
 from .preprocessing import IMAGENET, Preprocessing, preprocessing_of
 from .splitting import convolutions_and_norms
 
@@ -39,7 +40,8 @@ def _logits(output):
 
 @torch.inference_mode()
 def predict(model: nn.Module, images: torch.Tensor, batch_size: int = 256, top: int = 1) -> tuple:
-    "`(classes, probabilities)`, each `[N, top]`, of uint8 `[N, 3, H, W]` images, normalised as `model` wants them; it is used in eval mode and left as found."
+    "`(classes, probabilities)`, each `[N, top]`, of uint8 `[N, 3, H, W]` images, normalised as `model` wants them; it is used in eval mode and left as found. Raises `ValueError` for other images."
+    check_images(images)
     (device, dtype), wanted = _place(model), preprocessing_of(model)
     with in_mode(model, False):
         found = [_logits(model(normalize(batch.to(device), wanted).to(dtype))).float().softmax(1).topk(top) for batch in images.split(batch_size)]
@@ -73,6 +75,7 @@ class _InEvalMode(nn.Module):
 @torch.inference_mode()
 def predict_heads(stem: nn.Module, heads: dict, images: torch.Tensor, batch_size: int = 64, preprocessing: Preprocessing = IMAGENET) -> dict:
     "Top classes `[N]` of each of several `heads` on one `stem`, all in eval mode: both branches of a network for one pass through its stem."
+    check_images(images)
     (device, dtype), found = _place(stem, *heads.values()), {name: [] for name in heads}
     for batch in images.split(batch_size):
         features = stem(normalize(batch.to(device), preprocessing).to(dtype))
@@ -82,7 +85,10 @@ def predict_heads(stem: nn.Module, heads: dict, images: torch.Tensor, batch_size
 
 
 def top1_accuracy(model: nn.Module, images: torch.Tensor, targets: torch.Tensor, batch_size: int = 256) -> float:
-    "Top-1 accuracy in percent."
+    "Top-1 accuracy in percent, of uint8 images and a class index `[N]` for each; raises `ValueError` for others."
+    check_images(images)
+    if targets.shape != images.shape[:1]:
+        raise ValueError(f"targets are {targets.dtype} {tuple(targets.shape)}; needed is one class index for each of {len(images)} images")
     return 100 * (predict(model, images, batch_size)[0][:, 0] == targets.cpu()).double().mean().item()
 
 # %% ../nbs/28_evaluation.ipynb #de518f9a

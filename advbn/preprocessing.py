@@ -28,9 +28,15 @@ class Preprocessing:
     def __post_init__(self):
         for name in ("mean", "std"):
             value = tuple(getattr(self, name))  # a file may hold a list
-            if len(value) != 3 or not all(isinstance(v, (int, float)) for v in value) or (name == "std" and min(value) <= 0):
+            if len(value) != 3 or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in value) or (name == "std" and min(value) <= 0):
                 raise ValueError(f"{name} is {value}; allowed are three numbers{' above 0' if name == 'std' else ''}")
             object.__setattr__(self, name, value)
+        for name in ("size", "resize"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} is {value!r}; allowed are None and a whole number of pixels from 1")
+        if self.resize and self.size and self.resize < self.size:
+            raise ValueError(f"resize is {self.resize} and size {self.size}; what is cut out cannot be larger than what it is cut from")
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation is {self.interpolation!r}; allowed are {', '.join(INTERPOLATIONS)}")
 
@@ -38,11 +44,9 @@ class Preprocessing:
         """The same with another `size` or `resize`; `None` leaves what there is, for `resize` its proportion to `size`, and 0 takes images as large as they are.
 
         Raises `ValueError` for a `resize` below `size`."""
-        given, size = resize, self.size if size is None else size
-        if given is None and self.resize:
+        size = self.size if size is None else size
+        if resize is None and self.resize:
             resize = round(self.resize * size / self.size) if size and self.size else self.resize
-        if given and size and given < size:
-            raise ValueError(f"resize is {given} and size {size}; what is cut out cannot be larger than what it is cut from")
         return replace(self, size=size or None, resize=resize or None)
 
     def __str__(self):
@@ -56,7 +60,7 @@ IMAGENET = Preprocessing()
 def from_timm(cfg: dict) -> Preprocessing:
     "What a `pretrained_cfg` of timm's says; images are cut in the middle, whatever its `crop_mode`."
     size, interpolation = min(cfg["input_size"][1:]), cfg.get("interpolation")
-    return Preprocessing(cfg["mean"], cfg["std"], size, math.floor(size / (cfg.get("crop_pct") or 0.875)),
+    return Preprocessing(cfg["mean"], cfg["std"], size, max(size, math.floor(size / (cfg.get("crop_pct") or 0.875))),
                          interpolation if interpolation in INTERPOLATIONS else "bicubic")
 
 

@@ -12,6 +12,7 @@ __all__ = ['EPOCHS', 'CELLS', 'checkpoint', 'find_run', 'branches', 'check_pin',
 import difflib
 import hashlib
 import warnings
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from .layer import AdvBN
 from .models import build_model, check_weights, wanted_by
 from .openmoji import DataError
 from .parameters import ParameterError, Params, Run, project_root
-from .preprocessing import IMAGENET, Preprocessing, preprocessing_of
+from .preprocessing import IMAGENET, Preprocessing, preprocessing_of, remember
 from .processes import build_accelerator, others_answering
 from .progress import Progress, file_digest, held
 from .sets import open_set, place
@@ -100,6 +101,17 @@ def load_data(params: Params, accelerator=None):
         raise DataError(f"profiles.{params.profile}.data: {error}") from None
 
 
+def _streamed(data) -> dict:
+    "How streamed images are resized and cut; nothing of those in memory, which are taken as they are."
+    return {} if data.in_memory else {key: getattr(data, key) for key in ("size", "resize", "interpolation")}
+
+
+def _build(name, section, data):
+    "The network `name` of a section of `params.yaml`; it remembers that it sees the images that `data` makes, whatever its weights were made for."
+    model = build_model(name, len(data.classes), _weights(section), section.head)
+    return remember(model, replace(preprocessing_of(model), **_streamed(data)))
+
+
 def load_model(params: Params, method: str, seed: int, branch: str = "clean") -> torch.nn.Module:
     "The trained network of a method of the main table, or the pretrained one, as a plain model in eval mode."
     return load_into(build_model(params.current.network.name, params.current.data.classes), checkpoint(params, method, seed, branch)).eval()
@@ -169,7 +181,7 @@ def progress_of(params: Params, name: str, seed: int, accelerator) -> Progress:
 def _pretrained(params, network, recipe, policy, seed, title, accelerator, data, progress):
     "`(network, rows per epoch)`: trained from scratch or from weights with a new classifier, or with its published weights and no rows."
     torch.manual_seed(step_seed(seed, "initial weights"))
-    model = build_model(network.name, len(data.classes), _weights(network), network.head)
+    model = _build(network.name, network, data)
     if recipe is None:
         return model.eval(), []
     net = pretraining_net(model)
@@ -227,7 +239,7 @@ def train_autoencoder(params: Params) -> tuple:
     accelerator = build_accelerator(section.classifier.precision if section.classifier else "no", params.timeout)
     data, history = load_data(params), []
     torch.manual_seed(step_seed("autoencoder", "initial weights"))
-    model = build_model(section.network, len(data.classes), _weights(section), section.head)
+    model = _build(section.network, section, data)
     with progress_of(params, "autoencoder/classifier", 0, accelerator) as first, progress_of(params, "autoencoder/decoder", 0, accelerator) as second:
         if section.classifier:
             loader = data.batches(section.classifier.batch_size, 0, accelerator, params.current.data.augment, common=params.seeds, preprocessing=preprocessing_of(model))
@@ -287,7 +299,7 @@ def made_from(params: Params, data, seed: int) -> dict:
         for tensor in (test.images, test.targets):
             images.update(tensor.cpu().contiguous().numpy().tobytes())
     parts = {part: checkpoint(params, "autoencoder", 0, part) for part in ("classifier", "decoder")}
-    return {"seed": seed, "images": images.hexdigest(), **params.current.data.model_dump(include={"sets", "test_images", "size", "resize"}),
+    return {"seed": seed, "images": images.hexdigest(), **params.current.data.model_dump(include={"sets", "test_images", "size", "resize"}), **_streamed(data),
             **section.model_dump(include={"network", "after", "attack", "styles_sha256"}), **{part: file_digest(path) for part, path in parts.items() if path.exists()}}
 
 

@@ -19,6 +19,7 @@ from torchvision.datasets import CIFAR10
 from .corruptions import CORRUPTIONS
 from .data import FolderBatches, FolderImages, Images, MemoryBatches, duplicates, list_images, mixed_order, read_images, split_indices
 from .decoding import BadImages
+from .instagram import check_images
 from .openmoji import DataError
 from .preprocessing import IMAGENET, Preprocessing
 from .published import PAGES, NamedFolder, cifar10_c, imagenet_c, instagram_filters
@@ -100,6 +101,7 @@ class EmbeddedData(MemorySet):
 # %% ../nbs/24_sets.ipynb #257a1d78
 def edges(images: torch.Tensor) -> torch.Tensor:
     "Edge renderings of uint8 `[N, 3, H, W]`: white, and darker the longer the Sobel gradient (Sobel and Feldman 1968), black at an image's longest."
+    check_images(images)
     grey = (images.float() * torch.tensor([0.299, 0.587, 0.114], device=images.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
     across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], device=images.device)
     gradient = F.conv2d(F.pad(grey, (1, 1, 1, 1), "replicate"), torch.stack([across, across.T])[:, None])

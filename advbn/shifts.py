@@ -85,8 +85,8 @@ def store_cells(cells, folder: Path, settings: dict | None = None) -> pd.DataFra
             file.write(json.dumps(settings or {}, indent=1, sort_keys=True).encode() + b"\n")
         for shift, cell, images in cells:
             path = folder / shift / f"{cell}.npz"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(path, images=images.images.cpu().numpy(), targets=images.targets.cpu().numpy())
+            with whole_file(path) as file:
+                np.savez(file, images=images.images.cpu().numpy(), targets=images.targets.cpu().numpy())
             rows.append({"shift": shift, "cell": cell, "images": len(images)})
         listed = pd.DataFrame(rows)
         with whole_file(folder / "cells.csv") as file:

@@ -166,8 +166,8 @@ def _undrawn():
 
 
 def _check_hooks(m, path):
-    "Raise a `ValueError` if a hook or a forward of its own stands at a module that a trace takes to pieces."
-    if m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m):
+    "Raise a `ValueError` if a hook stands at a module that a trace takes to pieces, or the whole model has a forward of its own, which it would not see."
+    if m._forward_hooks or m._forward_pre_hooks or ("forward" in vars(m) and not path):
         what = "a forward of its own, set on the object" if "forward" in vars(m) else "a forward hook"
         raise ValueError(f"{repr(path) if path else 'the model'} has {what}, which a trace would run only once; remove it before, and put it back on a single layer")
 

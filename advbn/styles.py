@@ -14,6 +14,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from .decoding import FORMATS
+from .instagram import check_images
 from .layer import AdvBN
 from .openmoji import DataError
 
@@ -65,15 +66,25 @@ def _painted(pixels):
     return (pixels.clamp(0, 1) * 255).round().byte()
 
 
+def _check_each(images, of_each, what):
+    "Raise a `ValueError` unless `images` are bytes and there is one `of_each` for each."
+    check_images(images)
+    if len(of_each) != len(images):
+        raise ValueError(f"there are {len(images)} images and {len(of_each)} {what}; the two must agree")
+
+
 @torch.no_grad()
 def reconstructed(autoencoder, images: torch.Tensor, batch_size: int = 32) -> torch.Tensor:
     "uint8 images encoded and decoded, nothing changed: the control."
+    check_images(images)
     return torch.cat([_painted(autoencoder(batch.float() / 255)) for batch in images.split(batch_size)])
 
 
 @torch.no_grad()
 def stylized(autoencoder, images: torch.Tensor, indices, styles: torch.Tensor, batch_size: int = 32) -> torch.Tensor:
-    "uint8 images in the style of `styles[index % len(styles)]`, alpha = 1."
+    "uint8 images in the style of the uint8 `styles[index % len(styles)]`, alpha = 1. Raises `ValueError` for others, and unless there are as many indices as images."
+    check_images(styles)
+    _check_each(images, indices, "indices")
     style_features = autoencoder.encode(styles.to(images.device).float() / 255)
     chosen = style_features[torch.as_tensor([int(i) % len(styles) for i in indices], device=images.device)]
     return torch.cat([_painted(autoencoder.decode(adain(autoencoder.encode(batch.float() / 255), style)))
@@ -83,7 +94,9 @@ def stylized(autoencoder, images: torch.Tensor, indices, styles: torch.Tensor, b
 def adversarial(autoencoder, images: torch.Tensor, targets: torch.Tensor, layer: AdvBN, batch_size: int = 32) -> torch.Tensor:
     """uint8 images decoded from features that `layer` has perturbed against the autoencoder's classifier (AdvBN, section 4.3).
 
-    The factors are shared by each batch of 32, so the result depends on the order of the images."""
+    The factors are shared by each batch of 32, so the result depends on the order of the images. Raises `ValueError` for other images,
+    and unless there are as many targets."""
+    _check_each(images, targets, "targets")
     head = torch.nn.Sequential(autoencoder.decoder, torch.nn.Hardtanh(0, 1), _Logits(autoencoder))
     made = []
     for batch, labels in zip(images.split(batch_size), targets.split(batch_size)):

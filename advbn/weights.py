@@ -10,6 +10,7 @@ import glob
 import json
 import os
 import socket
+import warnings
 from collections import OrderedDict
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -102,11 +103,13 @@ def load_state(path: Path) -> dict:
         raise WeightsError(f"{path} is damaged or no file of weights ({path.stat().st_size} bytes): {reason}") from None
     for wrapping in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(wrapping), dict):
+            if f"{wrapping}_ema" in found:
+                warnings.warn(f"{path} holds two networks; {wrapping!r} is read, and '{wrapping}_ema', the moving average, is not; if that is meant, save it alone", stacklevel=2)
             found = found[wrapping]
     if not isinstance(found, dict) or not found or not all(isinstance(v, torch.Tensor) for v in found.values()):
         raise WeightsError(f"{path} holds {type(found).__name__ if not isinstance(found, dict) else 'a dictionary'} and not a state dict, name to tensor")
-    if all(name.startswith("module.") for name in found):
-        found = OrderedDict((name.removeprefix("module."), value) for name, value in found.items())
+    while prefix := next((p for p in ("module.", "_orig_mod.") if all(name.startswith(p) for name in found)), None):  # of DataParallel and torch.compile
+        found = OrderedDict((name.removeprefix(prefix), value) for name, value in found.items())
     return found
 
 
@@ -134,6 +137,9 @@ def load_into(model: nn.Module, path: Path) -> nn.Module:
     said += [f"{shaped[0]!r} is {tuple(found[shaped[0]].shape)} and has to be {tuple(own[shaped[0]].shape)}"] if shaped else []
     if said:
         raise WeightsError(f"{path} does not hold this network's weights: {'; '.join(said)}")
+    odd = next((k for k, v in own.items() if k in found and v.is_floating_point() and not (found[k].is_floating_point() and found[k].layout == torch.strided)), None)
+    if odd:
+        raise WeightsError(f"{path}: {odd!r} is {found[odd].dtype}, {found[odd].layout}; needed are dense floating point numbers")
     broken = next((k for k, v in found.items() if v.is_floating_point() and not v.isfinite().all()), None)
     if broken:
         raise WeightsError(f"{path} holds NaN or infinite values, first in {broken!r}")

@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from advbn.evaluation import predict
 from advbn.models import build_model
 from advbn.openmoji import DataError, write_png
 from advbn.sets import edges
+from advbn.views import classify
 from advbn.weights import save_state
 from conftest import ROOT
 
@@ -100,3 +102,45 @@ def test_wrong_words_are_one_line():
 def test_wrong_words_are_refused(folder, network, tmp_path, refused, words, said):
     save_state(network.state_dict(), tmp_path / "net.pt")
     assert len(refused(["evaluate", *(w.format(file=tmp_path / "net.pt", folder=folder) for w in words)], said)) == 1
+
+
+@pytest.mark.promise("Bad input", "an image that is smaller than what is cut out of it gets no black border: it stops with its name, or is left out and listed")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_smaller_than_the_cut_are_refused(folder, network, workers):
+    with pytest.raises(DataError, match=r"png: 40 x 40 pixels are fewer than the 64 that are cut out of the middle; resize to 64 or more, or .*skip leaves"):
+        evaluate_networks({"a": network}, folder, class_names(folder), ("clean",), size=64, workers=workers)
+    assert evaluate_networks({"a": network}, folder, class_names(folder), ("clean",), size=64, resize=64, workers=workers).images.item() == 12
+    with pytest.raises(DataError, match="40 x 40 pixels are fewer"):
+        classify(network, next(folder.rglob("*.png")), "abc", size=64)
+
+
+def test_a_size_that_a_network_cannot_take_is_said_before_the_first_image(folder, tmp_path, refused):
+    save_state(build_model("torchvision/vgg11", 3).state_dict(), tmp_path / "vgg.pt")
+    refused(["evaluate", "--model", "vgg11", "--weights", tmp_path / "vgg.pt", "--data", folder, "--size", "16"], "vgg11 cannot take images of 16 x 16 pixels", "Output size is too small", "say another size")
+
+
+@pytest.mark.parametrize("policy", ["error", "skip"])
+def test_pictures_too_small_to_corrupt_are_named_before_any_is_written(folder, tmp_path, run, refused, policy):
+    for number, size in enumerate((40, 20)):
+        path = tmp_path / f"images/{'ab'[number]}/{number}.png"
+        path.parent.mkdir(parents=True)
+        write_png(path, np.full((size, 50, 3), 99, dtype=np.uint8))
+    words = ["corrupt", tmp_path / "images", tmp_path / "out", "--name", "fog", "--on-bad-image", policy]
+    if policy == "error":
+        refused(words, "b/1.png is 50 x 20 pixels; allowed are at least 32 on a side")
+        assert not list(tmp_path.glob("out*"))
+    else:
+        status, out, err = run(*words)
+        assert status == 0 and "1 images written" in out and "b/1.png is 50 x 20 pixels" in err
+
+
+def test_a_set_of_another_folder_of_the_same_name_is_not_continued(tmp_path, run, refused, monkeypatch):
+    for place, shade in (("one", 50), ("two", 200)):
+        (tmp_path / place / "images/a").mkdir(parents=True)
+        write_png(tmp_path / place / "images/a/0.png", np.full((32, 32, 3), shade, dtype=np.uint8))
+        monkeypatch.chdir(tmp_path / place)
+        words = ["corrupt", "images", tmp_path / "out", "--name", "fog"]
+        if place == "one":
+            assert run(*words)[0] == 0 and run(*words)[1].strip().endswith("0 images written")
+        else:
+            refused(words, "made with other settings")

@@ -75,6 +75,7 @@ BAD = {
     "decompression bomb": ("x.png", bomb, "x.png has more than 89,478,485 pixels, which may be a decompression bomb"),
     "link to nowhere": ("x.png", lambda p: p.symlink_to("nowhere.png"), "x.png cannot be read: No such file"),
     "PostScript": ("x.png", postscript, "x.png is no picture in a known format; allowed are JPEG, PNG"),
+    "32 bits": ("x.tiff", lambda p: Image.fromarray(np.full((40, 40), 200, dtype="int32")).save(p), "x.tiff cannot be read: its pixels are whole numbers of 32 bits and unknown range"),
     "floating point": ("x.tiff", lambda p: Image.fromarray(np.random.rand(40, 40).astype("float32")).save(p), "floating point numbers of unknown range"),
 }
 
@@ -629,3 +630,32 @@ def test_constant_channels_batches_of_one_and_one_class():
     features, targets = torch.ones(1, 4, 3, 3), torch.tensor([0])
     out = AdvBN()(features, targets, nn.Sequential(nn.Flatten(), nn.Linear(36, 1)))  # one class: no loss, no gradient, and nothing moves
     assert torch.equal(out, features)
+
+
+@pytest.mark.promise("Bad input", "a file of weights that is damaged, another network's or holds a program is refused, and nothing in it is executed")
+def test_weights_of_another_kind_of_number_and_files_with_two_networks(folder, refused, run):
+    state = load_state(folder / "net.pt")
+    weights = folder / "other.pt"
+    arguments = [*evaluation(folder)[:4], weights, *evaluation(folder)[5:]]
+    for change, words in ((lambda v: v.int(), "torch.int32"), (lambda v: v > 0, "torch.bool"), (lambda v: v.to(torch.complex64), "torch.complex64"), (lambda v: v.to_sparse(), "torch.sparse_coo")):
+        torch.save({k: change(v) if k == "fc.weight" else v for k, v in state.items()}, weights)
+        refused(arguments, "other.pt", "'fc.weight' is", words, "needed are dense floating point numbers")
+    for wrapping, average in (("state_dict", "state_dict_ema"), ("model", "model_ema")):
+        torch.save({wrapping: dict(state), average: {k: 2 * v for k, v in state.items()}}, weights)
+        with pytest.warns(UserWarning, match=f"holds two networks; {wrapping!r} is read, and {average!r}, the moving average, is not"):
+            assert all(torch.equal(v, state[k]) for k, v in load_state(weights).items())
+    for change in (lambda v: v.half(), lambda v: v.double()):
+        torch.save({k: change(v) if v.is_floating_point() else v.float() for k, v in state.items()}, weights)
+        assert run(*arguments)[0] == 0
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_the_names_of_compiled_and_parallel_networks_are_read(folder, prefix):
+    state = load_state(folder / "net.pt")
+    torch.save({prefix + k: v for k, v in state.items()}, folder / "wrapped.pt")
+    assert list(load_state(folder / "wrapped.pt")) == list(state)
+
+
+def test_a_list_of_classes_may_begin_with_a_byte_order_mark(folder, run):
+    (folder / "classes.txt").write_text("cats\ndogs\n", encoding="utf-8-sig")
+    assert run(*evaluation(folder, "--classes", folder / "classes.txt"))[0] == 0

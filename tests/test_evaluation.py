@@ -9,12 +9,16 @@ from hypothesis import strategies as st
 from scipy.stats import t
 from torchvision.models import resnet18
 
-from advbn import CORRUPTIONS, mean_corruption_error
-from advbn.evaluation import ALEXNET, for_inference, mean_error, mean_interval, predict, summarize, top1_accuracy
+from advbn import AdvBN, CORRUPTIONS, corrupt, mean_corruption_error
+from advbn.autoencoder import Autoencoder
+from advbn.evaluation import ALEXNET, for_inference, mean_error, mean_interval, predict, predict_heads, summarize, top1_accuracy
+from advbn.instagram import instagram
 from advbn.models import build_model
 from advbn.parameters import Method, Profile, load_params
 from advbn.report import PUBLISHED, mce_table, robustness_table, signed
+from advbn.sets import edges
 from advbn.splitting import split
+from advbn.styles import adversarial, reconstructed, stylized
 from conftest import RECORDED
 
 FULL = {name: [0.1, 0.2, 0.3, 0.4, 0.5] for name in CORRUPTIONS}
@@ -145,3 +149,30 @@ def test_reconstruction_costs_the_standard_network_at_most_ten_points(root):
     table = pd.read_csv(root / "results/tables/advbn_set.csv").query("method == 'standard'").set_index("shift").accuracy
     assert table["clean"] - table["reconstructed"] <= 10
     assert table["advbn"] < table["reconstructed"]
+
+
+@pytest.mark.promise("Bad input", "images that are no bytes, and targets that do not fit them, are refused wherever images are taken")
+@pytest.mark.parametrize("change, found", [(lambda x: x / 255, r"torch.float32 \(4, 3, 32, 32\)"), (lambda x: x[:, :1], r"torch.uint8 \(4, 1, 32, 32\)"),
+                                           (lambda x: x.permute(0, 2, 3, 1), r"torch.uint8 \(4, 32, 32, 3\)"), (lambda x: x[0], r"torch.uint8 \(3, 32, 32\)")], ids=["floats", "grey", "channels last", "one image"])
+def test_images_that_are_no_bytes_are_refused(change, found):
+    images, targets, model = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8), torch.tensor([0, 1, 0, 1]), build_model("small_resnet", 2).eval()
+    painter = Autoencoder(build_model("small_vgg", 2), "features.relu2_2").eval()
+    styles = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    takers = (lambda x: predict(model, x), lambda x: predict_heads(torch.nn.Identity(), {"a": model}, x), lambda x: top1_accuracy(model, x, targets),
+              edges, lambda x: instagram(x, "rise"), lambda x: corrupt(x, "fog", 1), lambda x: reconstructed(painter, x),
+              lambda x: stylized(painter, x, range(4), styles), lambda x: stylized(painter, images, range(4), x), lambda x: adversarial(painter, x, targets, AdvBN(steps=1)))
+    for taker in takers:
+        taker(images)
+        with pytest.raises(ValueError, match=f"images are {found}; allowed is a uint8 tensor"):
+            taker(change(images))
+
+
+def test_what_belongs_to_each_image_is_there_for_each():
+    images, model, painter = torch.zeros(40, 3, 16, 16, dtype=torch.uint8), build_model("small_resnet", 2).eval(), Autoencoder(build_model("small_vgg", 2), "features.relu2_2").eval()
+    for targets in (torch.zeros(40, 1), torch.zeros(1), torch.tensor(0), torch.zeros(40, 2)):
+        with pytest.raises(ValueError, match=r"targets are .*; needed is one class index for each of 40 images"):
+            top1_accuracy(model, images, targets)
+    with pytest.raises(ValueError, match="there are 40 images and 32 indices"):
+        stylized(painter, images, range(32), images[:2])
+    with pytest.raises(ValueError, match="there are 40 images and 32 targets"):
+        adversarial(painter, images, torch.zeros(32, dtype=torch.long), AdvBN(steps=1))

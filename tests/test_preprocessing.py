@@ -20,7 +20,7 @@ from advbn.openmoji import DataError
 from advbn.parameters import ParameterError, Training, load_params, parse_params
 from advbn.progress import file_digest
 from advbn.preprocessing import IMAGENET, Preprocessing, preprocessing_of, recorded, remember
-from advbn.runs import check_networks, evaluate, load_data, pretrain, train, train_autoencoder, wanted_images
+from advbn.runs import check_networks, evaluate, load_data, made_from, pretrain, train, train_autoencoder, wanted_images
 from advbn.training import fit, pretraining_net
 from advbn.views import classify
 from advbn.weights import WeightsError, load_into, load_state, save_state
@@ -80,6 +80,9 @@ def test_a_network_gets_the_same_images_in_prepare_in_the_pipeline_and_on_the_co
     history, seen = seen_by_first_convolutions(lambda: train(params, "finetune", 0))
     assert len(history) == 1 and seen and all(pixels(batch, HALF, HALF) for _, batch in seen)
     train_autoencoder(params)
+    for method in ("pretrained", "finetune", "autoencoder"):  # as the profile makes them, not as the architecture's published weights want them
+        said = [recorded(load_state(file)) for file in (project / f"checkpoints/imagenet/{method}").glob("*.pt") if "decoder" not in file.name]
+        assert {(one.size, one.resize, one.interpolation) for one in said} == {(64, 72, "bicubic")}
     (table, found), seen = seen_by_first_convolutions(lambda: evaluate(params, "finetune", 0))
     of_lite = [batch for out, batch in seen if out == 32]
     assert of_lite and all(pixels(batch, HALF, HALF) for batch in of_lite)
@@ -97,10 +100,24 @@ def test_a_network_gets_the_same_images_in_prepare_in_the_pipeline_and_on_the_co
         net = prepare(plain, "blocks.1").eval()
         assert torch.allclose(net(normalize(images, net.preprocessing)), logits, atol=1e-4)
     assert torch.equal(predict(net, images)[0][:, 0], logits.argmax(1)) and (found["clean/clean/clean"] == logits.argmax(1).numpy()).all()
-    done = subprocess.run([sys.executable, "-m", "advbn", "evaluate", "--model", LITE, "--weights", file, "--data", project / "imagenet/val", "--size", "64", "--resize", "72",
+    done = subprocess.run([sys.executable, "-m", "advbn", "evaluate", "--model", LITE, "--weights", file, "--data", project / "imagenet/val",
                            "--shifts", "clean", "--json"], cwd=project, capture_output=True, text=True)
     assert done.returncode == 0 and f"{LITE}: images resized to 72 (bicubic), cut to 64 pixels, mean {HALF}, deviation {HALF}" in done.stderr, done.stderr
     assert json.loads(done.stdout)[LITE]["clean"] == pytest.approx(table[table["shift"] == "clean"].accuracy.item())
+
+
+@pytest.mark.promise("Bad input", "kept images that were made in another way are not taken for those that are asked for")
+def test_images_made_for_another_network_are_made_with_other_settings(project):
+    content = yaml.safe_load((project / "params.yaml").read_text())
+    content["profiles"]["imagenet"]["data"].update(size=None, resize=None)
+    settings = []
+    for name in (LITE, "torchvision/resnet18"):
+        content["profiles"]["imagenet"]["network"].update(name=name, weights=None, weights_sha256=None)
+        content["profiles"]["imagenet"].update(pretrain={"epochs": 1, "batch_size": 8, "lr": 0.1})
+        params = parse_params(content)
+        settings.append(made_from(params, load_data(params), 0))
+    assert settings[0].pop("interpolation") == "bicubic" and settings[1].pop("interpolation") == "bilinear" and settings[0] == settings[1]
+    assert (settings[0]["size"], settings[0]["resize"]) == (224, 256)
 
 
 def test_streamed_images_are_as_large_as_the_network_wants_them_where_the_profile_says_nothing(project):
@@ -264,6 +281,7 @@ def test_networks_that_want_other_images_are_tested_on_other_images(tmp_path):
     half = remember(torchvision.models.resnet18(num_classes=2), Preprocessing(HALF, HALF, 32, 40)).eval()
     usual = build_model("torchvision/resnet18", 2).eval()
     (table, seen) = seen_by_first_convolutions(lambda: evaluate_networks({"a": half, "b": usual, "c": half}, tmp_path, class_names(tmp_path), ("clean",), workers=0))
+    seen = [found for found in seen if len(found[1]) == 2]  # one black image before is to see whether a network takes the size
     assert table.branch.tolist() == ["a", "c", "b"] and [tuple(b.shape) for _, b in seen] == [(2, 3, 32, 32)] * 2 + [(2, 3, 224, 224)]
     assert pixels(seen[0][1], HALF, HALF) and pixels(seen[2][1], IMAGENET.mean, IMAGENET.std)
     _, seen = seen_by_first_convolutions(lambda: classify(half, tmp_path / "a/0.JPEG", "ab"))
@@ -299,3 +317,9 @@ def test_nothing_is_recorded_of_a_network_that_says_nothing(model):
 @pytest.mark.parametrize("profile", ["openmoji", "cifar10", "imagenet"])
 def test_the_networks_of_every_profile_are_accepted(profile):
     check_networks(load_params().model_copy(update={"profile": profile}))
+
+
+@pytest.mark.parametrize("said", [{"size": -5}, {"size": 2.5}, {"size": "224"}, {"resize": True}, {"size": 64, "resize": 32}, {"mean": (float("nan"), 0, 0)}, {"std": (float("inf"), 1, 1)}])
+def test_sizes_are_whole_numbers_and_means_are_finite(said):
+    with pytest.raises(ValueError, match=f"{'resize' if len(said) == 2 else next(iter(said))} is .*(allowed|cannot be larger)"):
+        Preprocessing(**said)

@@ -461,3 +461,18 @@ def test_a_writer_that_is_stopped_leaves_nothing(tmp_path):
         file.write(b"half")
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_full_of_kept_cells_is_said_by_name(tmp_path, monkeypatch):
+    images = read_images(ROOT / "data/openmoji")[range(20)]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=f"{tmp_path}/clean/clean.npz could not be written: "):
+            store_cells([("clean", "clean", images)], tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["settings.json"]
+    store_cells([("clean", "clean", images)], tmp_path)
+    (_, _, kept), = stored_cells(tmp_path, images.classes)
+    assert torch.equal(kept.images, images.images)
