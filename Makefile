@@ -58,8 +58,8 @@ test: data $(WORKSHOP)  ## environment, and both side by side (about 20 minutes 
 promises: data $(WORKSHOP)  ## results/promises.csv, from the tests that keep a promise (about 5 minutes)
 	$(PYTEST) -m promise --promises results/promises.csv
 
-zoo: $(WORKSHOP)  ## results/zoo.csv, from cuts of torchvision's and timm's networks (about 10 minutes)
-	pytest tests/test_zoo.py --zoo results/zoo.csv
+zoo: $(WORKSHOP)  ## results/zoo.csv, from cuts of torchvision's and timm's networks (about 6 minutes)
+	pytest -n 2 tests/test_zoo.py --zoo results/zoo.csv
 
 lab: data  ## JupyterLab, opened on nbs/explore
 	jupyter lab --notebook-dir=nbs --LabApp.default_url=/lab/tree/explore $(LAB)

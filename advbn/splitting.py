@@ -140,6 +140,9 @@ def _is_channels(node):
     return isinstance(shape, fx.Node) and shape.target is getattr and shape.args[1] == "shape" and shape.args[0].op == "placeholder"
 
 # %% ../nbs/03_splitting.ipynb #cabc8cf8
+BY_HAND = "write stem and head as two modules and pass them to AdvBNNet(stem, head, layer)"
+
+
 def _drawn():
     "Where the generators of torch, Python and NumPy stand."
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
@@ -178,16 +181,25 @@ def _plain(model):
             if isinstance(value, (bool, int, float, str)) and name != "training"}
 
 
-def _traced_copy(model):
-    "A copy for the trace to work on; it shares the model's parameters and has buffers of its own."
+def _traced_copy(model, before=None):
+    """A copy for one trace to work on, with the constants that a trace has left in the copy `before`; it shares the model's parameters and has buffers
+    of its own. Raises `ValueError` for a model that cannot be copied."""
     memo = {id(p): p for p in model.parameters()}
     memo.update((id(v), v) for m in model.modules() for v in vars(m).values() if isinstance(v, torch.Tensor))
-    return copy.deepcopy(model, memo)
+    try:
+        copied = copy.deepcopy(model, memo)
+    except Exception as error:  # a module can refuse in many ways
+        raise ValueError(f"{type(model).__name__} cannot be copied ({' '.join(str(error).split())[:120]}); {BY_HAND}") from error
+    for name in _constants(before):
+        setattr(copied, name, getattr(before, name))
+    return copied
+
+
+def _constants(traced):
+    "The names under which torch.fx keeps tensors that were made in the trace."
+    return [name for name in vars(traced) if name.startswith("_tensor_constant")] if traced is not None else []
 
 # %% ../nbs/03_splitting.ipynb #19a4bbca
-BY_HAND = "write stem and head as two modules and pass them to AdvBNNet(stem, head, layer)"
-
-
 def _graph(model, after, training):
     "The tracer and the graph of `model`, in train or eval mode; `model` is a `_traced_copy`. Raises `ValueError` for what cannot be traced rightly."
     parameters = list(inspect.signature(model.forward).parameters.values())
@@ -380,11 +392,9 @@ class Part(nn.Module):
     def __init__(self, model, traced, graphs, rectified=False, last_axis=""):
         super().__init__()
         self.training, self.rectified, self.last_axis = model.training, rectified, last_axis
-        for graph in graphs.values():
-            for node in graph.nodes:
-                if node.op in ("call_module", "get_attr"):
-                    made = "." not in node.target and not hasattr(model, node.target)  # a constant, by the trace
-                    _share(traced if made else model, self, node.target)
+        named = [node for graph in graphs.values() for node in graph.nodes if node.op in ("call_module", "get_attr")]
+        for node in sorted(named, key=lambda node: node.op == "get_attr"):  # modules before the weights that are read out of them
+            _share(traced if node.target in _constants(traced) and not hasattr(model, node.target) else model, self, node.target)
         self._sources = {training: _source(graph) for training, graph in graphs.items()}
         self._forwards = {training: _compile(*source) for training, source in self._sources.items()}
         self._pairs = list(_followed_by_norm(graphs[False], model))
@@ -482,9 +492,9 @@ def _last_axis(cut, model):
 
 # %% ../nbs/03_splitting.ipynb #a4558fcd
 def _works(model, path):
-    "Is there a head worth attacking after the module at this path of a `_traced_copy`?"
+    "Is there a head worth attacking after the module at this path?"
     try:
-        graph, cut = _trace(model, path, False)
+        graph, cut = _trace(_traced_copy(model), path, False)
         return any(n.op == "call_module" for n in _halves(graph, cut, model)[1].nodes) and not _last_axis(cut, model)
     except ValueError:
         return False
@@ -516,15 +526,12 @@ def split(model: nn.Module, after: str) -> tuple:
     if after not in paths:
         near = difflib.get_close_matches(str(after), paths, 5, 0.4) or [name for name, _ in model.named_children()][:6]
         raise ValueError(f"{type(model).__name__} has no module {after!r}; the nearest are {', '.join(map(repr, near))}")
-    try:
-        traced = _traced_copy(model)
-    except Exception as error:
-        raise ValueError(f"{type(model).__name__} cannot be copied ({' '.join(str(error).split())[:120]}); {BY_HAND}") from error
-    stems, heads = {}, {}
+    stems, heads, traced = {}, {}, None
     try:
         for training in (True, False):
+            traced = _traced_copy(model, traced)
             graph, cut = _trace(traced, after, training)
             stems[training], heads[training] = _halves(graph, cut, traced)
     except _Refused as reason:
-        raise ValueError(f"cannot split {type(model).__name__} after {after!r}: {reason}; {_advice(traced, after)}") from None
+        raise ValueError(f"cannot split {type(model).__name__} after {after!r}: {reason}; {_advice(model, after)}") from None
     return Part(model, traced, stems, _is_rectified(cut, model), _last_axis(cut, model)), Part(model, traced, heads)

@@ -9,7 +9,7 @@ from urllib.parse import unquote, urldefrag, urljoin, urlparse
 import pandas as pd
 import pytest
 
-from conftest import CHROMIUM
+from conftest import CHROMIUM, ROOT
 
 pytestmark = pytest.mark.slow
 

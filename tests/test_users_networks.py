@@ -822,3 +822,30 @@ def test_an_autocast_inside_a_network_is_refused():
         split(Net(conv_bn(), step), "bn")
     with torch.autocast("cpu", torch.bfloat16):
         split(Net(conv_bn()), "bn")
+
+
+class Remembering(nn.Module):
+    "Keeps what it computes in a dictionary, in train mode and in eval mode, as some position biases do; makes another constant in each."
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.kept = nn.Conv2d(4, 4, 1), {}
+
+    def forward(self, x):
+        key = str(x.device) if not isinstance(x, torch.fx.Proxy) else "traced"
+        if key not in self.kept:
+            self.kept[key] = self.conv.weight.sum() + torch.arange(3.0)[1 if self.training else 2]
+        return self.conv(x) * self.kept[key]
+
+
+def test_what_a_forward_keeps_in_one_trace_is_not_there_in_the_next():
+    model = Net(nn.Sequential(Remembering(), nn.ReLU()))
+    stem, head = split(model, "bn")
+    for training in (True, False):
+        fresh = copy.deepcopy(model).train(training)
+        stem.train(training), head.train(training)
+        with torch.no_grad():
+            assert torch.equal(copy.deepcopy(head)(stem(IMAGES)), fresh(IMAGES))
+    assert model.block[0].kept == {}
+    with pytest.raises(ValueError, match="crosses this cut.*such as"):  # advice is tried, too
+        split(Net(nn.Sequential(Remembering(), nn.ReLU()), lambda self, x: x + self.block(x)), "block.0")
