@@ -24,7 +24,7 @@ from advbn.shifts import cells, store_cells, stored_cells
 from advbn.progress import Busy, Interrupted, Progress, read_checked, write_checked
 from advbn.runs import clear_progress, keep_rows
 from advbn.training import finetuning_net, fit
-from advbn.weights import load_state, save_state
+from advbn.weights import load_state, save_state, whole_file
 from conftest import ROOT
 
 RECIPE = Training(epochs=3, batch_size=16, lr=0.02, schedule="onecycle")
@@ -435,6 +435,13 @@ def save_many(path, ready, number):
         save_state({"weights": torch.full((50_000,), float(number))}, path)
 
 
+def write_half(path, half):
+    with whole_file(path) as file:
+        file.write(b"half")
+        half.set()
+        time.sleep(600)
+
+
 def test_weights_written_by_two_at_once_are_those_of_one(context, tmp_path):
     "And what a writer that was killed has left is removed by the next."
     path, ready = tmp_path / "net.pt", context.Barrier(2)
@@ -445,10 +452,10 @@ def test_weights_written_by_two_at_once_are_those_of_one(context, tmp_path):
         process.join()
         assert process.exitcode == 0
     assert load_state(path)["weights"].unique().tolist() in ([1.0], [2.0])
-    process = context.Process(target=save_many, args=(path, context.Barrier(1), 3))
+    half = context.Event()
+    process = context.Process(target=write_half, args=(path, half))
     process.start()
-    while not list(tmp_path.glob(".*.partial")):
-        time.sleep(0.001)
+    assert half.wait(120) and list(tmp_path.glob(".*.partial"))
     process.kill()
     process.join()
     save_state({"weights": torch.zeros(3)}, path)
@@ -456,7 +463,6 @@ def test_weights_written_by_two_at_once_are_those_of_one(context, tmp_path):
 
 
 def test_a_writer_that_is_stopped_leaves_nothing(tmp_path):
-    from advbn.weights import whole_file
     with pytest.raises(KeyboardInterrupt), whole_file(tmp_path / "rows.csv") as file:
         file.write(b"half")
         raise KeyboardInterrupt
