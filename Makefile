@@ -52,7 +52,7 @@ check: data $(WORKSHOP)  ## the notebooks' own checks
 suite: data $(WORKSHOP)  ## pytest, a file of tests at a time in each of two processes
 	$(PYTEST)
 
-test: data $(WORKSHOP)  ## environment, and both side by side (about 20 minutes on two cores)
+test: data $(WORKSHOP)  ## environment, and both side by side (about 25 minutes on two cores)
 	$(MAKE) -j2 check suite
 
 promises: data $(WORKSHOP)  ## results/promises.csv, from the tests that keep a promise (about 5 minutes)
