@@ -117,10 +117,10 @@ def evaluate_networks(
     for name, model in networks.items():
         wanted = preprocessing_of(model).at(size, resize)
         _check_size(name, model, wanted.size)
-        alike.setdefault(wanted, {})[name] = (nn.Identity(), model.to(device))
-    for wanted, parts in alike.items():
+        alike.setdefault(wanted, {})[name] = model.to(device)
+    for wanted, group in alike.items():
         images = FolderImages(tree, classes, wanted.size, wanted.resize, most, bad, wanted.interpolation)
-        tables.append(score(parts, cells(_Tests(images, workers), 0, device=device, shifts=shifts), "evaluation", wanted)[0])
+        tables.append(score(group, cells(_Tests(images, workers), 0, device=device, shifts=shifts), "evaluation")[0])
     table = pd.concat(tables, ignore_index=True)
     return table.assign(accuracy=100 * table.correct / table.images)
 

@@ -18,20 +18,18 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from .corruptions import CORRUPTIONS, corrupt
 from .cost import step_flops
-from .evaluation import for_inference, predict_heads
+from .evaluation import for_inference, predict_each
 from .models import build_model
 from .network import prepare
 from .parameters import project_root
 from .pipeline import surroundings
 from .runs import score
-from .splitting import split
 from .styles import style_images
 from .training import finetuning_net
 
@@ -259,13 +257,12 @@ def corrupt_chart(found: dict):
 
 # %% ../nbs/38_bench.ipynb #fd2e8021
 def bench_evaluate(network: str = "resnet18", batch: int = 8, size: int = 224, device: str = "cpu", repetitions: int = 7) -> dict:
-    """Time one batch under all 75 corruption cells: as `score` does it, against the forward passes alone, and with two branches that share a stem against
+    """Time one batch under all 75 corruption cells: as `score` does it, against the forward passes alone, and with two branches against
     two networks. `all cells, relative` and `two branches, relative` are medians of the ratios within a turn; `spread` has their quartiles."""
     from advbn.data import Images
     from advbn.shifts import cells
     torch.manual_seed(0)
     model = build_model(f"torchvision/{network}", 100).eval().to(device)
-    stem, head = split(model, "layer1")
     images = Images(_photographs(batch, size).to(device), torch.zeros(batch, dtype=torch.long, device=device), tuple(map(str, range(batch))), ("",) * 100)
 
     class Set:
@@ -277,16 +274,15 @@ def bench_evaluate(network: str = "resnet18", batch: int = 8, size: int = 224, d
         def published_cells(self, most=None):
             return ()
 
-    fast_stem, fast_head = for_inference(stem), for_inference(head)
-    whole = nn.Sequential(fast_stem, fast_head)
+    whole = for_inference(model)
 
     def forward(branches=1):
         for _ in range(75):
             for _ in range(branches):
-                predict_heads(nn.Identity(), {"clean": whole}, images.images)
+                predict_each({"clean": whole}, images.images)
 
     def all_cells(branches=("clean",)):
-        score({b: (stem, head) for b in branches}, cells(Set(), 0, device=device, shifts=("corruptions",)), "cells")
+        score({b: model for b in branches}, cells(Set(), 0, device=device, shifts=("corruptions",)), "cells")
 
     times = alternate({"forward passes": forward, "all cells": all_cells, "forward passes, two branches": lambda: forward(2),
                        "all cells, two branches": lambda: all_cells(("clean", "adversarial"))}, repetitions, warmup=1, device=device)

@@ -22,7 +22,6 @@ from .openmoji import DataError
 from .parameters import Params, Run, project_root
 from .runs import branches, load_data, wanted_images
 from .sets import place
-from .splitting import split
 from .training import finetuning_net, pretraining_net
 
 # %% ../nbs/32_cost.ipynb #155ef853
@@ -112,11 +111,11 @@ def timed_rates(params: Params, size: int) -> dict:
         net.train()
         sum(net.losses(images, targets)).backward()
 
-    stem, head = map(for_inference, split(model.eval(), run.after))
+    network = for_inference(model)
 
     @torch.inference_mode()
     def look():
-        head(stem(images))
+        network(images)
 
     with FlopCounterMode(display=False) as counter:
         look()
@@ -183,13 +182,11 @@ def _bytes(network, classes):
 
 
 def _looking_flops(run, classes, size):
-    "Operations per image of a forward pass on all branches of `run`, which share a stem."
-    stem, head = split(build_model(run.network.name, classes).eval(), run.after)
+    "Operations per image of a forward pass of all branches of `run`."
+    model = build_model(run.network.name, classes).eval()
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        features = stem(torch.zeros(1, 3, size, size))
-        for _ in branches(run):
-            head(features)
-    return counter.get_total_flops()
+        model(torch.zeros(1, 3, size, size))
+    return len(branches(run)) * counter.get_total_flops()
 
 
 def _pretraining_flops(name, classes, size):

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from .augmentation import step_seed
 from .autoencoder import Autoencoder, fit_decoder
 from .dual_batchnorm import BRANCHES
-from .evaluation import for_inference, predict_heads
+from .evaluation import for_inference, predict_each
 from .layer import AdvBN
 from .models import build_model, check_weights, wanted_by
 from .openmoji import DataError
@@ -33,8 +33,8 @@ from .preprocessing import IMAGENET, Preprocessing, preprocessing_of, remember
 from .processes import build_accelerator, others_answering
 from .progress import Progress, file_digest, held
 from .sets import open_set, place
-from .shifts import cells, store_cells, stored_cells
 from .splitting import split
+from .shifts import cells, store_cells, stored_cells
 from .training import finetuning_net, fit, pretraining_net
 from .weights import load_into, save_state, whole_file
 
@@ -321,16 +321,15 @@ def shifted(params: Params, data, seed: int, wanted=lambda shift, cell: True):
     return stored_cells(_shifted(params, seed), data.classes, wanted, made_from(params, data, seed))
 
 
-def score(parts: dict, made, title: str, preprocessing: Preprocessing = IMAGENET) -> tuple:
-    """`(table, predictions)` of a network, as `{branch: (stem, head)}`, on `(shift, cell, Images)`, normalised as `preprocessing`
-    says; one stem serves all branches.
+def score(networks: dict, made, title: str) -> tuple:
+    """`(table, predictions)` of networks, as `{branch: network}`, on `(shift, cell, Images)`.
 
     The table has a row per branch and cell: branch, shift, cell, correct, images. The predictions are the top classes, int16 `[N]`, under
     keys such as `clean/instagram/hefe`; the pieces of a cell are put together."""
-    stem, heads = for_inference(next(iter(parts.values()))[0]), {branch: for_inference(head) for branch, (_, head) in parts.items()}
+    networks = {branch: for_inference(network) for branch, network in networks.items()}
     counts, predictions = {}, {}
     for name, cell, images in tqdm(made, desc=title, unit="cell"):
-        for branch, found in predict_heads(stem, heads, images.images, preprocessing=preprocessing).items():
+        for branch, found in predict_each(networks, images.images).items():
             predictions.setdefault(f"{branch}/{name}/{cell}", []).append(found.numpy().astype("int16"))
             correct, seen = counts.get((branch, name, cell), (0, 0))
             counts[branch, name, cell] = correct + (found == images.targets.cpu()).sum().item(), seen + len(images)
@@ -346,9 +345,8 @@ def evaluate(params: Params, method: str, seed: int) -> tuple:
     accelerator, run = build_accelerator(timeout=params.timeout), find_run(params, method)
     data = load_data(params, accelerator)
     networks = {b: load_model(params, method, seed, b).to(accelerator.device) for b in branches(run)}
-    parts = {b: split(network, run.after) for b, network in networks.items()}
     made = shifted(params, data, seed) if data.in_memory else all_cells(params, data, seed, accelerator.device)
-    table, predictions = score(parts, made, f"{method}, seed {seed}", preprocessing_of(networks["clean"]))
+    table, predictions = score(networks, made, f"{method}, seed {seed}")
     if accelerator.num_processes > 1 and not data.in_memory:
         from accelerate.utils import gather_object
         with others_answering():

@@ -17,12 +17,10 @@ from .instagram import FILTERS
 from .network import recipe_options
 from .parameters import Layer, ParameterError, Params, Run
 from .models import build_model
-from .preprocessing import preprocessing_of
 from .parallel import side_by_side
 from .processes import build_accelerator
 from .runs import branches, checkpoint, finetuned, load_data, pretrain, score, settle, shifted
 from .shifts import SHIFTS
-from .splitting import split
 from .weights import load_into
 
 # %% ../nbs/31_studies.ipynb #d684830f
@@ -77,13 +75,13 @@ def short_run(params: Params, name: str, run: Run, seed: int) -> pd.DataFrame:
     accelerator = build_accelerator(run.finetune.precision)
     model = load_into(build_model(run.network.name, len(data.classes)), checkpoint(params, f"bases/{run.base}", seed)).eval()
     net, _ = finetuned(params, run, copy.deepcopy(model), data, seed, accelerator)
-    parts = {}
+    networks = {}
     for branch in branches(run):
         plain = copy.deepcopy(model)
         if net:
             plain.load_state_dict(net.export(branch))
-        parts[branch] = split(plain.eval().to(accelerator.device), run.after)
-    table, _ = score(parts, shifted(params, data, seed, is_short(params)), f"{name}, seed {seed}", preprocessing_of(model))
+        networks[branch] = plain.eval().to(accelerator.device)
+    table, _ = score(networks, shifted(params, data, seed, is_short(params)), f"{name}, seed {seed}")
     return table.assign(run=name, seed=seed, accuracy=100 * table.correct / table.images)
 
 

@@ -11,7 +11,7 @@ from torchvision.models import resnet18
 
 from advbn import AdvBN, CORRUPTIONS, corrupt, mean_corruption_error
 from advbn.autoencoder import Autoencoder
-from advbn.evaluation import ALEXNET, for_inference, mean_error, mean_interval, predict, predict_heads, summarize, top1_accuracy
+from advbn.evaluation import ALEXNET, for_inference, mean_error, mean_interval, predict, predict_each, summarize, top1_accuracy
 from advbn.instagram import instagram
 from advbn.models import build_model
 from advbn.parameters import Method, Profile, load_params
@@ -158,7 +158,7 @@ def test_images_that_are_no_bytes_are_refused(change, found):
     images, targets, model = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8), torch.tensor([0, 1, 0, 1]), build_model("small_resnet", 2).eval()
     painter = Autoencoder(build_model("small_vgg", 2), "features.relu2_2").eval()
     styles = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
-    takers = (lambda x: predict(model, x), lambda x: predict_heads(torch.nn.Identity(), {"a": model}, x), lambda x: top1_accuracy(model, x, targets),
+    takers = (lambda x: predict(model, x), lambda x: predict_each({"a": model}, x), lambda x: top1_accuracy(model, x, targets),
               edges, lambda x: instagram(x, "rise"), lambda x: corrupt(x, "fog", 1), lambda x: reconstructed(painter, x),
               lambda x: stylized(painter, x, range(4), styles), lambda x: stylized(painter, images, range(4), x), lambda x: adversarial(painter, x, targets, AdvBN(steps=1)))
     for taker in takers:

@@ -51,7 +51,7 @@ def train(n, seed):
 
 def evaluate(net, times):
     for _ in range(times):
-        score({"clean": (net.stem, net.head)}, [("clean", "clean", images)], "soak")
+        score({"clean": net}, [("clean", "clean", images)], "soak")
         top1_accuracy(net, images.images, images.targets, 64)
 
 for turn in range(5):

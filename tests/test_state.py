@@ -16,7 +16,7 @@ from advbn import AdvBN, DualBatchNorm2d, convert_dual_batchnorm, corrupt, mean_
 from advbn.autoencoder import Autoencoder
 from advbn.corruptions import CORRUPTIONS
 from advbn.data import FolderBatches
-from advbn.evaluation import for_inference, mean_error, predict, predict_heads
+from advbn.evaluation import for_inference, mean_error, predict, predict_each
 from advbn.models import build_model
 from advbn.openmoji import DataError, build_openmoji, write_png
 from advbn.parameters import Training, parse_params
@@ -76,7 +76,7 @@ DOINGS = {
     "attack on NaN": lambda net: net.layer(net.features(IMAGES) * float("nan"), TARGETS, net.head), "attack with a loss of NaN": lambda net: net.layer(net.features(IMAGES), TARGETS, net.head, lambda x, y: x.sum() * float("nan")),
     "attack with a loss without gradient": lambda net: net.layer(net.features(IMAGES), TARGETS, net.head, lambda x, y: torch.tensor(1.0)), "attack with wrong targets": lambda net: net.layer(net.features(IMAGES), TARGETS[:2], net.head),
     "a branch": inside, "a branch, and a failure inside": lambda net: inside(net, fails=True), "a branch of another name": lambda net: inside(net, "dirty"),
-    "prediction": lambda net: predict(net, BYTES), "prediction by heads": lambda net: predict_heads(net.stem.eval(), {"a": net.head.eval()}, BYTES) and net.train(),
+    "prediction": lambda net: predict(net, BYTES), "prediction of each": lambda net: predict_each({"a": net.eval()}, BYTES) and net.train(),
     "prediction on wrong images": lambda net: predict(net, BYTES[:, :2]), "a copy for inference": lambda net: for_inference(net.head), "export": lambda net: net.export("adversarial"),
     "export of another branch": lambda net: net.export("dirty"), "preparing once more": lambda net: prepare(net.stem, "bn1"), "splitting at a wrong place": lambda net: split(net.stem, "layer9")}
 

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from advbn import AdvBN, AdvBNNet, prepare, split, use_branch
 from advbn.data import normalize
-from advbn.evaluation import for_inference, predict, predict_heads, top1_accuracy
+from advbn.evaluation import for_inference, predict, predict_each, top1_accuracy
 from advbn.training import finetuning_net, pretraining_net
 from conftest import ROOT
 
@@ -759,12 +759,12 @@ def test_a_network_of_any_precision_predicts(dtype):
     expected = predict(model, images)[1]
     model = model.to(dtype)
     assert torch.allclose(predict(model, images)[1], expected, atol=0.01)
-    assert predict_heads(nn.Identity(), {"plain": model}, images)["plain"].equal(predict(model, images)[0][:, 0])
+    assert predict_each({"plain": model}, images)["plain"].equal(predict(model, images)[0][:, 0])
 
 
 def test_a_network_without_parameters_predicts():
     model, images = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
-    assert predict(model, images)[0][:, 0].equal(predict_heads(nn.Identity(), {"plain": model}, images)["plain"])
+    assert predict(model, images)[0][:, 0].equal(predict_each({"plain": model}, images)["plain"])
 
 
 def test_a_network_that_predicts_no_tensor_is_refused():
@@ -773,7 +773,7 @@ def test_a_network_that_predicts_no_tensor_is_refused():
             return {"logits": super().forward(x)}
 
     model, images = Dictionary(conv_bn()), torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
-    for call in (lambda: predict(model, images), lambda: predict_heads(nn.Identity(), {"plain": model}, images)):
+    for call in (lambda: predict(model, images), lambda: predict_each({"plain": model}, images)):
         with pytest.raises(ValueError, match="returns a dict; needed are logits"):
             call()
 
