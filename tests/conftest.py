@@ -15,7 +15,7 @@ import yaml
 from filelock import FileLock
 
 from advbn import cli
-from advbn.openmoji import fingerprint
+from advbn.images.openmoji import fingerprint
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED = [p for p in ("openmoji", "cifar10", "imagenet") if (ROOT / "results" / p).exists()]  # the profiles with results in Git

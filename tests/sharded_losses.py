@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
 
 from advbn import prepare
-from advbn.models import build_model
+from advbn.networks.models import build_model
 
 WRAPPERS = {"whole": lambda net: net, "sharded": lambda net: fully_shard(net, mesh=init_device_mesh("cpu", (2,))), "block": lambda net: fully_shard(net.head.layer2),
             "flat": lambda net: FullyShardedDataParallel(net, use_orig_params=True, device_id=torch.device("cpu"))}

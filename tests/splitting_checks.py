@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from advbn import prepare, split, use_branch
-from advbn.dual_batchnorm import BRANCHES
-from advbn.evaluation import for_inference
+from advbn.evidence.evaluation import for_inference
+from advbn.method.dual_batchnorm import BRANCHES
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
 

@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from advbn import prepare
-from advbn.models import build_model
-from advbn.weights import load_state
+from advbn.networks.models import build_model
+from advbn.networks.weights import load_state
 from conftest import ROOT
 
 IMAGES, TARGETS = torch.randn(24, 3, 40, 40, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 9

@@ -9,14 +9,15 @@ import torch
 from torch import nn
 
 from advbn import CORRUPTIONS, corrupt
-from advbn.anyone import chosen_shifts, class_names, evaluate_networks, load_network, summary
-from advbn.data import read_images
-from advbn.evaluation import predict
-from advbn.models import build_model
-from advbn.openmoji import DataError, write_png
-from advbn.sets import edges
-from advbn.views import classify
-from advbn.weights import save_state
+from advbn.errors import DataError
+from advbn.evidence.assess import class_names, evaluate_networks, summary
+from advbn.evidence.evaluation import predict
+from advbn.images.batches import read_images
+from advbn.images.openmoji import write_png
+from advbn.networks.models import build_model
+from advbn.networks.weights import save_state
+from advbn.shifts.filters import edges
+from advbn.widgets import classify
 from conftest import ROOT
 
 

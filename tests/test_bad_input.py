@@ -13,16 +13,16 @@ from PIL import Image
 from torch import nn
 
 from advbn import AdvBN, corrupt
-from advbn.data import MemoryBatches, duplicates, read_images
-from advbn.decoding import BadImages, Tree, read_picture
-from advbn.models import build_model
-from advbn.network import AdvBNNet
-from advbn.openmoji import DataError
-from advbn.parameters import Training
+from advbn.config import Training
+from advbn.errors import DataError, WeightsError
+from advbn.images.batches import duplicates, MemoryBatches, read_images
+from advbn.images.datasets import Cifar10Data, FolderData
+from advbn.images.decoding import BadImages, read_picture, Tree
+from advbn.method.network import AdvBNNet
+from advbn.networks.models import build_model
+from advbn.networks.weights import load_into, load_state, save_state
 from advbn.progress import Progress, read_checked
-from advbn.sets import Cifar10Data, FolderData
-from advbn.training import finetuning_net, fit
-from advbn.weights import WeightsError, load_into, load_state, save_state
+from advbn.training.loop import finetuning_net, fit
 from conftest import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*do not end in")
@@ -117,7 +117,7 @@ def test_an_image_that_cannot_be_read(folder, refused, run, case, policy):
 def test_no_interpreter_is_started_for_a_picture(folder, refused, monkeypatch):
     "Pillow hands PostScript to Ghostscript, whatever the file is called."
     from PIL import EpsImagePlugin
-    from advbn.styles import style_images
+    from advbn.shifts.styles import style_images
     started = folder / "started"
     (folder / "bin").mkdir()
     (folder / "bin/gs").write_text(f"#!/bin/sh\ntouch {started}\n")
@@ -135,7 +135,7 @@ def test_no_interpreter_is_started_for_a_picture(folder, refused, monkeypatch):
 
 
 def test_images_left_out_are_not_counted(folder, tmp_path):
-    from advbn.anyone import evaluate_networks, load_network
+    from advbn.evidence.assess import evaluate_networks, load_network
     cut(folder / "images/dogs/x.png", 2000)
     cut(folder / "images/cats/y.png", 2000)
     bad = BadImages("skip")

@@ -13,9 +13,9 @@ from pathlib import Path
 from PIL import Image
 from torchvision.transforms import v2
 
-from advbn.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt, corruption_settings
-from advbn.data import read_images
-from advbn.weather import frost_textures
+from advbn.images.batches import read_images
+from advbn.shifts.corruptions import corrupt, corruption_settings, CORRUPTIONS, EXTRA_CORRUPTIONS
+from advbn.shifts.weather import frost_textures
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "motorcycle_right.png", "retina.jpg",
                "hubble_deep_field.jpg", "ihc.png", "camera.png", "coins.png", "clock_motion.png")

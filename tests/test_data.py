@@ -7,13 +7,14 @@ import torch
 import yaml
 from PIL import Image
 
-from advbn.augmentation import POLICIES, apply_policy, augment_batch
-from advbn.data import FolderBatches, MemoryBatches, normalize, read_images, split_indices
-from advbn.instagram import FILTERS, instagram
-from advbn.openmoji import DataError, build_openmoji, fingerprint, write_png
-from advbn.parameters import Augment
-from advbn.sets import EmbeddedData
-from advbn.shifts import cells
+from advbn.config import Augment
+from advbn.errors import DataError
+from advbn.images.augmentation import apply_policy, augment_batch, POLICIES
+from advbn.images.batches import FolderBatches, MemoryBatches, normalize, read_images, split_indices
+from advbn.images.datasets import EmbeddedData
+from advbn.images.openmoji import build_openmoji, fingerprint, write_png
+from advbn.shifts.cells import cells
+from advbn.shifts.filters import FILTERS, instagram
 
 
 def test_two_builds_are_the_same_bytes_and_a_wrong_pin_stops(tmp_path):
@@ -213,7 +214,7 @@ def test_the_list_of_a_large_tree_is_kept_until_a_folder_changes(tmp_path, monke
     walks.clear()
     again = decoding.Tree(root)
     assert walks == [] and again.samples == first.samples and again.classes == first.classes and again.class_to_idx == first.class_to_idx and again.targets == first.targets
-    from advbn.published import NamedFolder
+    from advbn.shifts.published import NamedFolder
     named = NamedFolder(root, ("c", "b", "a"), "the set")  # the list of files is the same, the classes' numbers are this network's
     assert walks == [] and named.targets == [2, 2, 2, 1, 1, 1] and [p for p, _ in named.samples] == [p for p, _ in first.samples]
     monkeypatch.chdir(tmp_path)

@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models import convnext_tiny, resnet18, vit_b_16
 
 from advbn import DualBatchNorm2d, convert_dual_batchnorm, use_branch
-from advbn.dual_batchnorm import branch_state_dict
+from advbn.method.dual_batchnorm import branch_state_dict
 
 
 @settings(max_examples=25, deadline=None)

@@ -10,15 +10,14 @@ from scipy.stats import t
 from torchvision.models import resnet18
 
 from advbn import AdvBN, CORRUPTIONS, corrupt, mean_corruption_error
-from advbn.autoencoder import Autoencoder
-from advbn.evaluation import ALEXNET, for_inference, mean_error, mean_interval, predict, predict_each, summarize, top1_accuracy
-from advbn.instagram import instagram
-from advbn.models import build_model
-from advbn.parameters import Method, Profile, load_params
-from advbn.report import PUBLISHED, mce_table, robustness_table, signed
-from advbn.sets import edges
-from advbn.splitting import split
-from advbn.styles import adversarial, reconstructed, stylized
+from advbn.config import load_params, Method, Profile
+from advbn.evidence.evaluation import ALEXNET, for_inference, mean_error, mean_interval, predict, predict_each, summarize, top1_accuracy
+from advbn.evidence.tables import mce_table, PUBLISHED, robustness_table, signed
+from advbn.method.splitting import split
+from advbn.networks.autoencoder import Autoencoder
+from advbn.networks.models import build_model
+from advbn.shifts.filters import edges, instagram
+from advbn.shifts.styles import adversarial, reconstructed, stylized
 from conftest import RECORDED
 
 FULL = {name: [0.1, 0.2, 0.3, 0.4, 0.5] for name in CORRUPTIONS}

@@ -11,8 +11,8 @@ from torch import nn
 from torchvision.models import resnet18
 
 from advbn import AdvBN, convert_dual_batchnorm, prepare, renormalize, use_branch
-from advbn.dual_batchnorm import folded
-from advbn.models import build_model
+from advbn.method.dual_batchnorm import folded
+from advbn.networks.models import build_model
 
 
 def small_head(channels=4, classes=3):

@@ -9,7 +9,7 @@ from torchvision.models import densenet121, resnet18
 import advbn
 from advbn import AdvBN, AdvBNNet, prepare, use_branch
 from advbn.bench import peak_memory
-from advbn.network import RECIPES
+from advbn.method.network import RECIPES
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from advbn.dual_batchnorm import use_branch
-from advbn.official import read_official
+from advbn.method.dual_batchnorm import use_branch
+from advbn.networks.official import read_official
 
 
 def norms(width):

@@ -7,10 +7,10 @@ import subprocess
 import pandas as pd
 import pytest
 
-from advbn.evaluation import mean_interval
+from advbn.config import load_params
+from advbn.evidence.evaluation import mean_interval
 from advbn.page import build_page, comparison, conclusions, side_by_side_rows, verdict
-from advbn.parameters import load_params
-from advbn.shifts import DECODED, SHIFTS
+from advbn.shifts.cells import DECODED, SHIFTS
 from conftest import CHROMIUM, RECORDED, ROOT
 
 PROBE = """<script>window.addEventListener('load', () => { const first = document.querySelector('#table-ablations tbody td:first-child'); const r = {images: [...document.images].map(i => i.complete && i.naturalWidth),

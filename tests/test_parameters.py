@@ -4,7 +4,9 @@ import re
 import pytest
 import yaml
 
-from advbn.parameters import ParameterError, load_params, parse_params, project_root
+from advbn.config import load_params, parse_params
+from advbn.errors import ParameterError
+from advbn.files import project_root
 
 
 @pytest.fixture

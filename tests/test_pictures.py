@@ -5,16 +5,16 @@ import torch.nn.functional as F
 from PIL import Image
 
 from advbn import AdvBN, CORRUPTIONS
-from advbn.autoencoder import Autoencoder, fit_decoder, mirrored_decoder
-from advbn.data import MemoryBatches, read_images
-from advbn.models import build_model
-from advbn.openmoji import DataError
-from advbn.pictures import make_set
-from advbn.published import CIFAR10, cifar10_c, imagenet_c, instagram_filters, NamedFolder
-from advbn.sets import EmbeddedData
-from advbn.shifts import cells
-from advbn.splitting import split
-from advbn.styles import adain, adversarial, reconstructed, style_images, stylized
+from advbn.errors import DataError
+from advbn.evidence.figures import make_set
+from advbn.images.batches import MemoryBatches, read_images
+from advbn.images.datasets import EmbeddedData
+from advbn.method.splitting import split
+from advbn.networks.autoencoder import Autoencoder, fit_decoder, mirrored_decoder
+from advbn.networks.models import build_model
+from advbn.shifts.cells import cells
+from advbn.shifts.published import CIFAR10, cifar10_c, imagenet_c, instagram_filters, NamedFolder
+from advbn.shifts.styles import adain, adversarial, reconstructed, style_images, stylized
 
 
 @pytest.fixture(scope="module")

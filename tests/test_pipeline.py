@@ -15,9 +15,9 @@ import torch
 import yaml
 
 from conftest import ROOT, call, copied_project
-from advbn.models import build_model
-from advbn.parameters import ParameterError
-from advbn.pipeline import check_parameters, notebook_parameters, run_notebook
+from advbn.errors import ParameterError
+from advbn.networks.models import build_model
+from advbn.notebooks import check_parameters, notebook_parameters, run_notebook
 
 TRAIN = ROOT / "nbs/stages/train.ipynb"
 
@@ -133,8 +133,8 @@ def test_no_name_reaches_a_shell(tmp_path, stage, change):
 def test_stages_depend_on_what_opens_the_images():
     "Of every stage that opens a set: the modules whose code runs then, for published sets, too."
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    opening = {name for name, stage in stages.items() if "advbn/sets.py" in stage["deps"]}
-    assert len(opening) == 8 and [name for name in opening if "advbn/published.py" not in stages[name]["deps"]] == []
+    opening = {name for name, stage in stages.items() if "advbn/images/datasets.py" in stage["deps"]}
+    assert len(opening) == 8 and [name for name in opening if "advbn/shifts/published.py" not in stages[name]["deps"]] == []
 
 
 @pytest.fixture(scope="module")

@@ -12,18 +12,18 @@ import yaml
 from torch import nn
 
 from advbn import prepare
-from advbn.anyone import class_names, evaluate_networks, load_network
-from advbn.data import MemoryBatches, normalize, read_images, to_pixels
-from advbn.evaluation import predict
-from advbn.models import build_model, wanted_by
-from advbn.openmoji import DataError
-from advbn.parameters import ParameterError, Training, load_params, parse_params
-from advbn.progress import file_digest
-from advbn.preprocessing import IMAGENET, Preprocessing, preprocessing_of, recorded, remember
-from advbn.runs import check_networks, evaluate, load_data, made_from, pretrain, train, train_autoencoder, wanted_images
-from advbn.training import fit, pretraining_net
-from advbn.views import classify
-from advbn.weights import WeightsError, load_into, load_state, save_state
+from advbn.config import load_params, parse_params, Training
+from advbn.errors import DataError, ParameterError, WeightsError
+from advbn.evidence.assess import class_names, evaluate_networks, load_network
+from advbn.evidence.evaluation import predict
+from advbn.files import file_digest
+from advbn.images.batches import MemoryBatches, normalize, read_images, to_pixels
+from advbn.images.preprocessing import IMAGENET, Preprocessing, preprocessing_of, recorded, remember
+from advbn.networks.models import build_model, wanted_by
+from advbn.networks.weights import load_into, load_state, save_state
+from advbn.training.loop import fit, pretraining_net
+from advbn.training.runs import check_networks, evaluate, load_data, made_from, pretrain, train, train_autoencoder, wanted_images
+from advbn.widgets import classify
 from conftest import ROOT
 from test_sets import imagenet_tree, parameters, picture
 

@@ -15,12 +15,12 @@ import yaml
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from advbn.data import MemoryBatches, read_images
-from advbn.models import build_model
-from advbn.parameters import Training
-from advbn.processes import build_accelerator, synchronized
-from advbn.training import finetuning_net, fit, pretraining_net
-from advbn.weights import load_state, save_state
+from advbn.config import Training
+from advbn.images.batches import MemoryBatches, read_images
+from advbn.networks.models import build_model
+from advbn.networks.weights import load_state, save_state
+from advbn.training.distributed import build_accelerator, synchronized
+from advbn.training.loop import finetuning_net, fit, pretraining_net
 from conftest import ROOT
 
 RECIPE = Training(epochs=2, batch_size=16, lr=0.02)

@@ -13,18 +13,20 @@ import pytest
 import torch
 import yaml
 
-from advbn.autoencoder import Autoencoder, fit_decoder
-from advbn.data import MemoryBatches, read_images
-from advbn.models import build_model
-from advbn.openmoji import DataError, build_openmoji, fingerprint
-from advbn.parameters import Training, load_params
-from advbn.pictures import make_set
-from advbn.sets import EmbeddedData
-from advbn.shifts import cells, store_cells, stored_cells
-from advbn.progress import Busy, Interrupted, Progress, read_checked, write_checked
-from advbn.runs import clear_progress, keep_rows
-from advbn.training import finetuning_net, fit
-from advbn.weights import load_state, save_state, whole_file
+from advbn.config import load_params, Training
+from advbn.errors import Busy, DataError, Interrupted
+from advbn.evidence.figures import make_set
+from advbn.files import whole_file
+from advbn.images.batches import MemoryBatches, read_images
+from advbn.images.datasets import EmbeddedData
+from advbn.images.openmoji import build_openmoji, fingerprint
+from advbn.networks.autoencoder import Autoencoder, fit_decoder
+from advbn.networks.models import build_model
+from advbn.networks.weights import load_state, save_state
+from advbn.progress import Progress, read_checked, write_checked
+from advbn.shifts.cells import cells, store_cells, stored_cells
+from advbn.training.loop import finetuning_net, fit
+from advbn.training.runs import clear_progress, keep_rows
 from conftest import ROOT
 
 RECIPE = Training(epochs=3, batch_size=16, lr=0.02, schedule="onecycle")
@@ -35,13 +37,13 @@ AUGMENT = dict(degrees=10.0, translate=0.1, scale=0.1, flip=True)
 def context():
     "Processes forked from one that has imported everything, so that each start takes a tenth of a second."
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["advbn.runs", "accelerate", "test_progress"])
+    context.set_forkserver_preload(["advbn.training.runs", "accelerate", "test_progress"])
     return context
 
 
 def train(folder, every=1, seed=0, epochs=20):
     "A run as the pipeline's: random start, augmentation, a policy that mixes images; its weights and history end in `folder`."
-    from advbn.parameters import Augment
+    from advbn.config import Augment
     torch.set_num_threads(1)
     images = read_images(ROOT / "data/openmoji")[range(0, 1898, 20)]
     torch.manual_seed(0)

@@ -7,8 +7,8 @@ import nbformat
 import pandas as pd
 import pytest
 
+from advbn.config import load_params
 from advbn.page import conclusions
-from advbn.parameters import load_params
 from conftest import RECORDED, ROOT, fault
 
 NUMBERED = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))

@@ -11,17 +11,18 @@ import torchvision
 import yaml
 from PIL import Image
 
-from advbn.augmentation import POLICIES
-from advbn.corruptions import CORRUPTIONS
-from advbn.data import FolderBatches, read_images
-from advbn.models import build_model
-from advbn.openmoji import DataError
-from advbn.parameters import ParameterError, Data, parse_params
-from advbn.progress import file_digest
-from advbn.report import decoded_markdown, decoded_table, mce_table, robustness_markdown, robustness_table
-from advbn.runs import evaluate, load_data, pretrain, shift, shifted, train, train_autoencoder
-from advbn.sets import Cifar10Data, FolderData, edges, open_set, place
-from advbn.shifts import cropped
+from advbn.config import Data, parse_params
+from advbn.errors import DataError, ParameterError
+from advbn.evidence.tables import decoded_markdown, decoded_table, mce_table, robustness_markdown, robustness_table
+from advbn.files import file_digest, filled_path
+from advbn.images.augmentation import POLICIES
+from advbn.images.batches import FolderBatches, read_images
+from advbn.images.datasets import Cifar10Data, FolderData, open_set
+from advbn.networks.models import build_model
+from advbn.shifts.cells import cropped
+from advbn.shifts.corruptions import CORRUPTIONS
+from advbn.shifts.filters import edges
+from advbn.training.runs import evaluate, load_data, pretrain, shift, train, train_autoencoder
 
 CIFAR_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -294,9 +295,9 @@ def test_edges_are_dark_where_the_image_changes():
 
 def test_paths_fill_in_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("IMAGES", str(tmp_path))
-    assert place("$IMAGES/x", tmp_path / "y") == tmp_path / "x" and place("data", tmp_path) == tmp_path / "data"
+    assert filled_path("$IMAGES/x", tmp_path / "y") == tmp_path / "x" and filled_path("data", tmp_path) == tmp_path / "data"
     with pytest.raises(DataError, match="NOTHERE"):
-        place("${NOTHERE}/x", tmp_path)
+        filled_path("${NOTHERE}/x", tmp_path)
     with pytest.raises(DataError, match="classes is 10"):
         open_set(Data(name="cifar10", root="tree", classes=10), imagenet_like(tmp_path))
 

@@ -13,13 +13,13 @@ import gc, json, os, resource, sys, warnings
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from advbn.data import Images, MemoryBatches
-from advbn.evaluation import top1_accuracy
-from advbn.models import SmallResNet
-from advbn.parameters import Augment, Training
+from advbn.config import Augment, Training
+from advbn.evidence.evaluation import top1_accuracy
+from advbn.images.batches import Images, MemoryBatches
+from advbn.networks.models import SmallResNet
 from advbn.progress import Progress
-from advbn.runs import score
-from advbn.training import finetuning_net, fit
+from advbn.training.loop import finetuning_net, fit
+from advbn.training.runs import score
 
 folder = Path(sys.argv[1])
 torch.manual_seed(0)

@@ -13,17 +13,18 @@ from hypothesis import strategies as st
 from torch import nn
 
 from advbn import AdvBN, DualBatchNorm2d, convert_dual_batchnorm, corrupt, mean_corruption_error, prepare, renormalize, split, use_branch
-from advbn.autoencoder import Autoencoder
-from advbn.corruptions import CORRUPTIONS
-from advbn.data import FolderBatches
-from advbn.evaluation import for_inference, mean_error, predict, predict_each
-from advbn.models import build_model
-from advbn.openmoji import DataError, build_openmoji, write_png
-from advbn.parameters import Training, parse_params
-from advbn.runs import checkpoint, evaluate, load_data, pretrain, shift, shifted, train, train_autoencoder
-from advbn.shifts import store_cells, stored_cells
-from advbn.training import finetuning_net, fit
-from advbn.weights import load_state, save_state
+from advbn.config import parse_params, Training
+from advbn.errors import DataError
+from advbn.evidence.evaluation import for_inference, mean_error, predict, predict_each
+from advbn.images.batches import FolderBatches
+from advbn.images.openmoji import build_openmoji, write_png
+from advbn.networks.autoencoder import Autoencoder
+from advbn.networks.models import build_model
+from advbn.networks.weights import load_state, save_state
+from advbn.shifts.cells import store_cells, stored_cells
+from advbn.shifts.corruptions import CORRUPTIONS
+from advbn.training.loop import finetuning_net, fit
+from advbn.training.runs import checkpoint, evaluate, load_data, pretrain, shift, shifted, train, train_autoencoder
 from conftest import ROOT
 from splitting_checks import assert_same, complete_state
 

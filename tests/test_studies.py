@@ -8,17 +8,18 @@ import pytest
 import torch
 import yaml
 
-from advbn.cost import missing_sets, relative_costs, run_flops, set_sizes, step_flops
-from advbn.corruptions import CORRUPTIONS
-from advbn.evaluation import mean_interval
-from advbn.instagram import FILTERS
-from advbn.models import build_model
-from advbn.parameters import ParameterError, load_params, parse_params
-from advbn.report import cost_chart, study_markdown
-from advbn.runs import check_networks
-from advbn.shifts import SHIFTS
-from advbn.studies import check_name, control_of, is_short, run_bases, run_study, study_table, table_of_runs
-from advbn.training import finetuning_net
+from advbn.config import load_params, parse_params
+from advbn.errors import ParameterError
+from advbn.evidence.cost import missing_sets, relative_costs, run_flops, set_sizes, step_flops
+from advbn.evidence.evaluation import mean_interval
+from advbn.evidence.studies import check_name, control_of, is_short, run_bases, run_study, study_table, table_of_runs
+from advbn.evidence.tables import cost_chart, study_markdown
+from advbn.networks.models import build_model
+from advbn.shifts.cells import SHIFTS
+from advbn.shifts.corruptions import CORRUPTIONS
+from advbn.shifts.filters import FILTERS
+from advbn.training.loop import finetuning_net
+from advbn.training.runs import check_networks
 from conftest import ROOT
 
 

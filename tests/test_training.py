@@ -9,12 +9,13 @@ import torch
 from torch import nn
 from torchvision.models import mnasnet0_5
 
-from advbn.data import FolderBatches, MemoryBatches, read_images
-from advbn.models import build_model
-from advbn.parameters import Training, load_params
-from advbn.processes import synchronized
-from advbn.training import build_optimizer, finetuning_net, fit, pretraining_net
-from advbn.weights import WeightsError, load_state, save_state
+from advbn.config import load_params, Training
+from advbn.errors import WeightsError
+from advbn.images.batches import FolderBatches, MemoryBatches, read_images
+from advbn.networks.models import build_model
+from advbn.networks.weights import load_state, save_state
+from advbn.training.distributed import synchronized
+from advbn.training.loop import build_optimizer, finetuning_net, fit, pretraining_net
 from conftest import ROOT
 
 RECIPE = Training(epochs=2, batch_size=16, lr=0.02)
@@ -38,7 +39,7 @@ def test_the_loop_is_plain_sgd_on_the_sum_of_the_losses(images, layer):
     history = fit(net, loader, RECIPE, seed=3)
     hand.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(hand.trainable_parameters(), lr=0.02, momentum=0.9, weight_decay=1e-4)
-    from advbn.data import step_seed
+    from advbn.images.batches import step_seed
     step = 0
     for epoch in range(2):
         for x, y in loader.batches(epoch):

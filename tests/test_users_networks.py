@@ -20,9 +20,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from advbn import AdvBN, AdvBNNet, prepare, split, use_branch
-from advbn.data import normalize
-from advbn.evaluation import for_inference, predict, predict_each, top1_accuracy
-from advbn.training import finetuning_net, pretraining_net
+from advbn.evidence.evaluation import for_inference, predict, predict_each, top1_accuracy
+from advbn.images.batches import normalize
+from advbn.training.loop import finetuning_net, pretraining_net
 from conftest import ROOT
 
 
@@ -465,7 +465,7 @@ def test_arithmetic_in_place_stays_in_place(step, after, training):
 
 def test_every_view_of_torch_is_known():
     "By the schemas of its operators: what returns its input's memory without changing it."
-    from advbn.splitting import _VIEWS
+    from advbn.method.splitting import _VIEWS
     views = {s.name.removeprefix("aten::") for s in torch._C._jit_get_all_schemas() if s.name.startswith("aten::") and s.arguments and s.returns
              and s.returns[0].alias_info and not s.returns[0].alias_info.is_write and s.arguments[0].alias_info and not s.arguments[0].alias_info.is_write}
     methods = {name for name in views if hasattr(torch.Tensor, name) and not name.startswith("_")}
@@ -547,7 +547,7 @@ def test_where_a_recomputed_branch_is_not_known_it_is_refused():
 # ---- weights that are no images
 
 def test_training_takes_weights_of_five_axes():
-    from advbn.data import to_channels_last
+    from advbn.images.batches import to_channels_last
     net = pretraining_net(EVALUATED["volumes"]())
     moved = to_channels_last(net)
     assert moved is net and net.head[3].weight.is_contiguous(memory_format=torch.channels_last) and net.head[1].weight.ndim == 5

@@ -1,0 +1,144 @@
+"""A stage of the pipeline is a notebook with parameters; a misspelt one must not run on its defaults."""
+import ast
+import difflib
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from .config import load_params, Params
+from .errors import Interrupted, ParameterError
+from .files import project_root
+
+def notebook_parameters(path: Path) -> dict:
+    "Names and example values in the notebook's `parameters` cell. Raises `ParameterError` unless there is exactly one such cell."
+    import nbformat
+    if not Path(path).exists():
+        raise ParameterError(f"no notebook at {path}")
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except Exception as error:  # nbformat says in many ways that a file is no notebook
+        raise ParameterError(f"{path} is no notebook: {' '.join(str(error).split())[:100]}") from None
+    cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise ParameterError(f"{path} has {len(cells)} cells tagged 'parameters'; it must have exactly one")
+    return {target.id: ast.literal_eval(statement.value) for statement in ast.parse(cells[0].source).body
+            if isinstance(statement, ast.Assign) for target in statement.targets}
+
+def _convert(name, text, default):
+    "Text from a command line as a value of the type of `default`."
+    if isinstance(default, str):
+        return text
+    try:
+        value = ast.literal_eval(text.capitalize() if isinstance(default, bool) else text)
+    except (ValueError, SyntaxError):
+        value = text
+    if type(value) is not type(default):
+        raise ParameterError(f"parameter {name} is {text!r}; allowed is a value of type {type(default).__name__}, such as {default!r}")
+    return value
+
+
+def check_parameters(path: Path, given: dict) -> dict:
+    "The values for the notebook at `path`, from the texts `given`; raises `ParameterError` for an unknown or missing name and a wrong type."
+    known = notebook_parameters(path)
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1, 0.4)
+            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known) or 'none'}"
+            raise ParameterError(f"{Path(path).name} has no parameter {name!r}; {hint}")
+    missing = [name for name in known if name not in given]
+    if missing:
+        raise ParameterError(f"{Path(path).name} needs the parameter {missing[0]!r}")
+    return {name: _convert(name, text, known[name]) for name, text in given.items()}
+
+def _first(lines, key):
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")
+
+
+def surroundings() -> dict:
+    "Hardware, versions and commit; what lies under results/ does not make a commit another one."
+    cpu = Path("/proc/cpuinfo")
+    name = _first(cpu.read_text().splitlines(), "model name") if cpu.exists() else platform.processor()
+    versions = {}
+    for package in ("advbn", "torch", "torchvision", "accelerate", "numpy", "pandas"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    gpus = _said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines() if shutil.which("nvidia-smi") else []
+    changed = _said("git", "-C", str(project_root()), "status", "--porcelain", "--untracked-files=no", "--", ".", ":!results", ":!dvc.lock", ":!README.md")
+    return {"Processor": f"{name or platform.machine()}, {os.cpu_count()} cores", "GPU": ", ".join(gpus) or "none", "Python": platform.python_version(),
+            "Packages": ", ".join(f"{k} {v}" for k, v in versions.items()),
+            "Commit": (_said("git", "-C", str(project_root()), "rev-parse", "--short=12", "HEAD") or "not known") + (" and changes" if changed else "")}
+
+
+def _said(*command):
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+
+def record_stage(params: Params, stage: str, seconds: float):
+    "Write how a stage was run, and how long it took, to `results/PROFILE/made/STAGE.json`."
+    path = project_root() / "results" / params.profile / "made" / f"{stage}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"seconds": round(seconds, 1), **surroundings()}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+@contextmanager
+def _stopping(progress):
+    "Pass Ctrl-C and SIGTERM on to the notebook's processes, and wait until they have kept what they train."
+    import psutil
+    asked = []
+
+    def stop(number, frame):
+        asked.append(signal.Signals(number).name)
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                child.send_signal(signal.SIGTERM)
+
+    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)} if threading.current_thread() is threading.main_thread() else {}
+    try:
+        yield
+    except BaseException:
+        if not asked:
+            raise
+        deadline = time.time() + 60
+        while time.time() < deadline and any(progress.rglob("*.owner")):
+            time.sleep(0.2)
+        raise Interrupted(f"{asked[0]}: stopped; the same command goes on from the progress kept") from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_notebook(path: Path, given: dict | None = None) -> Path:
+    """Execute a notebook with papermill from the project's root; returns the executed copy under `executed/`. A failing cell raises.
+    A parameter `profile` that is not given is that of `params.yaml`.
+
+    Raises `ParameterError` for wrong parameters, and for a `profile` that is not the one of `params.yaml`, which the code would go by, and
+    `Interrupted` after Ctrl-C or SIGTERM, once the notebook's processes have kept their progress."""
+    try:
+        import papermill
+    except ImportError:
+        raise ImportError("running notebooks needs papermill: pip install 'advbn[notebooks]'") from None
+    path, params = Path(path), load_params()
+    values = check_parameters(path, {**({"profile": params.profile} if "profile" in notebook_parameters(path) else {}), **(given or {})})
+    if values.get("profile", params.profile) != params.profile:
+        raise ParameterError(f"profile is {values['profile']!r} and params.yaml names {params.profile!r}; change it there")
+    name = "-".join([path.stem, *(str(v) for k, v in values.items() if k != "profile")])
+    if Path(name).name != name:
+        raise ParameterError(f"{name!r} would be the name of the executed notebook; no parameter may have a / in it")
+    output = project_root() / "executed" / params.profile / f"{name}.ipynb"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    with _stopping(project_root() / "progress"):
+        papermill.execute_notebook(str(path), str(output), parameters=values, kernel_name="python3", language="python", cwd=str(project_root()),
+                                   progress_bar={"desc": output.stem, "unit": "cell"})
+    if path.parent.name == "stages":
+        record_stage(params, name, time.perf_counter() - began)
+    return output
