@@ -1,4 +1,5 @@
 """What `import advbn` offers: the public names, loaded when they are used."""
+
 __version__ = "0.1.0"
 
 _PUBLIC = {
@@ -19,6 +20,7 @@ _PUBLIC = {
 
 def __getattr__(name):
     from importlib import import_module
+
     if name not in _PUBLIC:
         raise AttributeError(f"module 'advbn' has no attribute {name!r}")
     return getattr(import_module(f"advbn.{_PUBLIC[name]}"), name)

@@ -1,4 +1,5 @@
 """`python -m advbn` is `advbn`."""
+
 from .cli import main
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """`advbn COMMAND`: build the images, run a stage, train and evaluate."""
+
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -8,10 +9,15 @@ import typer
 from . import __version__
 from .errors import Busy, Interrupted, INTERRUPTED, ProcessLost
 
-app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
-                  help="AdvBN: image models robust to style, from adversarial feature statistics.",
-                  epilog="Exit status: 0 done; 1 check found something wrong; 2 an error that a person can mend; 75 asked to stop, progress kept, the same command goes on; "
-                         "130 stopped by Ctrl-C with nothing to keep.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help="AdvBN: image models robust to style, from adversarial feature statistics.",
+    epilog="Exit status: 0 done; 1 check found something wrong; 2 an error that a person can mend; 75 asked "
+    "to stop, progress kept, the same command goes on; "
+    "130 stopped by Ctrl-C with nothing to keep.",
+)
 
 
 def _version(wanted: bool):
@@ -21,21 +27,32 @@ def _version(wanted: bool):
 
 
 @app.callback()
-def _options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False):
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+):
     pass
 
 
 def _data_pin(root: Path) -> Optional[str]:
     "The hash that `data.dvc` pins, if `root` is the folder it stands beside."
     import yaml
+
     pin = root.parent / f"{root.name}.dvc"
     return yaml.safe_load(pin.read_text())["outs"][0]["md5"] if pin.exists() else None
 
+
 @app.command()
-def data(root: Annotated[Optional[Path], typer.Option(help="Folder to build; by default the project's data/.")] = None):
+def data(
+    root: Annotated[
+        Optional[Path], typer.Option(help="Folder to build; by default the project's data/.")
+    ] = None,
+):
     "Draw the embedded images. Example: advbn data"
     from .files import held, project_root
     from .images.openmoji import build_openmoji, fingerprint
+
     root = (root or project_root() / "data").resolve()
     pinned = _data_pin(root)
     if pinned and root.is_dir() and fingerprint(root)["md5"] == pinned:
@@ -49,25 +66,41 @@ def data(root: Annotated[Optional[Path], typer.Option(help="Folder to build; by 
 def _said(pairs, words) -> dict:
     "Names and values of NAME=VALUE `pairs` and of `words`, --NAME and VALUE in turn."
     from .errors import ParameterError
+
     if bad := [pair for pair in pairs if "=" not in pair]:
         raise ParameterError(f"-p {bad[0]} has no value; allowed is NAME=VALUE")
     if bad := [word for word in words[::2] if not word.startswith("--")]:
-        raise ParameterError(f"{bad[0]!r} stands where a --NAME is expected; allowed are -p NAME=VALUE and --NAME VALUE")
+        raise ParameterError(
+            f"{bad[0]!r} stands where a --NAME is expected; allowed are -p NAME=VALUE and --NAME VALUE"
+        )
     if len(words) % 2:
         raise ParameterError(f"{words[-1]} has no value; allowed is {words[-1]} VALUE")
-    return dict(pair.split("=", 1) for pair in pairs) | {name[2:]: value for name, value in zip(words[::2], words[1::2])}
+    return dict(pair.split("=", 1) for pair in pairs) | {
+        name[2:]: value for name, value in zip(words[::2], words[1::2])
+    }
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def run(context: typer.Context, notebook: Path, parameter: Annotated[Optional[list[str]], typer.Option("-p", help="NAME=VALUE, once for each parameter; --NAME VALUE says the same.")] = None):
+def run(
+    context: typer.Context,
+    notebook: Path,
+    parameter: Annotated[
+        Optional[list[str]],
+        typer.Option("-p", help="NAME=VALUE, once for each parameter; --NAME VALUE says the same."),
+    ] = None,
+):
     "Execute a notebook with parameters. Example: advbn run nbs/stages/train.ipynb -p method=advbn"
     from .config import load_params
     from .notebooks import run_notebook
+
     load_params()
     print(run_notebook(notebook, _said(parameter or [], context.args)))
 
 
-OF_METHOD, OF_MODEL = "With a method of params.yaml", "With --model"  # what an option of evaluate goes with, and its place in the help
+OF_METHOD, OF_MODEL = (
+    "With a method of params.yaml",
+    "With --model",
+)  # what an option of evaluate goes with, and its place in the help
 
 
 def _seed(panel=None):
@@ -75,23 +108,42 @@ def _seed(panel=None):
 
 
 def _on_bad(panel=None):
-    return Annotated[str, typer.Option(help="error, or skip: leave out what cannot be read, and list it.", rich_help_panel=panel)]
+    return Annotated[
+        str,
+        typer.Option(
+            help="error, or skip: leave out what cannot be read, and list it.", rich_help_panel=panel
+        ),
+    ]
 
 
 def _save(panel=None):
-    return Annotated[bool, typer.Option("--save", help="Write the rows to results/, where the report looks for them.", rich_help_panel=panel)]
+    return Annotated[
+        bool,
+        typer.Option(
+            "--save",
+            help="Write the rows to results/, where the report looks for them.",
+            rich_help_panel=panel,
+        ),
+    ]
 
 
 def _left_out(bad):
     "List what could not be read."
     if bad.found:
-        print(f"{len(bad.found)} images could not be read and were left out:", *bad.found.values(), sep="\n  ", file=sys.stderr)
+        print(
+            f"{len(bad.found)} images could not be read and were left out:",
+            *bad.found.values(),
+            sep="\n  ",
+            file=sys.stderr,
+        )
 
 
 def _table(params, columns, *parts) -> Path:
-    "Where rows are kept under results/; raises `DataError` before any work if there are others, and `OSError` if nothing can be written there."
+    """Where rows are kept under results/; raises `DataError` before any work if there are others, and
+    `OSError` if nothing can be written there."""
     from .files import held, project_root
     from .training.runs import kept_rows
+
     path = project_root().joinpath("results", params.profile, *parts)
     with held(path, "written", wait=60):
         kept_rows(path, columns)
@@ -99,9 +151,11 @@ def _table(params, columns, *parts) -> Path:
 
 
 def _told(found, rows, path) -> bool:
-    "Print `rows` and keep `found` at `path`, if there is one, in the first process alone, which writes all files; returns whether this is it."
+    """Print `rows` and keep `found` at `path`, if there is one, in the first process alone, which writes all
+    files; returns whether this is it."""
     from accelerate import PartialState
     from .training.runs import keep_rows
+
     if first := PartialState().is_main_process:
         if path:
             keep_rows(found, path)
@@ -110,11 +164,20 @@ def _told(found, rows, path) -> bool:
 
 
 @app.command()
-def pretrain(seed: _seed() = 0, save: _save() = False,
-             head: Annotated[Optional[str], typer.Option(help="new: put a new classifier on the weights of the profile's network, as head: new there.")] = None):
+def pretrain(
+    seed: _seed() = 0,
+    save: _save() = False,
+    head: Annotated[
+        Optional[str],
+        typer.Option(
+            help="new: put a new classifier on the weights of the profile's network, as head: new there."
+        ),
+    ] = None,
+):
     "Train the profile's network. Example: accelerate launch -m advbn pretrain --seed 0"
     from .config import load_params
     from .training.runs import clear_progress, EPOCHS, pretrain
+
     params = load_params(**({"head": head} if head else {}))
     path = _table(params, EPOCHS, "training", "pretrained.csv") if save else None
     found = pretrain(params, None, seed)
@@ -127,6 +190,7 @@ def train(method: str, seed: _seed() = 0, save: _save() = False):
     "Train a method of params.yaml. Example: accelerate launch -m advbn train advbn --seed 0 --save"
     from .config import load_params
     from .training.runs import clear_progress, EPOCHS, find_run, train
+
     params = load_params()
     name = find_run(params, method).name
     path = _table(params, EPOCHS, "training", f"{name}.csv") if save else None
@@ -136,41 +200,92 @@ def train(method: str, seed: _seed() = 0, save: _save() = False):
 
 
 def _check_given(context, panel, instead):
-    "Raise `ParameterError` if an option is given that is listed under another `panel`; `instead` says what it goes with."
+    """Raise `ParameterError` if an option is given that is listed under another `panel`; `instead` says what
+    it goes with."""
     from .errors import ParameterError
+
     for option in context.command.params:
-        if getattr(option, "rich_help_panel", None) not in (None, panel) and context.get_parameter_source(option.name).name != "DEFAULT":
+        if (
+            getattr(option, "rich_help_panel", None) not in (None, panel)
+            and context.get_parameter_source(option.name).name != "DEFAULT"
+        ):
             raise ParameterError(f"{option.opts[0]} goes with {instead}")
 
 
 @app.command()
 def evaluate(
     context: typer.Context,
-    method: Annotated[Optional[str], typer.Argument(help="A method of params.yaml; or name a --model.")] = None,
+    method: Annotated[
+        Optional[str], typer.Argument(help="A method of params.yaml; or name a --model.")
+    ] = None,
     seed: _seed(OF_METHOD) = 0,
     model: Annotated[Optional[str], typer.Option(help="Any torchvision network, or timm/NAME.")] = None,
-    weights: Annotated[Optional[str], typer.Option(help="Its state dict, or the name of published weights.", rich_help_panel=OF_MODEL)] = None,
-    adversarial_weights: Annotated[Optional[str], typer.Option(help="Those of its other branch, if there are two.", rich_help_panel=OF_MODEL)] = None,
-    data: Annotated[Optional[Path], typer.Option(help="Test images, a folder for each class.", rich_help_panel=OF_MODEL)] = None,
-    classes: Annotated[Optional[Path], typer.Option(help="The network's classes, a name per line, if the folder has only some.", rich_help_panel=OF_MODEL)] = None,
-    shifts: Annotated[str, typer.Option(help="all, or some of clean,corruptions,instagram,sketch.", rich_help_panel=OF_MODEL)] = "all",
-    images: Annotated[Optional[int], typer.Option(help="Test on so many, drawn at random.", min=1, rich_help_panel=OF_MODEL)] = None,
-    size: Annotated[Optional[int], typer.Option(help="Pixels that the network is given; by default its own.", min=8, max=4096, rich_help_panel=OF_MODEL)] = None,
-    resize: Annotated[Optional[int], typer.Option(help="The shorter side before the middle is cut out; by default the network's own, in proportion to the size.", min=8, max=8192, rich_help_panel=OF_MODEL)] = None,
+    weights: Annotated[
+        Optional[str],
+        typer.Option(help="Its state dict, or the name of published weights.", rich_help_panel=OF_MODEL),
+    ] = None,
+    adversarial_weights: Annotated[
+        Optional[str],
+        typer.Option(help="Those of its other branch, if there are two.", rich_help_panel=OF_MODEL),
+    ] = None,
+    data: Annotated[
+        Optional[Path], typer.Option(help="Test images, a folder for each class.", rich_help_panel=OF_MODEL)
+    ] = None,
+    classes: Annotated[
+        Optional[Path],
+        typer.Option(
+            help="The network's classes, a name per line, if the folder has only some.",
+            rich_help_panel=OF_MODEL,
+        ),
+    ] = None,
+    shifts: Annotated[
+        str,
+        typer.Option(help="all, or some of clean,corruptions,instagram,sketch.", rich_help_panel=OF_MODEL),
+    ] = "all",
+    images: Annotated[
+        Optional[int], typer.Option(help="Test on so many, drawn at random.", min=1, rich_help_panel=OF_MODEL)
+    ] = None,
+    size: Annotated[
+        Optional[int],
+        typer.Option(
+            help="Pixels that the network is given; by default its own.",
+            min=8,
+            max=4096,
+            rich_help_panel=OF_MODEL,
+        ),
+    ] = None,
+    resize: Annotated[
+        Optional[int],
+        typer.Option(
+            help="The shorter side before the middle is cut out; by default the network's own, in proportion "
+            "to the size.",
+            min=8,
+            max=8192,
+            rich_help_panel=OF_MODEL,
+        ),
+    ] = None,
     on_bad_image: _on_bad(OF_MODEL) = "error",
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     save: _save(OF_METHOD) = False,
 ):
     """Accuracy on every shift: of a method that was trained here, or of any network on any folder of images.
 
-    Example: advbn evaluate advbn --seed 0, or: advbn evaluate --model resnet50 --weights weights.pt --data val --shifts all"""
+    Example: advbn evaluate advbn --seed 0, or: advbn evaluate --model resnet50 --weights weights.pt --data
+    val --shifts all"""
     from .config import load_params
     from .errors import ParameterError
+
     if (method is None) == (model is None):
-        raise ParameterError("evaluate takes a method of params.yaml or a --model; exactly one of them" + (f", not {method!r} and {model!r}" if method else ""))
+        raise ParameterError(
+            "evaluate takes a method of params.yaml or a --model; exactly one of them"
+            + (f", not {method!r} and {model!r}" if method else "")
+        )
     if method:
-        _check_given(context, OF_METHOD, "--model; a method of params.yaml is tested on the images of its profile")
+        _check_given(
+            context, OF_METHOD, "--model; a method of params.yaml is tested on the images of its profile"
+        )
         from .training.runs import CELLS, evaluate, find_run
+
         params = load_params()
         name = find_run(params, method).name
         path = _table(params, CELLS, "runs", f"{name}.csv") if save else None
@@ -178,18 +293,30 @@ def evaluate(
         table = found.groupby(["branch", "shift"], sort=False).accuracy.mean().unstack(sort=False)
         _told(found, table.to_json(indent=1) if json else table.round(2).to_string(), path)
     else:
-        _check_given(context, OF_MODEL, "a method of params.yaml; what is printed of a --model is kept by --json")
-        if missing := [option for option, value in (("--weights", weights), ("--data", data)) if value is None]:
+        _check_given(
+            context, OF_MODEL, "a method of params.yaml; what is printed of a --model is kept by --json"
+        )
+        if missing := [
+            option for option, value in (("--weights", weights), ("--data", data)) if value is None
+        ]:
             raise ParameterError(f"--model {model} needs {' and '.join(missing)}")
         import torch
         from .evidence.assess import chosen_shifts, class_names, evaluate_networks, load_network, summary
         from .images.decoding import BadImages
         from .images.preprocessing import preprocessing_of
+
         wanted, names = chosen_shifts(shifts), class_names(data, classes)
-        files = {"clean": weights, "adversarial": adversarial_weights} if adversarial_weights else {model: weights}
+        files = (
+            {"clean": weights, "adversarial": adversarial_weights}
+            if adversarial_weights
+            else {model: weights}
+        )
         networks = {name: load_network(model, file, len(names)) for name, file in files.items()}
         for name, network in networks.items():
-            print(f"{name}: images {preprocessing_of(network).at(size, resize)}", file=sys.stderr if json else sys.stdout)
+            print(
+                f"{name}: images {preprocessing_of(network).at(size, resize)}",
+                file=sys.stderr if json else sys.stdout,
+            )
         device = "cuda" if torch.cuda.is_available() else "cpu"
         bad = BadImages(on_bad_image)
         found = evaluate_networks(networks, data, names, wanted, size, resize, images, device=device, bad=bad)
@@ -199,15 +326,27 @@ def evaluate(
 
 
 @app.command("make-set")
-def make_set(out: Path, kind: Annotated[str, typer.Option(help="advbn, reconstructed or stylized.")] = "advbn",
-             seed: Annotated[int, typer.Option(help="Whose test images to take.")] = 0):
-    "Write the profile's test images, perturbed and decoded, as an ImageFolder tree. Example: advbn make-set sets/advbn"
+def make_set(
+    out: Path,
+    kind: Annotated[str, typer.Option(help="advbn, reconstructed or stylized.")] = "advbn",
+    seed: Annotated[int, typer.Option(help="Whose test images to take.")] = 0,
+):
+    """Write the profile's test images, perturbed and decoded, as an ImageFolder tree. Example: advbn make-set
+    sets/advbn"""
     from .config import load_params
     from .errors import ParameterError
     from .evidence.figures import make_set
     from .shifts.styles import adversarial, reconstructed, style_images, stylized
     from .training.distributed import build_accelerator
-    from .training.runs import check_seed, load_autoencoder, load_data, made_from, picture_attack, styles_folder
+    from .training.runs import (
+        check_seed,
+        load_autoencoder,
+        load_data,
+        made_from,
+        picture_attack,
+        styles_folder,
+    )
+
     if kind not in ("advbn", "reconstructed", "stylized"):
         raise ParameterError(f"--kind is {kind!r}; allowed are advbn, reconstructed and stylized")
     params = load_params()
@@ -219,19 +358,30 @@ def make_set(out: Path, kind: Annotated[str, typer.Option(help="advbn, reconstru
     settings = {"kind": kind, **made_from(params, data, seed)}
     test = data.test(seed, wide=True)
     number = dict(zip(test.names, data.test_indices(seed).tolist()))
-    makers = {"advbn": lambda b: adversarial(autoencoder, b.images, b.targets, layer), "reconstructed": lambda b: reconstructed(autoencoder, b.images),
-              "stylized": lambda b: stylized(autoencoder, b.images, [number[n] for n in b.names], style_images(b.images.shape[-1], styles))}
+    makers = {
+        "advbn": lambda b: adversarial(autoencoder, b.images, b.targets, layer),
+        "reconstructed": lambda b: reconstructed(autoencoder, b.images),
+        "stylized": lambda b: stylized(
+            autoencoder, b.images, [number[n] for n in b.names], style_images(b.images.shape[-1], styles)
+        ),
+    }
     print(f"{out}: {make_set(test, out, lambda b: makers[kind](b.to(device)), settings)} images written")
 
 
 @app.command()
-def export(method: str, out: Annotated[Path, typer.Argument(help="File to write.")], branch: Annotated[str, typer.Option(help="clean or adversarial.")] = "clean",
-           seed: _seed() = 0):
-    "Write a trained network's plain weights, as torchvision or timm load them. Example: advbn export advbn robust.pt --branch adversarial"
+def export(
+    method: str,
+    out: Annotated[Path, typer.Argument(help="File to write.")],
+    branch: Annotated[str, typer.Option(help="clean or adversarial.")] = "clean",
+    seed: _seed() = 0,
+):
+    """Write a trained network's plain weights, as torchvision or timm load them. Example: advbn export advbn
+    robust.pt --branch adversarial"""
     from .config import load_params
     from .errors import ParameterError
     from .networks.weights import save_state
     from .training.runs import branches, find_run, load_model
+
     params = load_params()
     run = find_run(params, method)
     if branch not in branches(run):
@@ -246,7 +396,10 @@ def _size(paths) -> int:
 
 
 @app.command()
-def clean(yes: Annotated[bool, typer.Option("--yes", help="Remove them.")] = False, json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False):
+def clean(
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+):
     """Say what can be made again and how much disk it takes; remove it with --yes. Images and results stay.
 
     Example: advbn clean"""
@@ -255,6 +408,7 @@ def clean(yes: Annotated[bool, typer.Option("--yes", help="Remove them.")] = Fal
     from contextlib import suppress
     from .files import cache_folder, project_root
     from .images.decoding import kept_listings
+
     root, freed, left = project_root(), {}, {}
     for name in ("checkpoints", "progress", "shifted", "predictions", "executed", ".dvc/cache", ".dvc/tmp"):
         folder = root / name
@@ -277,62 +431,98 @@ def clean(yes: Annotated[bool, typer.Option("--yes", help="Remove them.")] = Fal
                 path.unlink()
     if json:
         from json import dumps
+
         print(dumps({"freed": yes, "bytes": freed, "left": left}, indent=1))
         return
     for name, size in freed.items():
         print(f"{size / 1e6:9.1f} MB  {name}")
     for name, reason in left.items():
         print(f"{name} is left: {reason}")
-    print(f"{sum(freed.values()) / 1e6:9.1f} MB  {'freed' if yes else 'would be freed; remove with: advbn clean --yes'}")
+    print(
+        f"{sum(freed.values()) / 1e6:9.1f} MB  "
+        f"{'freed' if yes else 'would be freed; remove with: advbn clean --yes'}"
+    )
 
 
 @app.command()
-def corrupt(source: Path, out: Path, name: Annotated[str, typer.Option(help="A corruption, such as fog.")],
-            severity: Annotated[int, typer.Option(help="1 to 5.")] = 3, seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-            on_bad_image: _on_bad() = "error"):
-    "Corrupt the pictures of a tree, of any size, into another tree. Example: advbn corrupt data/openmoji out --name fog --severity 3"
+def corrupt(
+    source: Path,
+    out: Path,
+    name: Annotated[str, typer.Option(help="A corruption, such as fog.")],
+    severity: Annotated[int, typer.Option(help="1 to 5.")] = 3,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    on_bad_image: _on_bad() = "error",
+):
+    """Corrupt the pictures of a tree, of any size, into another tree. Example: advbn corrupt data/openmoji
+    out --name fog --severity 3"""
     from .errors import ParameterError
     from .evidence.assess import Pictures
     from .evidence.figures import make_set
     from .images.decoding import BadImages
     from .shifts.corruptions import check_corruption, corrupt, SMALLEST
+
     bad = BadImages(on_bad_image)
     check_corruption(name, severity)
     if source.resolve() in out.resolve().parents:
-        raise ParameterError(f"{out} lies in {source} and would become one of its classes; name a folder beside it")
+        raise ParameterError(
+            f"{out} lies in {source} and would become one of its classes; name a folder beside it"
+        )
     images = Pictures(source, bad, SMALLEST)
     _left_out(bad)
     number = dict(zip(images.names, range(len(images))))
-    made = make_set(images, out, lambda b: corrupt(b.images, name, severity, seed=seed, indices=[number[n] for n in b.names]),
-                    {"corruption": name, "severity": severity, "seed": seed, "source": str(source.resolve())}, 32 if images.one_size else 1)
+    made = make_set(
+        images,
+        out,
+        lambda b: corrupt(b.images, name, severity, seed=seed, indices=[number[n] for n in b.names]),
+        {"corruption": name, "severity": severity, "seed": seed, "source": str(source.resolve())},
+        32 if images.one_size else 1,
+    )
     print(f"{out}: {made} images written")
 
 
 @app.command()
-def check(folder: Path, against: Annotated[Optional[Path], typer.Option(help="Another folder, such as the training images, to compare with.")] = None,
-          json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False):
-    """Read every image of a folder with a folder for each class, and say what is wrong; exit status 1 if something is.
+def check(
+    folder: Path,
+    against: Annotated[
+        Optional[Path], typer.Option(help="Another folder, such as the training images, to compare with.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+):
+    """Read every image of a folder with a folder for each class, and say what is wrong; exit status 1 if
+    something is.
 
     Example: advbn check photographs/test --against photographs/train"""
     from json import dumps
     from .images.decoding import inspect_folder
+
     found = inspect_folder(folder, against)
     if json:
         print(dumps(found, indent=1))
     else:
         print(f"{folder}: {found['images']} images in {found['classes']} classes")
         for name, lines in found["problems"].items():
-            print(f"{len(lines)} {name}" + (":" if lines else ""), *lines[:20], *([f"and {len(lines) - 20} more"] if len(lines) > 20 else []), sep="\n  ")
+            print(
+                f"{len(lines)} {name}" + (":" if lines else ""),
+                *lines[:20],
+                *([f"and {len(lines) - 20} more"] if len(lines) > 20 else []),
+                sep="\n  ",
+            )
     raise typer.Exit(1 if any(found["problems"].values()) else 0)
 
 
 @app.command()
-def plan(profile: Annotated[Optional[str], typer.Option(help="A profile of params.yaml; by default the one it names.")] = None,
-         json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False):
-    "What a profile will do, how long it takes on this machine, and what is missing. Example: advbn plan --profile imagenet"
+def plan(
+    profile: Annotated[
+        Optional[str], typer.Option(help="A profile of params.yaml; by default the one it names.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+):
+    """What a profile will do, how long it takes on this machine, and what is missing. Example: advbn plan
+    --profile imagenet"""
     from .config import load_params
     from .errors import ParameterError
     from .evidence.cost import disk_bytes, missing_sets, plan
+
     params = load_params()
     if profile and profile not in params.profiles:
         raise ParameterError(f"--profile is {profile!r}; allowed are {', '.join(params.profiles)}")
@@ -340,60 +530,140 @@ def plan(profile: Annotated[Optional[str], typer.Option(help="A profile of param
     stages, disk, missing = plan(params), disk_bytes(params), missing_sets(params)
     if json:
         from json import dumps
-        print(dumps({"profile": params.profile, "stages": stages.to_dict("records"), "disk": disk, "missing": missing}, indent=1))
+
+        print(
+            dumps(
+                {
+                    "profile": params.profile,
+                    "stages": stages.to_dict("records"),
+                    "disk": disk,
+                    "missing": missing,
+                },
+                indent=1,
+            )
+        )
         return
     print(stages.to_string(index=False, float_format="{:.1f}".format))
     hours = stages.minutes.sum() / 60
-    print(f"\nexpected: {f'{hours:.1f} hours' if hours > 2 else f'{60 * hours:.0f} minutes'} on this machine at least; reading, augmentation and start-up are left out")
+    print(
+        f"\nexpected: {f'{hours:.1f} hours' if hours > 2 else f'{60 * hours:.0f} minutes'} on this machine "
+        f"at least; reading, augmentation and start-up are left out"
+    )
     print("disk: " + ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in disk.items()))
     print("missing: " + ("nothing" if not missing else "\n         ".join(missing)))
 
 
 @app.command()
-def bench(what: Annotated[str, typer.Argument(help="step: AdvBN's training step against one written straight from the formula; corrupt: the corruptions against imagecorruptions-imaug; "
-                                                   "evaluate: all 75 cells against the forward passes alone; scale: growth with images, classes, batch, steps and processes.")] = "step",
-          network: Annotated[str, typer.Option(help="A torchvision ResNet, for step and evaluate.")] = "resnet18",
-          batch: Annotated[Optional[int], typer.Option(help="Images; 16 for step, 64 for corrupt, 8 for evaluate.", min=2)] = None,
-          size: Annotated[Optional[int], typer.Option(help="Pixels; 112 for step, else 224.", min=32)] = None,
-          device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-          repetitions: Annotated[int, typer.Option(help="Turns that count.", min=3)] = 7,
-          json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False):
-    "Ratios of speed, measured in turns; kept under results/bench/. Example: advbn bench step --network resnet50 --batch 8"
+def bench(
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="step: AdvBN's training step against one written straight from the formula; corrupt: the "
+            "corruptions against imagecorruptions-imaug; "
+            "evaluate: all 75 cells against the forward passes alone; scale: growth with images, classes, "
+            "batch, steps and processes."
+        ),
+    ] = "step",
+    network: Annotated[str, typer.Option(help="A torchvision ResNet, for step and evaluate.")] = "resnet18",
+    batch: Annotated[
+        Optional[int], typer.Option(help="Images; 16 for step, 64 for corrupt, 8 for evaluate.", min=2)
+    ] = None,
+    size: Annotated[Optional[int], typer.Option(help="Pixels; 112 for step, else 224.", min=32)] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    repetitions: Annotated[int, typer.Option(help="Turns that count.", min=3)] = 7,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+):
+    """Ratios of speed, measured in turns; kept under results/bench/. Example: advbn bench step --network
+    resnet50 --batch 8"""
     import difflib
     from .errors import ParameterError
+
     kinds = ("step", "corrupt", "evaluate", "scale")
     if what not in kinds:
         near = difflib.get_close_matches(what, kinds, 1, 0.4)
-        raise ParameterError(f"bench takes {', '.join(map(repr, kinds))}, not {what!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        raise ParameterError(
+            f"bench takes {', '.join(map(repr, kinds))}, not {what!r}"
+            + (f"; did you mean {near[0]!r}?" if near else "")
+        )
     if not network.startswith("resnet"):
-        raise ParameterError(f"--network is {network!r}; the reference is written for torchvision's ResNets, such as 'resnet18'")
+        raise ParameterError(
+            f"--network is {network!r}; the reference is written for torchvision's ResNets, such as "
+            f"'resnet18'"
+        )
     import torch
-    if device not in ("cpu", "cuda") or (device == "cuda" and (what == "scale" or not torch.cuda.is_available())):
-        raise ParameterError(f"--device is {device!r}; allowed is cpu" + ("" if what == "scale" else " and cuda" if torch.cuda.is_available() else ", there is no CUDA device"))
+
+    if device not in ("cpu", "cuda") or (
+        device == "cuda" and (what == "scale" or not torch.cuda.is_available())
+    ):
+        raise ParameterError(
+            f"--device is {device!r}; allowed is cpu"
+            + (
+                ""
+                if what == "scale"
+                else " and cuda"
+                if torch.cuda.is_available()
+                else ", there is no CUDA device"
+            )
+        )
     import pandas as pd
     from advbn import bench as rooms
+
     given = {k: v for k, v in (("batch", batch), ("size", size)) if v is not None}
     if what == "scale":
         if given:
-            raise ParameterError(f"bench scale takes no --{next(iter(given))}; it grows a network and images of its own")
+            raise ParameterError(
+                f"bench scale takes no --{next(iter(given))}; it grows a network and images of its own"
+            )
         found, name = rooms.bench_scale(repetitions), "scale-cpu"
-        table = pd.DataFrame([{"what": kind, "value": v, **numbers} for kind, values in found["growth"].items() for v, numbers in values.items()]).round(2).to_string(index=False)
-        said = f"{found['processes']} processes reach {found['efficiency']['median']:.2f} of {found['processes']} times one"
+        table = (
+            pd.DataFrame(
+                [
+                    {"what": kind, "value": v, **numbers}
+                    for kind, values in found["growth"].items()
+                    for v, numbers in values.items()
+                ]
+            )
+            .round(2)
+            .to_string(index=False)
+        )
+        said = (
+            f"{found['processes']} processes reach {found['efficiency']['median']:.2f} of "
+            f"{found['processes']} times one"
+        )
     elif what == "corrupt":
-        found, name = rooms.bench_corrupt(device=device, repetitions=repetitions, **given), f"corrupt-{device}"
-        table, said = pd.DataFrame(found["corruptions"]).T.round(2).to_string(), f"{found['images a second']:.0f} images a second over the fifteen"
+        found, name = (
+            rooms.bench_corrupt(device=device, repetitions=repetitions, **given),
+            f"corrupt-{device}",
+        )
+        table, said = (
+            pd.DataFrame(found["corruptions"]).T.round(2).to_string(),
+            f"{found['images a second']:.0f} images a second over the fifteen",
+        )
     elif what == "evaluate":
-        found, name = rooms.bench_evaluate(network, device=device, repetitions=repetitions, **given), f"evaluate-{network}-{device}"
+        found, name = (
+            rooms.bench_evaluate(network, device=device, repetitions=repetitions, **given),
+            f"evaluate-{network}-{device}",
+        )
         table = pd.DataFrame(found["times"]).median().round(2).to_string()
-        said = f"all cells take {found['all cells, relative']:.2f} times the forward passes, with two branches {found['two branches, relative']:.2f} times those of both"
+        said = (
+            f"all cells take {found['all cells, relative']:.2f} times the forward passes, with two "
+            f"branches {found['two branches, relative']:.2f} times those of both"
+        )
     else:
-        found, name = rooms.bench_step(network, device=device, repetitions=repetitions, **given), f"step-{network}-{device}"
+        found, name = (
+            rooms.bench_step(network, device=device, repetitions=repetitions, **given),
+            f"step-{network}-{device}",
+        )
         table = pd.DataFrame(found["ratios"]).T.round(2).to_string()
-        said = (f"cost of a step, clean fine-tune of the head = 1: operations {found['operations, relative']:.2f}, "
-                + ", ".join(f"{mode} {cost:.2f}" for mode, cost in found["costs, relative"].items())
-                + f"\nfast recipe: {found['fast recipe, share of a faithful step']:.2f} of a faithful step"
-                + f"; peak memory {found['peak memory, relative']:.2f} times a clean step's"
-                + f"; largest difference of losses over three steps, in double precision: {found['largest difference of losses, double precision']:.1e}")
+        said = (
+            f"cost of a step, clean fine-tune of the head = 1: operations "
+            f"{found['operations, relative']:.2f}, "
+            + ", ".join(f"{mode} {cost:.2f}" for mode, cost in found["costs, relative"].items())
+            + f"\nfast recipe: {found['fast recipe, share of a faithful step']:.2f} of a faithful step"
+            + f"; peak memory {found['peak memory, relative']:.2f} times a clean step's"
+            + f"; largest difference of losses over three steps, in double precision: "
+            f"{found['largest difference of losses, double precision']:.1e}"
+        )
     path = rooms.write_bench(found, name)
     getattr(rooms, f"{what}_chart")(found).savefig(path.with_suffix(".png"), dpi=160)
     print(path.read_text() if json else f"{table}\n{said}\n{path}")
@@ -405,6 +675,7 @@ def report():
     from .config import load_params
     from .files import project_root
     from .page import build_page
+
     params = load_params()
     out = project_root() / "results" / params.profile / "report.html"
     out.write_text(build_page(params), encoding="utf-8")
@@ -412,20 +683,31 @@ def report():
 
 
 @app.command("import-official")
-def import_official(file: Path, out: Annotated[Path, typer.Option(help="Folder for the weights.")] = Path("."),
-                    arch: Annotated[Optional[str], typer.Option(help="Architecture, where the file does not name it.")] = None):
-    "Turn a checkpoint of the official code into plain torchvision weights. Example: advbn import-official checkpoint.pth.tar --out weights"
+def import_official(
+    file: Path,
+    out: Annotated[Path, typer.Option(help="Folder for the weights.")] = Path("."),
+    arch: Annotated[
+        Optional[str], typer.Option(help="Architecture, where the file does not name it.")
+    ] = None,
+):
+    """Turn a checkpoint of the official code into plain torchvision weights. Example: advbn import-official
+    checkpoint.pth.tar --out weights"""
     from .networks.official import read_official
     from .networks.weights import save_state
+
     found = read_official(file, arch)
     for branch in ("clean", "adversarial"):
         save_state(getattr(found, branch), out / f"{found.arch}-{branch}.pt")
         print(out / f"{found.arch}-{branch}.pt")
-    print(f"{found.arch}, cut after {found.after}" + (f", epoch {found.epoch}" if found.epoch is not None else ""))
+    print(
+        f"{found.arch}, cut after {found.after}"
+        + (f", epoch {found.epoch}" if found.epoch is not None else "")
+    )
 
 
 def main():
-    "Run the command line; errors that a person can mend are one line and exit status 2, a run that was asked to stop and can go on is 75."
+    """Run the command line; errors that a person can mend are one line and exit status 2, a run that was
+    asked to stop and can go on is 75."""
     try:
         sys.exit(app(args=sys.argv[1:] or ["--help"], prog_name="advbn", standalone_mode=False) or 0)
     except Interrupted as stopped:
@@ -441,6 +723,10 @@ def main():
             raise
         command = getattr(getattr(error, "ctx", None), "command_path", "advbn")
         names = getattr(getattr(error, "param", None), "opts", [])
-        given = next((f" Given: {value!r}." for name, value in zip(sys.argv, sys.argv[1:]) if name in names), "")
-        print(f"advbn: {' '.join(error.format_message().split())}{given} See: {command} --help", file=sys.stderr)
+        given = next(
+            (f" Given: {value!r}." for name, value in zip(sys.argv, sys.argv[1:]) if name in names), ""
+        )
+        print(
+            f"advbn: {' '.join(error.format_message().split())}{given} See: {command} --help", file=sys.stderr
+        )
         sys.exit(2)

@@ -1,4 +1,5 @@
 """`params.yaml` says everything about a run, and a slip in it stops the run before it starts."""
+
 import difflib
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from .errors import ParameterError
 from .files import project_root
 
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -18,7 +20,9 @@ class _Strict(BaseModel):
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]  # of a profile, row or table: part of file names and of a shell's words
+Name = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+]  # of a profile, row or table: part of file names and of a shell's words
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # SHA-256, as `sha256sum` prints it
 OnBadImage = Literal["error", "skip"]
 Policy = Literal["none", "augmix", "trivialaugment", "mixup", "cutmix"]
@@ -26,6 +30,7 @@ Policy = Literal["none", "augmix", "trivialaugment", "mixup", "cutmix"]
 
 class Layer(_Strict):
     "Options of `AdvBN`."
+
     eps: NotNegative = 1.1
     step_size: NotNegative = 0.2
     steps: Annotated[int, Field(ge=0)] = 6
@@ -37,7 +42,9 @@ class Layer(_Strict):
 
 
 class Method(_Strict):
-    "A row of a table: how a pretrained network is trained further; `after` cuts elsewhere than the profile does."
+    """A row of a table: how a pretrained network is trained further; `after` cuts elsewhere than the profile
+    does."""
+
     label: str
     train: Literal["nothing", "clean", "adversarial"]
     layer: Layer | None = None
@@ -50,9 +57,15 @@ class Method(_Strict):
         if self.recipe == "fast" and self.train != "adversarial":
             raise ValueError(f"train: {self.train} attacks nothing; recipe: fast is for adversarial training")
         if self.recipe == "fast" and (self.layer is not None or self.unpaired):
-            raise ValueError("recipe: fast stands for all that is said of an adversarial training; it takes no layer and no unpaired")
+            raise ValueError(
+                "recipe: fast stands for all that is said of an adversarial training; it takes no layer and "
+                "no unpaired"
+            )
         if (self.layer is not None or self.recipe == "fast") != (self.train == "adversarial"):
-            raise ValueError(f"train: {self.train} {'needs a' if self.layer is None else 'takes no'} layer" + (" or recipe: fast" if self.layer is None else ""))
+            raise ValueError(
+                f"train: {self.train} {'needs a' if self.layer is None else 'takes no'} layer"
+                + (" or recipe: fast" if self.layer is None else "")
+            )
         if self.unpaired and self.train != "adversarial":
             raise ValueError(f"train: {self.train} has one branch; unpaired is for adversarial training")
         return self
@@ -62,11 +75,16 @@ class Method(_Strict):
         "What `prepare` is told, or `None` where nothing is attacked."
         if self.train != "adversarial":
             return None
-        return {"recipe": "fast"} if self.recipe == "fast" else {**self.layer.model_dump(), "unpaired": self.unpaired}
+        return (
+            {"recipe": "fast"}
+            if self.recipe == "fast"
+            else {**self.layer.model_dump(), "unpaired": self.unpaired}
+        )
 
 
 class Augment(_Strict):
     "Random affine map and flip of images in memory; degrees, fractions of the width, and factors."
+
     degrees: NotNegative = 0.0
     translate: NotNegative = 0.0
     scale: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -75,6 +93,7 @@ class Augment(_Strict):
 
 class Training(_Strict):
     "One run of SGD."
+
     epochs: Count
     batch_size: Count
     lr: Positive
@@ -89,14 +108,21 @@ class Training(_Strict):
     @model_validator(mode="after")
     def _milestones_only_for_steps(self):
         if bool(self.milestones) != (self.schedule == "step"):
-            raise ValueError(f"schedule: {self.schedule} {'needs' if self.schedule == 'step' else 'takes no'} milestones")
+            raise ValueError(
+                f"schedule: {self.schedule} {'needs' if self.schedule == 'step' else 'takes no'} milestones"
+            )
         if any(m >= self.epochs for m in self.milestones):
-            raise ValueError(f"milestones are {self.milestones} and epochs {self.epochs}; allowed are milestones before the last epoch")
+            raise ValueError(
+                f"milestones are {self.milestones} and epochs {self.epochs}; allowed are milestones before "
+                f"the last epoch"
+            )
         return self
 
 
 class _Weights(_Strict):
-    "What a network starts from: published weights by name, or a file with a state dict, of which the digest is said, too."
+    """What a network starts from: published weights by name, or a file with a state dict, of which the digest
+    is said, too."""
+
     weights: str | None = None
     weights_sha256: Digest | None = None  # of a file
     head: Literal["new"] | None = None  # puts a new classifier on the weights, to be trained
@@ -110,6 +136,7 @@ class _Weights(_Strict):
 
 class Network(_Weights):
     "The classifier and where it is cut."
+
     name: str
     after: str
 
@@ -119,11 +146,15 @@ def _either(section, training, key):
         raise ValueError(f"head: new is given and {key} is missing; a new classifier has to be trained")
     if not section.head and bool(section.weights) == bool(training):
         given = "given" if training else "missing"
-        raise ValueError(f"weights and {key} are both {given}; a network is either published or trained here, or published with head: new and trained further")
+        raise ValueError(
+            f"weights and {key} are both {given}; a network is either published or trained here, or "
+            f"published with head: new and trained further"
+        )
 
 
 class Decoder(_Strict):
     "Training of the decoder, with Adam."
+
     epochs: Count
     batch_size: Count
     lr: Positive
@@ -131,6 +162,7 @@ class Decoder(_Strict):
 
 class Pictures(_Weights):
     "The autoencoder behind Stylized and the adversarial images, and the attack that makes the latter."
+
     network: str
     after: str
     classifier: Training | None = None  # null takes the published `weights`
@@ -147,6 +179,7 @@ class Pictures(_Weights):
 
 class Sets(_Strict):
     "Folders of shifts that are published as sets of their own; null generates them from the test images."
+
     corruptions: str | None = None
     instagram: str | None = None
     sketch: str | None = None
@@ -154,7 +187,9 @@ class Sets(_Strict):
 
 
 class Data(_Strict):
-    "An image set. Paths are relative to the project's root; environment variables such as `$IMAGENET` are filled in."
+    """An image set. Paths are relative to the project's root; environment variables such as `$IMAGENET` are
+    filled in."""
+
     name: Literal["openmoji", "cifar10", "imagenet"]
     root: str
     classes: Annotated[int, Field(ge=2)]
@@ -162,23 +197,40 @@ class Data(_Strict):
     sets: Sets = Sets()
     test_images: Count | None = None  # test on so many of them; null takes all
     size: Count | None = None  # of streamed images; null is the network's own
-    resize: Count | None = None  # of their shorter side, before the middle is cut out for testing; null is the network's own
+    resize: Count | None = (
+        None  # of their shorter side, before the middle is cut out for testing; null is the network's own
+    )
     workers: Annotated[int, Field(ge=0)] = 2  # decoding processes
     on_bad_image: OnBadImage = "error"  # of one that cannot be read; "skip" leaves it out, and lists it
 
     @model_validator(mode="after")
     def _sets_that_can_be_read(self):
         if self.size and self.resize and self.resize < self.size:
-            raise ValueError(f"resize is {self.resize} and size {self.size}; what is cut out cannot be larger than what it is cut from")
+            raise ValueError(
+                f"resize is {self.resize} and size {self.size}; what is cut out cannot be larger than what "
+                f"it is cut from"
+            )
         if self.test_images and self.name == "openmoji":
             raise ValueError("openmoji takes no test_images; a quarter of the images is held out per seed")
         if self.on_bad_image == "skip" and self.name == "openmoji":
-            raise ValueError("openmoji takes no on_bad_image: skip; its images are pinned in data.dvc, so build them again with 'advbn data'")
-        given, readable = {k for k, v in self.sets.model_dump().items() if v}, {"openmoji": set(), "cifar10": {"corruptions"}}
+            raise ValueError(
+                "openmoji takes no on_bad_image: skip; its images are pinned in data.dvc, so build them "
+                "again with 'advbn data'"
+            )
+        given, readable = (
+            {k for k, v in self.sets.model_dump().items() if v},
+            {"openmoji": set(), "cifar10": {"corruptions"}},
+        )
         if unknown := given - readable.get(self.name, given):
-            raise ValueError(f"{self.name} has no published set for {', '.join(sorted(unknown))}; allowed are {sorted(readable[self.name]) or 'none'}")
+            raise ValueError(
+                f"{self.name} has no published set for {', '.join(sorted(unknown))}; allowed are "
+                f"{sorted(readable[self.name]) or 'none'}"
+            )
         if self.test_images and self.name == "cifar10" and "corruptions" in given:
-            raise ValueError("test_images and sets.corruptions are both given; CIFAR-10-C's arrays hold all test images, so take all of them")
+            raise ValueError(
+                "test_images and sets.corruptions are both given; CIFAR-10-C's arrays hold all test images, "
+                "so take all of them"
+            )
         if self.name == "imagenet" and "sketch" not in given:
             raise ValueError("imagenet needs sets.sketch, the folder of ImageNet-Sketch")
         return self
@@ -191,6 +243,7 @@ class Data(_Strict):
 
 class Short(_Strict):
     "What the studies' runs take of the profile's: fewer epochs, seeds and test images under fewer shifts."
+
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     pretrain_epochs: Count
     finetune_epochs: Count
@@ -208,6 +261,7 @@ class Short(_Strict):
 
 class Base(_Strict):
     "What a study's networks are pretrained as, where it differs from the profile."
+
     label: str
     network: Network | None = None
     augmentation: Policy = "none"
@@ -218,6 +272,7 @@ class Base(_Strict):
 
 class Study(_Strict):
     "A table of its own: bases, each with the `base_methods` that all studies share and with further methods."
+
     title: str
     bases: Annotated[list[Name], Field(min_length=1)]
     methods: dict[Name, Method] = {}
@@ -225,26 +280,34 @@ class Study(_Strict):
 
 class Profile(_Strict):
     "Everything that changes with the scale."
+
     data: Data
     network: Network
-    pretrain: Training | None = None  # null takes the network's published weights; with head: new they are trained further
+    pretrain: Training | None = (
+        None  # null takes the network's published weights; with head: new they are trained further
+    )
     finetune: Training
     pictures: Pictures
     short: Short | None = None  # null: this profile has the main table alone
-    threads: Annotated[int, Field(ge=1, le=1024)] | None = None  # CPU threads; null leaves the choice to torch
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = (
+        None  # CPU threads; null leaves the choice to torch
+    )
     note: str | None = None  # what a reader of the results should know
 
     @model_validator(mode="after")
     def _trained_or_published(self):
         _either(self.network, self.pretrain, "pretrain")
         if self.short and self.data.name == "imagenet":
-            raise ValueError("imagenet takes no section 'short'; studies pretrain and test on images in memory")
+            raise ValueError(
+                "imagenet takes no section 'short'; studies pretrain and test on images in memory"
+            )
         return self
 
 
 @dataclass(frozen=True)
 class Run:
     "A row of the table of runs, for every seed: a pretrained network, and how it is trained further."
+
     name: str
     base: str | None  # of a study; the main table has the profile's own network
     method: Method
@@ -261,11 +324,14 @@ class Run:
 
 class Params(_Strict):
     "The whole of `params.yaml`."
+
     profile: Name
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     methods: Annotated[dict[Name, Method], Field(min_length=1)]
     checkpoint_steps: Count = 200  # between two writes of a training run's progress
-    timeout: Annotated[int, Field(ge=1, le=1_000_000)] = 600  # seconds that the processes of a run wait for each other
+    timeout: Annotated[int, Field(ge=1, le=1_000_000)] = (
+        600  # seconds that the processes of a run wait for each other
+    )
     bases: dict[Name, Base] = {}
     base_methods: dict[Name, Method] = {}  # what every base is tested after
     studies: dict[Name, Study] = {}
@@ -276,47 +342,84 @@ class Params(_Strict):
         if self.profile not in self.profiles:
             near = difflib.get_close_matches(self.profile, self.profiles, 1, 0.4)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"profile is {self.profile!r}; allowed are {', '.join(map(repr, self.profiles))}{hint}")
+            raise ValueError(
+                f"profile is {self.profile!r}; allowed are {', '.join(map(repr, self.profiles))}{hint}"
+            )
         for name in ("standard", "finetune", "advbn"):
             if name not in self.methods:
-                raise ValueError(f"methods has no {name!r}; tables and figures compare standard, finetune and advbn, and others may stand beside them")
+                raise ValueError(
+                    f"methods has no {name!r}; tables and figures compare standard, finetune and advbn, and "
+                    f"others may stand beside them"
+                )
         for name, train in (("standard", "nothing"), ("finetune", "clean"), ("advbn", "adversarial")):
             if self.methods[name].train != train:
-                raise ValueError(f"methods.{name}.train is {self.methods[name].train!r}; allowed is {train!r}, other rows may train as they like")
+                raise ValueError(
+                    f"methods.{name}.train is {self.methods[name].train!r}; allowed is {train!r}, other rows "
+                    f"may train as they like"
+                )
         if self.methods["finetune"].after:
-            raise ValueError("methods.finetune is the control and is cut where the profile says; it takes no 'after'")
+            raise ValueError(
+                "methods.finetune is the control and is cut where the profile says; it takes no 'after'"
+            )
         for name in ("pretrained", "autoencoder", "bases"):
             if name in self.methods:
-                raise ValueError(f"methods has {name!r}, which is the name of another folder of checkpoints; choose another")
+                raise ValueError(
+                    f"methods has {name!r}, which is the name of another folder of checkpoints; choose "
+                    f"another"
+                )
         for name in ("bench", "figures", "tables"):
             if name in self.profiles:
-                raise ValueError(f"profiles has {name!r}, which is the name of another folder of results; choose another")
+                raise ValueError(
+                    f"profiles has {name!r}, which is the name of another folder of results; choose another"
+                )
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds are {self.seeds}; each may stand there once")
         for study, section in self.studies.items():
             for base in section.bases:
                 if base not in self.bases:
                     near = difflib.get_close_matches(base, self.bases, 1, 0.4)
-                    raise ValueError(f"studies.{study}.bases has {base!r}; allowed are {', '.join(self.bases)}" + (f"; did you mean {near[0]!r}?" if near else ""))
+                    raise ValueError(
+                        f"studies.{study}.bases has {base!r}; allowed are {', '.join(self.bases)}"
+                        + (f"; did you mean {near[0]!r}?" if near else "")
+                    )
             if len(set(section.bases)) != len(section.bases):
-                raise ValueError(f"studies.{study}.bases are {', '.join(section.bases)}; each may stand there once")
+                raise ValueError(
+                    f"studies.{study}.bases are {', '.join(section.bases)}; each may stand there once"
+                )
             twice = [name for name in section.methods if name in self.base_methods]
             if twice:
-                raise ValueError(f"studies.{study}.methods.{twice[0]} is the name of one of base_methods, which stand in every study; choose another")
+                raise ValueError(
+                    f"studies.{study}.methods.{twice[0]} is the name of one of base_methods, which stand in "
+                    f"every study; choose another"
+                )
             methods = self.methods_of(study)
             controls = [method.after for method in methods.values() if method.train == "clean"]
             for name, method in methods.items():
                 if controls.count(method.after) != 1:
-                    raise ValueError(f"studies.{study}.methods.{name} is cut after {method.after or 'the place of its network'!r}, where {controls.count(method.after)} "
-                                     "methods train clean; there must be one to compare with")
-        if self.studies and ("finetune" not in self.base_methods or self.base_methods["finetune"].train != "clean" or self.base_methods["finetune"].after):
-            raise ValueError("base_methods has no 'finetune' that trains clean, cut where its network says; the others are compared with it")
+                    raise ValueError(
+                        f"studies.{study}.methods.{name} is cut after "
+                        f"{method.after or 'the place of its network'!r}, where "
+                        f"{controls.count(method.after)} "
+                        "methods train clean; there must be one to compare with"
+                    )
+        if self.studies and (
+            "finetune" not in self.base_methods
+            or self.base_methods["finetune"].train != "clean"
+            or self.base_methods["finetune"].after
+        ):
+            raise ValueError(
+                "base_methods has no 'finetune' that trains clean, cut where its network says; the others "
+                "are compared with it"
+            )
         for base in self.bases:
             if not any(base in section.bases for section in self.studies.values()):
                 raise ValueError(f"bases.{base} is in no study; name it in one, or remove it")
         short = self.current.short
         if short and not set(short.seeds) <= set(self.seeds):
-            raise ValueError(f"profiles.{self.profile}.short.seeds are {short.seeds}; allowed are those of seeds, {self.seeds}")
+            raise ValueError(
+                f"profiles.{self.profile}.short.seeds are {short.seeds}; allowed are those of seeds, "
+                f"{self.seeds}"
+            )
         return self
 
     @property
@@ -325,11 +428,19 @@ class Params(_Strict):
         return self.profiles[self.profile]
 
     def runs(self, study: str | None = None) -> dict:
-        "The table of runs, name to `Run`: of the main table, or of a study, every base with every method, none without a section `short`."
+        """The table of runs, name to `Run`: of the main table, or of a study, every base with every method,
+        none without a section `short`."""
         profile = self.current
         if study is None:
-            return {name: Run(name, None, method, profile.network, "none", profile.pretrain, profile.finetune) for name, method in self.methods.items()}
-        return {name: run for base in self.studies[study].bases for name, run in self._short_runs(base, self.methods_of(study))}
+            return {
+                name: Run(name, None, method, profile.network, "none", profile.pretrain, profile.finetune)
+                for name, method in self.methods.items()
+            }
+        return {
+            name: run
+            for base in self.studies[study].bases
+            for name, run in self._short_runs(base, self.methods_of(study))
+        }
 
     def methods_of(self, study: str) -> dict:
         "All methods of a study: those of every base, and its own."
@@ -346,7 +457,19 @@ class Params(_Strict):
             pretrain = profile.pretrain.model_copy(update={"epochs": short.pretrain_epochs, **lr})
             finetune = profile.finetune.model_copy(update={"epochs": short.finetune_epochs})
             for name, method in methods.items():
-                yield f"{base}/{name}", Run(name, base, method, start.network or profile.network, start.augmentation, pretrain, finetune)
+                yield (
+                    f"{base}/{name}",
+                    Run(
+                        name,
+                        base,
+                        method,
+                        start.network or profile.network,
+                        start.augmentation,
+                        pretrain,
+                        finetune,
+                    ),
+                )
+
 
 def _known_keys(model, path):
     "The keys that are allowed beside the last key of `path`."
@@ -374,10 +497,18 @@ def explain(error: ValidationError, source: str = "params.yaml", model: type = P
             lines.append(f"{source}: {key + ': ' if key else ''}{problem['ctx']['error']}")
         elif problem["type"] == "string_pattern_mismatch":
             where = problem["loc"][:-2] if problem["loc"][-1] == "[key]" else problem["loc"]
-            allowed = "64 hexadecimal digits" if "{64}" in problem["ctx"]["pattern"] else "letters, digits, - and _, the first a letter or a digit"
-            lines.append(f"{source}: {'.'.join(map(str, where))} has {problem['input']!r}; allowed are {allowed}")
+            allowed = (
+                "64 hexadecimal digits"
+                if "{64}" in problem["ctx"]["pattern"]
+                else "letters, digits, - and _, the first a letter or a digit"
+            )
+            lines.append(
+                f"{source}: {'.'.join(map(str, where))} has {problem['input']!r}; allowed are {allowed}"
+            )
         else:
-            lines.append(f"{source}: {key} is {problem['input']!r}; {problem['msg'][0].lower()}{problem['msg'][1:]}")
+            lines.append(
+                f"{source}: {key} is {problem['input']!r}; {problem['msg'][0].lower()}{problem['msg'][1:]}"
+            )
     return "\n".join(lines if len(lines) < 3 else [lines[0], f"{lines[1]} (and {len(lines) - 2} more)"])
 
 
@@ -387,7 +518,9 @@ class _Once(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         keys = [k.value for k, _ in node.value if isinstance(k, yaml.ScalarNode) and k.value != "<<"]
         if twice := [k for k in keys if keys.count(k) > 1]:
-            raise yaml.constructor.ConstructorError(problem=f"the key {twice[0]!r} stands twice", problem_mark=node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                problem=f"the key {twice[0]!r} stands twice", problem_mark=node.start_mark
+            )
         return super().construct_mapping(node, deep)
 
 
@@ -402,7 +535,8 @@ def parse_params(content: dict, source: str = "params.yaml") -> Params:
 
 
 def load_params(path: str | Path | None = None, **network) -> Params:
-    """The project's `params.yaml`, or the file at `path`, checked; `network` is said of the network of its profile, in place of what stands there.
+    """The project's `params.yaml`, or the file at `path`, checked; `network` is said of the network of its
+    profile, in place of what stands there.
 
     Raises `ParameterError`, a line or two, for slips."""
     path = Path(path) if path else project_root() / "params.yaml"

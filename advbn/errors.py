@@ -1,8 +1,11 @@
 """Every exception that the package raises on purpose, and the nearest right spelling of a wrong word."""
+
 import difflib
 from collections.abc import Iterable
 
-INTERRUPTED = 75  # the exit status of a run that was asked to stop and has kept its progress: EX_TEMPFAIL, "try again"
+INTERRUPTED = (
+    75  # the exit status of a run that was asked to stop and has kept its progress: EX_TEMPFAIL, "try again"
+)
 
 
 class DataError(ValueError):
@@ -26,11 +29,13 @@ class ProcessLost(RuntimeError):
 
 
 class Interrupted(BaseException):
-    "The run was asked to stop, by Ctrl-C or SIGTERM, and has kept its progress. Not an `Exception`, like `KeyboardInterrupt`."
+    """The run was asked to stop, by Ctrl-C or SIGTERM, and has kept its progress. Not an `Exception`, like
+    `KeyboardInterrupt`."""
 
 
 def did_you_mean(given, allowed: Iterable, otherwise: str = "", cutoff: float = 0.4) -> str:
-    """The end of a message about the word `given`: `"; did you mean 'advbn'?"` with the nearest of the `allowed` words.
+    """The end of a message about the word `given`: `"; did you mean 'advbn'?"` with the nearest of the
+    `allowed` words.
 
     Where none is near, it is `otherwise`."""
     near = difflib.get_close_matches(str(given), [str(word) for word in allowed], 1, cutoff)

@@ -1,4 +1,5 @@
 """Files of the project: where they are, whole or not there, held by one process at a time, and their digests."""
+
 import glob
 import hashlib
 import os
@@ -11,14 +12,17 @@ from .errors import Busy, DataError
 
 
 def project_root(start: str | Path = ".") -> Path:
-    "The folder at or above `start` that holds `dvc.yaml`; `ADVBN_ROOT` overrides it. Raises `FileNotFoundError` if there is none."
+    """The folder at or above `start` that holds `dvc.yaml`; `ADVBN_ROOT` overrides it. Raises
+    `FileNotFoundError` if there is none."""
     if os.environ.get("ADVBN_ROOT"):
         return Path(os.environ["ADVBN_ROOT"])
     here = Path(start).resolve()
     for folder in (here, *here.parents):
         if (folder / "dvc.yaml").exists():
             return folder
-    raise FileNotFoundError(f"no dvc.yaml at or above {here}; run inside a clone of the project or set ADVBN_ROOT")
+    raise FileNotFoundError(
+        f"no dvc.yaml at or above {here}; run inside a clone of the project or set ADVBN_ROOT"
+    )
 
 
 def cache_folder() -> Path:
@@ -27,16 +31,22 @@ def cache_folder() -> Path:
 
 
 def filled_path(path: str, base: Path) -> Path:
-    "A path of `params.yaml`, relative to `base`, with environment variables such as `$IMAGENET` filled in; raises `DataError` for one that is not set."
+    """A path of `params.yaml`, relative to `base`, with environment variables such as `$IMAGENET` filled in;
+    raises `DataError` for one that is not set."""
     filled = os.path.expanduser(os.path.expandvars(path))
     if missing := re.search(r"\$\{?(\w+)", filled):
-        raise DataError(f"{path!r} needs the environment variable {missing[1]}, which is not set; set it, or write the folder into params.yaml")
+        raise DataError(
+            f"{path!r} needs the environment variable {missing[1]}, which is not set; set it, or write the "
+            f"folder into params.yaml"
+        )
     return Path(base) / filled
 
 
 def _unfinished(path):
-    "This process's name for a file that is to be `path`; removes those of this machine's processes that have ended."
+    """This process's name for a file that is to be `path`; removes those of this machine's processes that
+    have ended."""
     import psutil
+
     start = f".{path.name}.{socket.gethostname()}-"
     for left in path.parent.glob(f"{glob.escape(start)}*.partial"):
         owner = left.name.removeprefix(start).removesuffix(".partial")
@@ -47,9 +57,11 @@ def _unfinished(path):
 
 @contextmanager
 def whole_file(path: Path, put_aside=lambda: None):
-    """An open binary file inside the `with` block, which is at `path` when the block has ended and the disk has all of it, and not before.
+    """An open binary file inside the `with` block, which is at `path` when the block has ended and the disk
+    has all of it, and not before.
 
-    `put_aside()` is called right before that. Raises `OSError` with the path if the disk is full; what stood there before is then still there."""
+    `put_aside()` is called right before that. Raises `OSError` with the path if the disk is full; what
+    stood there before is then still there."""
     path, unfinished = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +88,8 @@ def whole_file(path: Path, put_aside=lambda: None):
 
 
 def file_digest(path: Path) -> str:
-    "SHA-256 of a file, as `sha256sum` prints it; of a folder that of the lines it prints about the files in it, sorted by name."
+    """SHA-256 of a file, as `sha256sum` prints it; of a folder that of the lines it prints about the files in
+    it, sorted by name."""
     path, digest = Path(path), hashlib.sha256()
     if path.is_dir():
         for file in sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")):
@@ -90,15 +103,19 @@ def file_digest(path: Path) -> str:
 
 @contextmanager
 def held(path: Path, doing: str = "made", wait: float = 0):
-    """Hold what is at `path` inside the `with` block, against other processes; raises `Busy` with the owner's name if another one holds it
-    and does not let go within `wait` seconds."""
+    """Hold what is at `path` inside the `with` block, against other processes; raises `Busy` with the owner's
+    name if another one holds it and does not let go within `wait` seconds."""
     from filelock import FileLock, Timeout
+
     lock, owner = FileLock(path.with_name(f"{path.name}.lock")), path.with_name(f"{path.name}.owner")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         lock.acquire(timeout=wait)
     except Timeout:
-        raise Busy(f"{path} is being {doing} by {owner.read_text() if owner.exists() else 'another process'}; wait for it or stop it") from None
+        raise Busy(
+            f"{path} is being {doing} by {owner.read_text() if owner.exists() else 'another process'}; wait "
+            f"for it or stop it"
+        ) from None
     try:
         owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield

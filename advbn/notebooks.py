@@ -1,4 +1,5 @@
 """A stage of the pipeline is a notebook with parameters; a misspelt one must not run on its defaults."""
+
 import ast
 import difflib
 import json
@@ -17,9 +18,12 @@ from .config import load_params, Params
 from .errors import Interrupted, ParameterError
 from .files import project_root
 
+
 def notebook_parameters(path: Path) -> dict:
-    "Names and example values in the notebook's `parameters` cell. Raises `ParameterError` unless there is exactly one such cell."
+    """Names and example values in the notebook's `parameters` cell. Raises `ParameterError` unless there is
+    exactly one such cell."""
     import nbformat
+
     if not Path(path).exists():
         raise ParameterError(f"no notebook at {path}")
     try:
@@ -29,8 +33,13 @@ def notebook_parameters(path: Path) -> dict:
     cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     if len(cells) != 1:
         raise ParameterError(f"{path} has {len(cells)} cells tagged 'parameters'; it must have exactly one")
-    return {target.id: ast.literal_eval(statement.value) for statement in ast.parse(cells[0].source).body
-            if isinstance(statement, ast.Assign) for target in statement.targets}
+    return {
+        target.id: ast.literal_eval(statement.value)
+        for statement in ast.parse(cells[0].source).body
+        if isinstance(statement, ast.Assign)
+        for target in statement.targets
+    }
+
 
 def _convert(name, text, default):
     "Text from a command line as a value of the type of `default`."
@@ -41,12 +50,16 @@ def _convert(name, text, default):
     except (ValueError, SyntaxError):
         value = text
     if type(value) is not type(default):
-        raise ParameterError(f"parameter {name} is {text!r}; allowed is a value of type {type(default).__name__}, such as {default!r}")
+        raise ParameterError(
+            f"parameter {name} is {text!r}; allowed is a value of type {type(default).__name__}, such as "
+            f"{default!r}"
+        )
     return value
 
 
 def check_parameters(path: Path, given: dict) -> dict:
-    "The values for the notebook at `path`, from the texts `given`; raises `ParameterError` for an unknown or missing name and a wrong type."
+    """The values for the notebook at `path`, from the texts `given`; raises `ParameterError` for an unknown
+    or missing name and a wrong type."""
     known = notebook_parameters(path)
     for name in given:
         if name not in known:
@@ -57,6 +70,7 @@ def check_parameters(path: Path, given: dict) -> dict:
     if missing:
         raise ParameterError(f"{Path(path).name} needs the parameter {missing[0]!r}")
     return {name: _convert(name, text, known[name]) for name, text in given.items()}
+
 
 def _first(lines, key):
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")
@@ -72,11 +86,32 @@ def surroundings() -> dict:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "not installed"
-    gpus = _said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines() if shutil.which("nvidia-smi") else []
-    changed = _said("git", "-C", str(project_root()), "status", "--porcelain", "--untracked-files=no", "--", ".", ":!results", ":!dvc.lock", ":!README.md")
-    return {"Processor": f"{name or platform.machine()}, {os.cpu_count()} cores", "GPU": ", ".join(gpus) or "none", "Python": platform.python_version(),
-            "Packages": ", ".join(f"{k} {v}" for k, v in versions.items()),
-            "Commit": (_said("git", "-C", str(project_root()), "rev-parse", "--short=12", "HEAD") or "not known") + (" and changes" if changed else "")}
+    gpus = (
+        _said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
+        if shutil.which("nvidia-smi")
+        else []
+    )
+    changed = _said(
+        "git",
+        "-C",
+        str(project_root()),
+        "status",
+        "--porcelain",
+        "--untracked-files=no",
+        "--",
+        ".",
+        ":!results",
+        ":!dvc.lock",
+        ":!README.md",
+    )
+    return {
+        "Processor": f"{name or platform.machine()}, {os.cpu_count()} cores",
+        "GPU": ", ".join(gpus) or "none",
+        "Python": platform.python_version(),
+        "Packages": ", ".join(f"{k} {v}" for k, v in versions.items()),
+        "Commit": (_said("git", "-C", str(project_root()), "rev-parse", "--short=12", "HEAD") or "not known")
+        + (" and changes" if changed else ""),
+    }
 
 
 def _said(*command):
@@ -87,12 +122,17 @@ def record_stage(params: Params, stage: str, seconds: float):
     "Write how a stage was run, and how long it took, to `results/PROFILE/made/STAGE.json`."
     path = project_root() / "results" / params.profile / "made" / f"{stage}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"seconds": round(seconds, 1), **surroundings()}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps({"seconds": round(seconds, 1), **surroundings()}, indent=1, ensure_ascii=False) + "\n",
+        encoding="utf-8",
+    )
+
 
 @contextmanager
 def _stopping(progress):
     "Pass Ctrl-C and SIGTERM on to the notebook's processes, and wait until they have kept what they train."
     import psutil
+
     asked = []
 
     def stop(number, frame):
@@ -101,7 +141,11 @@ def _stopping(progress):
             with suppress(psutil.NoSuchProcess):
                 child.send_signal(signal.SIGTERM)
 
-    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)} if threading.current_thread() is threading.main_thread() else {}
+    before = (
+        {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        if threading.current_thread() is threading.main_thread()
+        else {}
+    )
     try:
         yield
     except BaseException:
@@ -117,28 +161,43 @@ def _stopping(progress):
 
 
 def run_notebook(path: Path, given: dict | None = None) -> Path:
-    """Execute a notebook with papermill from the project's root; returns the executed copy under `executed/`. A failing cell raises.
-    A parameter `profile` that is not given is that of `params.yaml`.
+    """Execute a notebook with papermill from the project's root; returns the executed copy under `executed/`.
+    A failing cell raises. A parameter `profile` that is not given is that of `params.yaml`.
 
-    Raises `ParameterError` for wrong parameters, and for a `profile` that is not the one of `params.yaml`, which the code would go by, and
-    `Interrupted` after Ctrl-C or SIGTERM, once the notebook's processes have kept their progress."""
+    Raises `ParameterError` for wrong parameters, and for a `profile` that is not the one of `params.yaml`,
+    which the code would go by, and `Interrupted` after Ctrl-C or SIGTERM, once the notebook's processes
+    have kept their progress."""
     try:
         import papermill
     except ImportError:
         raise ImportError("running notebooks needs papermill: pip install 'advbn[notebooks]'") from None
     path, params = Path(path), load_params()
-    values = check_parameters(path, {**({"profile": params.profile} if "profile" in notebook_parameters(path) else {}), **(given or {})})
+    values = check_parameters(
+        path,
+        {**({"profile": params.profile} if "profile" in notebook_parameters(path) else {}), **(given or {})},
+    )
     if values.get("profile", params.profile) != params.profile:
-        raise ParameterError(f"profile is {values['profile']!r} and params.yaml names {params.profile!r}; change it there")
+        raise ParameterError(
+            f"profile is {values['profile']!r} and params.yaml names {params.profile!r}; change it there"
+        )
     name = "-".join([path.stem, *(str(v) for k, v in values.items() if k != "profile")])
     if Path(name).name != name:
-        raise ParameterError(f"{name!r} would be the name of the executed notebook; no parameter may have a / in it")
+        raise ParameterError(
+            f"{name!r} would be the name of the executed notebook; no parameter may have a / in it"
+        )
     output = project_root() / "executed" / params.profile / f"{name}.ipynb"
     output.parent.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     with _stopping(project_root() / "progress"):
-        papermill.execute_notebook(str(path), str(output), parameters=values, kernel_name="python3", language="python", cwd=str(project_root()),
-                                   progress_bar={"desc": output.stem, "unit": "cell"})
+        papermill.execute_notebook(
+            str(path),
+            str(output),
+            parameters=values,
+            kernel_name="python3",
+            language="python",
+            cwd=str(project_root()),
+            progress_bar={"desc": output.stem, "unit": "cell"},
+        )
     if path.parent.name == "stages":
         record_stage(params, name, time.perf_counter() - began)
     return output

@@ -1,4 +1,5 @@
 """A run that is killed at any moment goes on where it was, with the same numbers as if nothing had happened."""
+
 import hashlib
 import io
 import json
@@ -10,21 +11,26 @@ from pathlib import Path
 from .errors import Interrupted
 from .files import held
 
+
 def _spare(path):
     return path.with_name(f"{path.name}.previous")
 
 
 def write_checked(state, path: Path):
-    """Write `state`, what `torch.load(weights_only=True)` can read, under its checksum; what `path` held stays as `PATH.previous`.
+    """Write `state`, what `torch.load(weights_only=True)` can read, under its checksum; what `path` held
+    stays as `PATH.previous`.
 
     Raises `OSError` with the name of the last good file if the disk is full or cannot be written."""
     import torch
     from .files import whole_file
+
     path, buffer = Path(path), io.BytesIO()
     torch.save(state, buffer)
 
     def put_aside():
-        if path.exists() and (_checked(path) or not _spare(path).exists()):  # a damaged file must not push the good one out
+        if path.exists() and (
+            _checked(path) or not _spare(path).exists()
+        ):  # a damaged file must not push the good one out
             path.replace(_spare(path))
 
     try:
@@ -43,9 +49,10 @@ def _checked(path):
 
 
 def read_checked(path: Path):
-    """What `write_checked` has written last, from the spare where the file is truncated or altered, which a warning says; `None` where
-    there is neither. Nothing in the file is executed."""
+    """What `write_checked` has written last, from the spare where the file is truncated or altered, which a
+    warning says; `None` where there is neither. Nothing in the file is executed."""
     import torch
+
     for file in (Path(path), _spare(Path(path))):
         if not file.exists():
             continue
@@ -54,9 +61,11 @@ def read_checked(path: Path):
         warnings.warn(f"{file} is truncated or altered and is passed over", stacklevel=2)
     return None
 
+
 def fingerprint(state: dict) -> str:
     "SHA-256 of the names, types, shapes and values of a state dict."
     import torch
+
     digest = hashlib.sha256()
     for name, value in state.items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -67,6 +76,7 @@ def fingerprint(state: dict) -> str:
 def made_by() -> str:
     "SHA-256 of the package's source and torch's version: whether a run that goes on would be the same run."
     import torch
+
     digest = hashlib.sha256(torch.__version__.encode())
     for file in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(file.read_bytes())
@@ -74,9 +84,11 @@ def made_by() -> str:
 
 
 class Progress:
-    """The progress of one run, at `path`, kept every `every` steps, at its end, and when Ctrl-C or SIGTERM asks the run to stop.
+    """The progress of one run, at `path`, kept every `every` steps, at its end, and when Ctrl-C or SIGTERM
+    asks the run to stop.
 
-    Used as a context: holds the lock of `path`, raises `Busy` with the owner's name if another process does."""
+    Used as a context: holds the lock of `path`, raises `Busy` with the owner's name if another process
+    does."""
 
     def __init__(self, path: Path, every: int, writes: bool = True):
         self.path, self.every, self.writes, self.asked, self.identity = Path(path), every, writes, None, None
@@ -105,7 +117,8 @@ class Progress:
             outer.asked = self.asked
 
     def resume(self, identity: dict, parts: dict):
-        """Bring `parts`, name to module, optimiser or schedule, to where a run with this `identity` was kept; returns what was kept, or `None`.
+        """Bring `parts`, name to module, optimiser or schedule, to where a run with this `identity` was kept;
+        returns what was kept, or `None`.
 
         Progress of another run at the same place is passed over, with a warning."""
         self.parts, self.identity = parts, json.dumps({**identity, "made by": made_by()}, sort_keys=True)
@@ -113,7 +126,11 @@ class Progress:
         if kept is None:
             return None
         if kept["identity"] != self.identity:
-            warnings.warn(f"{self.path} is the progress of a run with other settings, weights, images or code; this run begins anew", stacklevel=2)
+            warnings.warn(
+                f"{self.path} is the progress of a run with other settings, weights, images or code; this "
+                f"run begins anew",
+                stacklevel=2,
+            )
             return None
         for name, part in parts.items():
             part.load_state_dict(kept[name])
@@ -130,6 +147,17 @@ class Progress:
     def keep(self, step: int, stop: bool, **state):
         "Write the parts and `state`, and raise `Interrupted` if the run is to stop."
         if self.writes:
-            write_checked({**{name: part.state_dict() for name, part in self.parts.items()}, **state, "step": step, "identity": self.identity}, self.path)
+            write_checked(
+                {
+                    **{name: part.state_dict() for name, part in self.parts.items()},
+                    **state,
+                    "step": step,
+                    "identity": self.identity,
+                },
+                self.path,
+            )
         if stop:
-            raise Interrupted(f"{self.asked or 'another process was asked to stop'}: stopped after step {step}; the same command goes on from there")
+            raise Interrupted(
+                f"{self.asked or 'another process was asked to stop'}: stopped after step {step}; the same "
+                f"command goes on from there"
+            )

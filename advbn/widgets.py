@@ -1,4 +1,5 @@
 """Move a slider and see the image re-styled, the classifier's mind changed, and the factors that did it."""
+
 import io
 import tempfile
 from pathlib import Path
@@ -30,18 +31,27 @@ def _png(figure) -> bytes:
 
 
 class StyleView:
-    """An image, its adversarial version, three likeliest classes and the factors, for settings that sliders give.
+    """An image, its adversarial version, three likeliest classes and the factors, for settings that sliders
+    give.
 
     `autoencoder` is an `Autoencoder`; `model` the classifier asked, by default the autoencoder's own."""
 
     def __init__(self, images: Images, autoencoder, model=None):
-        self.images, self.autoencoder, self.model = images, autoencoder.eval(), model or autoencoder.classifier
-        self.rectify, self.head = autoencoder.encoder.rectified, split(autoencoder.classifier, autoencoder.after)[1].eval()
+        self.images, self.autoencoder, self.model = (
+            images,
+            autoencoder.eval(),
+            model or autoencoder.classifier,
+        )
+        self.rectify, self.head = (
+            autoencoder.encoder.rectified,
+            split(autoencoder.classifier, autoencoder.after)[1].eval(),
+        )
 
     def factors(self, image: int, eps: float, steps: int, group: str) -> torch.Tensor:
-        "The factors `[2, C]` of mean and deviation that the attack, on the channels of `group` alone, finds for one image."
+        """The factors `[2, C]` of mean and deviation that the attack, on the channels of `group` alone, finds
+        for one image."""
         with torch.no_grad():
-            features = self.autoencoder.encode(self.images.images[image:image + 1].float() / 255)
+            features = self.autoencoder.encode(self.images.images[image : image + 1].float() / 255)
         moved = torch.zeros(features.shape[1], dtype=torch.bool)
         (moved if group == GROUPS[0] else moved.tensor_split(4)[GROUPS.index(group) - 1])[:] = True
 
@@ -49,31 +59,53 @@ class StyleView:
             return self.head(torch.where(moved[:, None, None], changed, features))
 
         attack = AdvBN(eps=eps, steps=steps, rectify=self.rectify).attack
-        return torch.stack(attack(features, self.images.targets[image:image + 1], head)).flatten(1)
+        return torch.stack(attack(features, self.images.targets[image : image + 1], head)).flatten(1)
 
     def restyled(self, image: int, factors: torch.Tensor) -> tuple:
         "`(reconstructed, adversarial)` uint8 `[3, H, W]` of one image under `factors`."
         with torch.no_grad():
-            features = self.autoencoder.encode(self.images.images[image:image + 1].float() / 255)
-            both = torch.cat([features, renormalize(features, *factors[:, None, :, None, None], rectify=self.rectify)])
+            features = self.autoencoder.encode(self.images.images[image : image + 1].float() / 255)
+            both = torch.cat(
+                [features, renormalize(features, *factors[:, None, :, None, None], rectify=self.rectify)]
+            )
             return tuple((255 * self.autoencoder.decode(both)).round().byte())
 
     def draw(self, image: int = 0, eps: float = 1.1, steps: int = 6, group: str = GROUPS[0]) -> bytes:
         "The view as a PNG."
         from matplotlib.figure import Figure
+
         factors = self.factors(image, eps, steps, group)
         pictures = (self.images.images[image], *self.restyled(image, factors))
         found, probability = predict(self.model, torch.stack(pictures), top=3)
         figure = Figure(figsize=(9.5, 3.6), dpi=80)
-        grid = figure.add_gridspec(2, 5, height_ratios=[1.5, 1], width_ratios=[1, 1, 1, 0.1, 2.2], hspace=0.15, left=0.01, right=0.99, top=0.9, bottom=0.12)
+        grid = figure.add_gridspec(
+            2,
+            5,
+            height_ratios=[1.5, 1],
+            width_ratios=[1, 1, 1, 0.1, 2.2],
+            hspace=0.15,
+            left=0.01,
+            right=0.99,
+            top=0.9,
+            bottom=0.12,
+        )
         truth = self.images.classes[self.images.targets[image]]
-        for column, (name, picture) in enumerate(zip((f"original: {truth}", "decoded", "adversarial"), pictures)):
+        for column, (name, picture) in enumerate(
+            zip((f"original: {truth}", "decoded", "adversarial"), pictures)
+        ):
             ax = figure.add_subplot(grid[0, column])
             ax.imshow(picture.permute(1, 2, 0).numpy())
             ax.set_title(name, fontsize=9)
             ax.axis("off")
-            ax, names = figure.add_subplot(grid[1, column]), [self.images.classes[c] for c in found[column].tolist()]
-            ax.barh(range(3), probability[column].numpy(), color=["tab:green" if n == truth else "0.8" for n in names])
+            ax, names = (
+                figure.add_subplot(grid[1, column]),
+                [self.images.classes[c] for c in found[column].tolist()],
+            )
+            ax.barh(
+                range(3),
+                probability[column].numpy(),
+                color=["tab:green" if n == truth else "0.8" for n in names],
+            )
             for y, n in enumerate(names):
                 ax.text(0.02, y, n, va="center", fontsize=8)
             ax.set(xlim=(0, 1), xticks=[], yticks=[], ylim=(2.5, -0.5))
@@ -88,30 +120,48 @@ class StyleView:
     def widget(self):
         "The view with its sliders."
         import ipywidgets as widgets
+
         shown = widgets.Image(value=self.draw(), format="png")
-        sliders = {"image": widgets.IntSlider(0, 0, len(self.images) - 1, description="image"), "eps": widgets.FloatSlider(1.1, min=0, max=1.5, step=0.05, description="strength"),
-                   "steps": widgets.IntSlider(6, 0, 10, description="steps"), "group": widgets.Dropdown(options=GROUPS, description="channels")}
+        sliders = {
+            "image": widgets.IntSlider(0, 0, len(self.images) - 1, description="image"),
+            "eps": widgets.FloatSlider(1.1, min=0, max=1.5, step=0.05, description="strength"),
+            "steps": widgets.IntSlider(6, 0, 10, description="steps"),
+            "group": widgets.Dropdown(options=GROUPS, description="channels"),
+        }
 
         def update(_):
             shown.value = self.draw(**{name: slider.value for name, slider in sliders.items()})
 
         for slider in sliders.values():
             slider.observe(update, "value")
-        return widgets.VBox([widgets.HBox(list(sliders.values())[:2]), widgets.HBox(list(sliders.values())[2:]), shown])
+        return widgets.VBox(
+            [widgets.HBox(list(sliders.values())[:2]), widgets.HBox(list(sliders.values())[2:]), shown]
+        )
+
 
 class RobustnessView:
-    "Accuracy of the pipeline's networks per shift, filter and severity, as charts to choose from, and the images that a network gets wrong."
+    """Accuracy of the pipeline's networks per shift, filter and severity, as charts to choose from, and the
+    images that a network gets wrong."""
 
     def __init__(self, params):
         self.params, self.data = params, None
-        self.runs = pd.concat([pd.read_csv(project_root() / "results" / params.profile / "runs" / f"{method}.csv") for method in params.methods])
+        self.runs = pd.concat(
+            [
+                pd.read_csv(project_root() / "results" / params.profile / "runs" / f"{method}.csv")
+                for method in params.methods
+            ]
+        )
         labels = {method: section.label for method, section in params.methods.items()}
         two = self.runs.groupby("method").branch.transform("nunique") > 1
         self.runs["network"] = self.runs.method.map(labels) + (", " + self.runs.branch).where(two, "")
-        self.networks = {name: (group.method.iloc[0], group.branch.iloc[0]) for name, group in self.runs.groupby("network", sort=False)}
+        self.networks = {
+            name: (group.method.iloc[0], group.branch.iloc[0])
+            for name, group in self.runs.groupby("network", sort=False)
+        }
 
     def chosen(self, networks) -> pd.DataFrame:
-        "The rows of some networks, with the cell's name and severity apart. Raises `ValueError` for an unknown network."
+        """The rows of some networks, with the cell's name and severity apart. Raises `ValueError` for an
+        unknown network."""
         if unknown := [n for n in networks if n not in self.networks]:
             raise ValueError(f"no network {unknown[0]!r}; there are {', '.join(self.networks)}")
         rows = self.runs[self.runs.network.isin(networks)].copy()
@@ -121,14 +171,43 @@ class RobustnessView:
     def by_shift(self, networks) -> bytes:
         "A chart of accuracy per shift as a PNG; the whisker spans the seeds."
         from matplotlib.figure import Figure
-        rows = self.chosen(networks).groupby(["network", "shift", "seed"], sort=False).accuracy.mean().reset_index()
-        shifts, figure = list(rows["shift"].unique()), Figure(figsize=(6.4, 1.3 + 0.11 * rows["shift"].nunique() * (len(networks) + 1)), dpi=90, layout="constrained")
+
+        rows = (
+            self.chosen(networks)
+            .groupby(["network", "shift", "seed"], sort=False)
+            .accuracy.mean()
+            .reset_index()
+        )
+        shifts, figure = (
+            list(rows["shift"].unique()),
+            Figure(
+                figsize=(6.4, 1.3 + 0.11 * rows["shift"].nunique() * (len(networks) + 1)),
+                dpi=90,
+                layout="constrained",
+            ),
+        )
         ax = figure.add_subplot()
         for i, network in enumerate(networks):
-            found = rows[rows.network == network].groupby("shift", sort=False).accuracy.agg(["mean", "min", "max"]).reindex(shifts)
+            found = (
+                rows[rows.network == network]
+                .groupby("shift", sort=False)
+                .accuracy.agg(["mean", "min", "max"])
+                .reindex(shifts)
+            )
             y = np.arange(len(shifts)) * (len(networks) + 1) + i
-            ax.barh(y, found["mean"], xerr=[found["mean"] - found["min"], found["max"] - found["mean"]], color=f"C{list(self.networks).index(network)}", label=network, error_kw={"lw": 0.8})
-        ax.set(yticks=np.arange(len(shifts)) * (len(networks) + 1) + (len(networks) - 1) / 2, yticklabels=[TITLES.get(s, s) for s in shifts], xlabel="accuracy, %")
+            ax.barh(
+                y,
+                found["mean"],
+                xerr=[found["mean"] - found["min"], found["max"] - found["mean"]],
+                color=f"C{list(self.networks).index(network)}",
+                label=network,
+                error_kw={"lw": 0.8},
+            )
+        ax.set(
+            yticks=np.arange(len(shifts)) * (len(networks) + 1) + (len(networks) - 1) / 2,
+            yticklabels=[TITLES.get(s, s) for s in shifts],
+            xlabel="accuracy, %",
+        )
         ax.invert_yaxis()
         figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
         return _png(figure)
@@ -136,6 +215,7 @@ class RobustnessView:
     def by_severity(self, networks, corruption: str) -> bytes:
         "A chart of accuracy against severity for one corruption as a PNG."
         from matplotlib.figure import Figure
+
         rows = self.chosen(networks).query("shift == 'corruptions' and name == @corruption")
         figure = Figure(figsize=(4.6, 3.4), dpi=90, layout="constrained")
         ax = figure.add_subplot(title=corruption.replace("_", " "))
@@ -150,12 +230,17 @@ class RobustnessView:
         return list(self.runs[self.runs["shift"] == "corruptions"].cell.str.partition("/")[0].unique())
 
     def mistakes(self, network: str, cell: str, most: int = 20) -> bytes:
-        """The images of a cell, such as `corruptions/fog/3`, that a network of the first seed gets wrong, as a PNG.
+        """The images of a cell, such as `corruptions/fog/3`, that a network of the first seed gets wrong, as
+        a PNG.
 
         Raises `DataError` if the pipeline has not kept the images or the predictions."""
         from matplotlib.figure import Figure
+
         method, branch = self.networks[network]
-        seed, path = self.params.seeds[0], project_root() / "predictions" / self.params.profile / f"{method}.npz"
+        seed, path = (
+            self.params.seeds[0],
+            project_root() / "predictions" / self.params.profile / f"{method}.npz",
+        )
         if not path.exists():
             raise DataError(f"no predictions at {path}; make them with 'dvc repro evaluate@{method}'")
         self.data = self.data or load_data(self.params)
@@ -164,9 +249,13 @@ class RobustnessView:
         wrong = np.flatnonzero(found != images.targets.numpy())
         figure = Figure(figsize=(11, 0.5 + 1.4 * -(-min(most, max(len(wrong), 1)) // 10)), dpi=90)
         figure.suptitle(f"{network}, {cell}: {len(wrong)} of {len(found)} wrong", fontsize=10)
-        for n, ax in zip(wrong[:most], figure.subplots(-(-min(most, max(len(wrong), 1)) // 10), 10, squeeze=False).flat):
+        for n, ax in zip(
+            wrong[:most], figure.subplots(-(-min(most, max(len(wrong), 1)) // 10), 10, squeeze=False).flat
+        ):
             ax.imshow(images.images[n].permute(1, 2, 0))
-            ax.set_title(f"{self.data.classes[images.targets[n]]}\nas {self.data.classes[found[n]]}", fontsize=6)
+            ax.set_title(
+                f"{self.data.classes[images.targets[n]]}\nas {self.data.classes[found[n]]}", fontsize=6
+            )
         for ax in figure.axes:
             ax.axis("off")
         figure.tight_layout()
@@ -175,15 +264,26 @@ class RobustnessView:
     def widget(self):
         "Both charts and the mistakes, with what to choose."
         import ipywidgets as widgets
+
         names, cells = list(self.networks), self.runs["shift"].str.cat(self.runs.cell, "/").drop_duplicates()
         networks = widgets.SelectMultiple(options=names, value=names, rows=len(names), description="networks")
         corruption = widgets.Dropdown(options=self.corruptions(), description="corruption")
-        network, cell = widgets.Dropdown(options=names, value=names[-1], description="mistakes of"), widgets.Dropdown(options=list(cells), description="under")
-        charts, wrong, said = (widgets.Image(format="png"), widgets.Image(format="png")), widgets.Image(format="png"), widgets.Label()
+        network, cell = (
+            widgets.Dropdown(options=names, value=names[-1], description="mistakes of"),
+            widgets.Dropdown(options=list(cells), description="under"),
+        )
+        charts, wrong, said = (
+            (widgets.Image(format="png"), widgets.Image(format="png")),
+            widgets.Image(format="png"),
+            widgets.Label(),
+        )
 
         def redraw(_):
             if networks.value:
-                charts[0].value, charts[1].value = self.by_shift(networks.value), self.by_severity(networks.value, corruption.value)
+                charts[0].value, charts[1].value = (
+                    self.by_shift(networks.value),
+                    self.by_severity(networks.value, corruption.value),
+                )
 
         def look(_):
             try:
@@ -196,9 +296,20 @@ class RobustnessView:
         for chooser in (network, cell):
             chooser.observe(look, "value")
         redraw(None), look(None)
-        return widgets.VBox([widgets.HBox([networks, corruption]), widgets.HBox(charts), widgets.HBox([network, cell]), said, wrong])
+        return widgets.VBox(
+            [
+                widgets.HBox([networks, corruption]),
+                widgets.HBox(charts),
+                widgets.HBox([network, cell]),
+                said,
+                wrong,
+            ]
+        )
 
-def classify(model, picture, classes, size: int | None = None, resize: int | None = None, top: int = 3) -> pd.DataFrame:
+
+def classify(
+    model, picture, classes, size: int | None = None, resize: int | None = None, top: int = 3
+) -> pd.DataFrame:
     """The likeliest classes of a picture, a path or the bytes of a file; probabilities in percent.
 
     `size` and `resize` are the network's own, where they are not given, as for `evaluate_networks`."""
@@ -212,4 +323,9 @@ def classify(model, picture, classes, size: int | None = None, resize: int | Non
     wanted = preprocessing_of(model).at(size, resize)
     pixels = sized(wanted.size, wanted.resize, wanted.interpolation)(pil_to_tensor(image))
     found, probability = predict(model, pixels[None], top=min(top, len(classes)))
-    return pd.DataFrame({"class": [classes[c] for c in found[0].tolist()], "probability, %": [round(100 * p, 1) for p in probability[0].tolist()]})
+    return pd.DataFrame(
+        {
+            "class": [classes[c] for c in found[0].tolist()],
+            "probability, %": [round(100 * p, 1) for p in probability[0].tolist()],
+        }
+    )

@@ -1,4 +1,5 @@
 """Seeds and runs do not depend on each other: each takes a core."""
+
 import multiprocessing
 import os
 import signal
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from .config import Params
 
+
 def _context():
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -19,30 +21,39 @@ def _context():
 
 
 def start_workers():
-    "Let the process that workers are forked from begin its imports; does nothing where there is none, or where it runs already."
+    """Let the process that workers are forked from begin its imports; does nothing where there is none, or
+    where it runs already."""
     if "forkserver" in multiprocessing.get_all_start_methods():
         _context()
         from multiprocessing import forkserver
+
         forkserver.ensure_running()
+
 
 def _end_with(owner):
     "In a worker: when the process that asked for it has gone, keep what is being trained and end."
+
     def watch():
         while True:
             time.sleep(0.5)
             try:
                 os.kill(owner, 0)
             except ProcessLookupError:
-                os.kill(os.getpid(), signal.SIGTERM)  # once to have progress kept, and again when there is none to keep
+                os.kill(
+                    os.getpid(), signal.SIGTERM
+                )  # once to have progress kept, and again when there is none to keep
 
     threading.Thread(target=watch, daemon=True).start()
 
 
 def side_by_side(verb, params: Params, tasks: list, title: str = "") -> list:
-    """`verb(params, *task)` for every one of `tasks`, in processes of their own where cores are free; results in the order of `tasks`.
+    """`verb(params, *task)` for every one of `tasks`, in processes of their own where cores are free; results
+    in the order of `tasks`.
 
-    A few tasks more than cores all run at once and share them, so that no core waits: three on two cores take the time of one and a half."""
+    A few tasks more than cores all run at once and share them, so that no core waits: three on two cores
+    take the time of one and a half."""
     import torch
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     free = cores // (params.current.threads or cores)
     workers = len(tasks) if len(tasks) < 2 * free else free

@@ -1,7 +1,9 @@
-"""AdvBN's training step written straight from the formula, without any of the package's code: what `advbn bench step` compares with.
+"""AdvBN's training step written straight from the formula, without any of the package's code: what `advbn
+bench step` compares with.
 
-Eager, one loop, contiguous tensors, a dual batch norm that holds two batch norms, both losses in one backward pass, plain SGD.
-"""
+Eager, one loop, contiguous tensors, a dual batch norm that holds two batch norms, both losses in one
+backward pass, plain SGD."""
+
 import copy
 
 import torch
@@ -40,7 +42,13 @@ class ResNetHead(nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        self.layer2, self.layer3, self.layer4, self.avgpool, self.fc = model.layer2, model.layer3, model.layer4, model.avgpool, model.fc
+        self.layer2, self.layer3, self.layer4, self.avgpool, self.fc = (
+            model.layer2,
+            model.layer3,
+            model.layer4,
+            model.avgpool,
+            model.fc,
+        )
 
     def forward(self, x):
         return self.fc(torch.flatten(self.avgpool(self.layer4(self.layer3(self.layer2(x)))), 1))
@@ -50,7 +58,11 @@ class Reference:
     "A ResNet cut after layer1, its optimiser, and one training step."
 
     def __init__(self, model, eps=1.1, step_size=0.2, steps=6, lr=0.01):
-        self.stem = nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool, model.layer1).eval().requires_grad_(False)
+        self.stem = (
+            nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool, model.layer1)
+            .eval()
+            .requires_grad_(False)
+        )
         self.head = ResNetHead(model)
         double(self.head)
         self.eps, self.step_size, self.steps = eps, step_size, steps
@@ -66,8 +78,10 @@ class Reference:
             perturbed = torch.relu((features - mean) * std_scale + mean * mean_scale)
             loss = F.cross_entropy(self.head(perturbed), targets)
             gradients = torch.autograd.grad(loss, (mean_scale, std_scale))
-            mean_scale, std_scale = (torch.clamp(factor.detach() + self.step_size * g.sign(), 1 - self.eps, 1 + self.eps)
-                                     for factor, g in zip((mean_scale, std_scale), gradients))
+            mean_scale, std_scale = (
+                torch.clamp(factor.detach() + self.step_size * g.sign(), 1 - self.eps, 1 + self.eps)
+                for factor, g in zip((mean_scale, std_scale), gradients)
+            )
         self.head.train()
         return torch.relu((features - mean) * std_scale + mean * mean_scale).detach()
 

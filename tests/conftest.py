@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of this worker and what it starts; another worker has the other core
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", "1"
+    )  # of this worker and what it starts; another worker has the other core
 
 import pytest
 import torch
@@ -18,7 +20,9 @@ from advbn import cli
 from advbn.images.openmoji import fingerprint
 
 ROOT = Path(__file__).resolve().parent.parent
-RECORDED = [p for p in ("openmoji", "cifar10", "imagenet") if (ROOT / "results" / p).exists()]  # the profiles with results in Git
+RECORDED = [
+    p for p in ("openmoji", "cifar10", "imagenet") if (ROOT / "results" / p).exists()
+]  # the profiles with results in Git
 
 
 for _name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"):
@@ -29,7 +33,12 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 def call(*command, cwd, check=True, **environment):
     "Run a program of this environment; without an error, unless `check` is `False`."
-    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"], **environment}
+    environment = {
+        **os.environ,
+        "DVC_NO_ANALYTICS": "1",
+        "PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"],
+        **environment,
+    }
     environment.pop("ADVBN_ROOT", None)
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
     assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -37,13 +46,20 @@ def call(*command, cwd, check=True, **environment):
 
 
 def copied_project(folder):
-    "The tracked and new files of the working tree, as a clone at `folder`, with the images; returns `folder`."
-    for name in call("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).stdout.splitlines():
+    """The tracked and new files of the working tree, as a clone at `folder`, with the images; returns
+    `folder`."""
+    for name in call(
+        "git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT
+    ).stdout.splitlines():
         if (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
     shutil.copytree(ROOT / "data", folder / "data")
-    for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-qm", "as it is"]):
+    for words in (
+        ["init", "-q"],
+        ["add", "-A"],
+        ["-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-qm", "as it is"],
+    ):
         call("git", *words, cwd=folder)
     return folder
 
@@ -69,13 +85,26 @@ def keep_a_fourth(folder):
     (folder / "data.dvc").write_text(yaml.safe_dump(pin))
 
 
-FIRST = ("test_pipeline", "test_zoo", "test_corruptions", "test_sets", "test_progress", "test_processes", "test_lab")
+FIRST = (
+    "test_pipeline",
+    "test_zoo",
+    "test_corruptions",
+    "test_sets",
+    "test_progress",
+    "test_processes",
+    "test_lab",
+)
 
 
 def pytest_collection_modifyitems(items):
-    "Files that take minutes come first, then those with a test marked `slow`, so that no process ends long before another; a file's order is kept."
+    """Files that take minutes come first, then those with a test marked `slow`, so that no process ends long
+    before another; a file's order is kept."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST) + (item.path not in slow))
+    items.sort(
+        key=lambda item: (
+            FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST) + (item.path not in slow)
+        )
+    )
 
 
 @pytest.fixture(scope="session")
@@ -93,6 +122,7 @@ def shared(tmp_path_factory):
 @pytest.fixture(scope="session")
 def once(shared):
     "Call `make` with a folder of that name, in the first worker that asks for it; the folder."
+
     def made(name, make):
         with FileLock(shared / f"{name}.lock"):
             if not (shared / f"{name}.made").exists():
@@ -101,6 +131,7 @@ def once(shared):
                 make(shared / name)
                 (shared / f"{name}.made").touch()
         return shared / name
+
     return made
 
 
@@ -119,25 +150,38 @@ def make(once):
 
 @pytest.fixture(scope="session")
 def released(once, make):
-    "A clone in which the package was exported, and site, wheel and source archive were built, without network; to be left as it is."
+    """A clone in which the package was exported, and site, wheel and source archive were built, without
+    network; to be left as it is."""
+
     def build(folder):
         for module in (copied_project(folder) / "advbn").rglob("*.py"):
             module.unlink()
         for target in ("export", "docs", "dist"):
-            make(folder, target, PIP_NO_INDEX="1", http_proxy="http://127.0.0.1:9", https_proxy="http://127.0.0.1:9")
+            make(
+                folder,
+                target,
+                PIP_NO_INDEX="1",
+                http_proxy="http://127.0.0.1:9",
+                https_proxy="http://127.0.0.1:9",
+            )
+
     return once("released", build)
 
 
 @pytest.fixture(scope="session")
 def miniature(once, make):
-    "A clone after `make reproduce-all`, with a fourth of the images, one epoch, two seeds, and a method row that somebody added as CONTRIBUTING says; to be copied."
+    """A clone after `make reproduce-all`, with a fourth of the images, one epoch, two seeds, and a method row
+    that somebody added as CONTRIBUTING says; to be copied."""
+
     def reproduce(folder):
         keep_a_fourth(copied_project(folder))
         path = folder / "params.yaml"
         content = yaml.safe_load(path.read_text())
         content["seeds"] = [0, 1]
         content["methods"] = {k: content["methods"][k] for k in ("standard", "finetune", "advbn")}
-        content["methods"] |= yaml.safe_load(re.search(r"## Add a method.*?```yaml\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)[1])
+        content["methods"] |= yaml.safe_load(
+            re.search(r"## Add a method.*?```yaml\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)[1]
+        )
         content["methods"]["gentle"]["layer"]["steps"] = 1
         for section in ("pretrain", "finetune"):
             content["profiles"]["openmoji"][section]["epochs"] = 1
@@ -147,36 +191,47 @@ def miniature(once, make):
         content["bases"] = {"plain": content["bases"]["plain"]}
         content["base_methods"] = {k: content["base_methods"][k] for k in ("finetune", "advbn")}
         for study in content["studies"].values():
-            study.update(bases=["plain"], methods={k: study["methods"][k] for k in study.get("methods", {}) if k == "steps1"})
+            study.update(
+                bases=["plain"],
+                methods={k: study["methods"][k] for k in study.get("methods", {}) if k == "steps1"},
+            )
         content["profiles"]["openmoji"]["threads"] = None  # one process, which starts faster than two
         path.write_text(yaml.safe_dump(content, sort_keys=False))
         said = make(folder, "reproduce-all").stdout
         assert "about" in said.splitlines()[0] and "Gentle AdvBN" in said and "is complete" in said
+
     return once("miniature", reproduce)
 
 
 @pytest.fixture
 def run(monkeypatch, capsys):
     "Run the command line in this process: `(status, standard output, standard error)`."
+
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["advbn", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:
             cli.main()
         return (stopped.value.code, *capsys.readouterr())
+
     return call
 
 
 @pytest.fixture
 def refused(run):
-    "Run the command line in this process; it must say one or two lines with all of `words`, and exit with status 2."
+    """Run the command line in this process; it must say one or two lines with all of `words`, and exit with
+    status 2."""
+
     def call(arguments, *words):
         status, _, said = run(*arguments)
-        said = [line for line in said.strip().splitlines() if not re.search(r"\[\d\d:\d\d|%\|", line)]  # but for progress bars
+        said = [
+            line for line in said.strip().splitlines() if not re.search(r"\[\d\d:\d\d|%\|", line)
+        ]  # but for progress bars
         assert status == 2 and 1 <= len(said) <= 2, said
         for word in words:
             assert word in "\n".join(said), said
         return said
+
     return call
 
 
@@ -187,13 +242,20 @@ def cuda():
     return torch.device("cuda")
 
 
-# A test marked `promise("Section", "promise")` keeps that promise; `--promises FILE` writes the table of them, a row per fault that was tried.
+# A test marked `promise("Section", "promise")` keeps that promise; `--promises FILE` writes the table of
+# them, a row per fault that was tried.
 # A test that records a property `zoo` has cut a network; `--zoo FILE` writes the table of those rows.
 
 
 def pytest_addoption(parser):
-    parser.addoption("--promises", metavar="FILE", help="write the table of promises, from the tests that keep one (`-m promise` runs those alone)")
-    parser.addoption("--zoo", metavar="FILE", help="write the table of networks and cuts, from tests/test_zoo.py")
+    parser.addoption(
+        "--promises",
+        metavar="FILE",
+        help="write the table of promises, from the tests that keep one (`-m promise` runs those alone)",
+    )
+    parser.addoption(
+        "--zoo", metavar="FILE", help="write the table of networks and cuts, from tests/test_zoo.py"
+    )
 
 
 @pytest.hookimpl(wrapper=True)
@@ -212,15 +274,29 @@ def fault(test):
 
 def pytest_terminal_summary(terminalreporter, config):
     if path := config.getoption("--promises"):
-        write_table(path, ["section", "promise", "fault", "outcome"], outcomes_of_promises(terminalreporter.stats))
+        write_table(
+            path, ["section", "promise", "fault", "outcome"], outcomes_of_promises(terminalreporter.stats)
+        )
     if path := config.getoption("--zoo"):
-        rows = [row for report in terminalreporter.stats.get("passed", []) for name, row in report.user_properties if name == "zoo"]
-        write_table(path, ["library", "family", "network", "cut", "outcome"], sorted(rows, key=lambda row: row[:3]))
+        rows = [
+            row
+            for report in terminalreporter.stats.get("passed", [])
+            for name, row in report.user_properties
+            if name == "zoo"
+        ]
+        write_table(
+            path, ["library", "family", "network", "cut", "outcome"], sorted(rows, key=lambda row: row[:3])
+        )
 
 
 def outcomes_of_promises(stats):
     outcomes = {}
-    for outcome, word in (("passed", "kept"), ("skipped", "not tried here"), ("failed", "broken"), ("error", "broken")):
+    for outcome, word in (
+        ("passed", "kept"),
+        ("skipped", "not tried here"),
+        ("failed", "broken"),
+        ("error", "broken"),
+    ):
         for report in stats.get(outcome, []):
             if getattr(report, "promise", None):
                 outcomes[report.promise] = word

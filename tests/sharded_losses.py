@@ -1,4 +1,6 @@
-"Losses and gradients of a prepared network, whole and sharded by `fully_shard`, in two CPU processes; run by torchrun, prints a line of JSON."
+"""Losses and gradients of a prepared network, whole and sharded by `fully_shard`, in two CPU processes; run
+by torchrun, prints a line of JSON."""
+
 import copy
 import json
 import sys
@@ -14,8 +16,12 @@ from torch.distributed.tensor import DTensor
 from advbn import prepare
 from advbn.networks.models import build_model
 
-WRAPPERS = {"whole": lambda net: net, "sharded": lambda net: fully_shard(net, mesh=init_device_mesh("cpu", (2,))), "block": lambda net: fully_shard(net.head.layer2),
-            "flat": lambda net: FullyShardedDataParallel(net, use_orig_params=True, device_id=torch.device("cpu"))}
+WRAPPERS = {
+    "whole": lambda net: net,
+    "sharded": lambda net: fully_shard(net, mesh=init_device_mesh("cpu", (2,))),
+    "block": lambda net: fully_shard(net.head.layer2),
+    "flat": lambda net: FullyShardedDataParallel(net, use_orig_params=True, device_id=torch.device("cpu")),
+}
 
 
 def main(kind):
@@ -33,9 +39,15 @@ def main(kind):
         return seen[-1]
 
     sum(WRAPPERS[kind](net)(images, targets, loss_fn)).backward()
-    gradients = [p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad for p in net.trainable_parameters()]
+    gradients = [
+        p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad for p in net.trainable_parameters()
+    ]
     if dist.get_rank() == 0:
-        print(json.dumps({"losses": [loss.item() for loss in seen], "gradients": [g.norm().item() for g in gradients]}))
+        print(
+            json.dumps(
+                {"losses": [loss.item() for loss in seen], "gradients": [g.norm().item() for g in gradients]}
+            )
+        )
 
 
 dist.init_process_group("gloo")

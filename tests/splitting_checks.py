@@ -1,6 +1,8 @@
 """What `split`, and what is made of its parts, owe to any network and any cut.
 
-`check_cut` is the specification: a cut keeps all that is asked here, or `split` or `prepare` refuses it by a `ValueError`, whose reason it returns."""
+`check_cut` is the specification: a cut keeps all that is asked here, or `split` or `prepare` refuses it by
+a `ValueError`, whose reason it returns."""
+
 import copy
 import hashlib
 import re
@@ -12,17 +14,41 @@ from advbn import prepare, split, use_branch
 from advbn.evidence.evaluation import for_inference
 from advbn.method.dual_batchnorm import BRANCHES
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
+HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+)
 
 
 def complete_state(module):
-    "All that a module is: classes, flags, hooks, attributes of its own, digests of parameters, gradients and buffers; and torch's modes."
-    state = {"modes": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(), torch.get_num_threads())}
+    """All that a module is: classes, flags, hooks, attributes of its own, digests of parameters, gradients
+    and buffers; and torch's modes."""
+    state = {
+        "modes": (
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+            torch.get_default_dtype(),
+            torch.get_num_threads(),
+        )
+    }
     for name, m in module.named_modules():
-        plain = {k: v for k, v in vars(m).items() if isinstance(v, (bool, int, float, str, tuple, type(None))) and not k.startswith("_")}
+        plain = {
+            k: v
+            for k, v in vars(m).items()
+            if isinstance(v, (bool, int, float, str, tuple, type(None))) and not k.startswith("_")
+        }
         state[name] = (type(m), plain, sorted(vars(m)), [len(getattr(m, hooks)) for hooks in HOOKS])
     for name, p in module.named_parameters():
-        state[f"parameter {name}"] = (id(p), p.requires_grad, digest(p), None if p.grad is None else digest(p.grad), p.stride())
+        state[f"parameter {name}"] = (
+            id(p),
+            p.requires_grad,
+            digest(p),
+            None if p.grad is None else digest(p.grad),
+            p.stride(),
+        )
     for name, b in module.named_buffers():
         state[f"buffer {name}"] = (id(b), digest(b), b.stride())
     return state
@@ -43,7 +69,8 @@ def logits(output):
 
 
 def lived_in(model, x):
-    "The network in eval mode, its batch norms with affine maps and statistics that do something; `x` has been seen in train mode."
+    """The network in eval mode, its batch norms with affine maps and statistics that do something; `x` has
+    been seen in train mode."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [m.momentum for m in norms]
     for m in norms:
@@ -66,7 +93,9 @@ def outputs(module, x):
 
 def assert_close(found, expected, what, tolerance=1e-4):
     "The same but for rounding, in parts of the largest output."
-    assert (found - expected).abs().max() <= tolerance * expected.abs().max(), f"{what} is another network: {found.flatten()[:3].tolist()}, not {expected.flatten()[:3].tolist()}"
+    assert (found - expected).abs().max() <= tolerance * expected.abs().max(), (
+        f"{what} is another network: {found.flatten()[:3].tolist()}, not {expected.flatten()[:3].tolist()}"
+    )
 
 
 def check_network(model, x):
@@ -77,7 +106,8 @@ def check_network(model, x):
 
 
 def check_cut(model, after, x, targets):
-    """Cut a network in eval mode after the module at the path `after`, train it and export it; an empty text, or the reason why that is refused.
+    """Cut a network in eval mode after the module at the path `after`, train it and export it; an empty text,
+    or the reason why that is refused.
 
     Whatever comes of it, the network is left as it was, and works."""
     expected, before = outputs(model, x), complete_state(model)
@@ -85,7 +115,11 @@ def check_cut(model, after, x, targets):
         stem, head = refused_or(split, model, after)
         assert_parts_are_the_model(stem, head, model, x, expected)
         assert_parts_train_as_the_model(stem, head, model, x)
-        assert_close(outputs(for_inference(head), outputs(for_inference(stem), x)), expected, "the parts' copies for inference")
+        assert_close(
+            outputs(for_inference(head), outputs(for_inference(stem), x)),
+            expected,
+            "the parts' copies for inference",
+        )
         net = refused_or(prepare, model, after, steps=1)
         if outputs(net.stem, x).ndim != 4:
             refused_or(net.losses, x, targets)
@@ -125,10 +159,13 @@ def assert_parts_are_the_model(stem, head, model, x, expected):
 
 
 def assert_parts_train_as_the_model(stem, head, model, x):
-    "In train mode: its output for the same seed, its running statistics, the features left as they are; on copies that share what the originals share."
+    """In train mode: its output for the same seed, its running statistics, the features left as they are; on
+    copies that share what the originals share."""
     model, stem, head = (part.train() for part in copy.deepcopy((model, stem, head)))
     auxiliary = {name for name, _ in model.named_children() if name.lower().startswith("aux")}
-    if auxiliary:  # the parts leave these heads out, and with them the random numbers that their dropout draws
+    if (
+        auxiliary
+    ):  # the parts leave these heads out, and with them the random numbers that their dropout draws
         for m in (m for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)):
             m.eval()
     buffers = dict(model.named_buffers())
@@ -142,41 +179,59 @@ def assert_parts_train_as_the_model(stem, head, model, x):
         given = features.clone()
         assert torch.equal(head(features), expected), "the parts are another network in train mode"
     assert torch.equal(features, given), "the head changes the features in train mode"
-    lost = {name for name in buffers if name.partition(".")[0] not in auxiliary and not torch.equal(buffers[name], after[name])}
+    lost = {
+        name
+        for name in buffers
+        if name.partition(".")[0] not in auxiliary and not torch.equal(buffers[name], after[name])
+    }
     assert lost == set(), "buffers that the parts do not keep as the model does"
 
 
 def assert_a_step_changes_the_head_alone(net, model, x, targets):
-    "Every parameter of the head gets a gradient, some of each branch move with it, and both branches keep running statistics."
+    """Every parameter of the head gets a gradient, some of each branch move with it, and both branches keep
+    running statistics."""
     trainable = {name: p for name, p in net.train().head.named_parameters() if p.requires_grad}
     loss = sum(net.losses(x, targets))
     if trainable:  # nothing is, after the last layer
         loss.backward()
-        assert [name for name, p in trainable.items() if p.grad is None] == [], "parameters without a gradient"
+        assert [name for name, p in trainable.items() if p.grad is None] == [], (
+            "parameters without a gradient"
+        )
         nn.utils.clip_grad_norm_(trainable.values(), 1.0)  # random weights may have gradients of any size
         torch.optim.SGD(trainable.values(), lr=0.01).step()
         net.zero_grad()
     assert changed(net.stem, model) == set(), "the stem is trained"
     moved = changed(net.head, model)
     for branch in ("clean", "adversarial"):
-        ours = {name for name in net.head.state_dict() if ("adversarial." in name) == (branch == "adversarial")}
+        ours = {
+            name for name in net.head.state_dict() if ("adversarial." in name) == (branch == "adversarial")
+        }
         means = {name for name in ours if name.endswith("running_mean")}
         assert means <= moved, f"the {branch} branch does not keep {sorted(means - moved)}"
-        assert not ours & trainable.keys() or moved & ours & trainable.keys(), f"nothing of the {branch} branch is trained"
+        assert not ours & trainable.keys() or moved & ours & trainable.keys(), (
+            f"nothing of the {branch} branch is trained"
+        )
 
 
 def changed(part, model):
     "The names in a part, those of both branches, whose values are not the network's."
     state = model.state_dict()
-    return {name for name, value in part.state_dict().items() if not torch.equal(value, state[name.replace("adversarial.", "")])}
+    return {
+        name
+        for name, value in part.state_dict().items()
+        if not torch.equal(value, state[name.replace("adversarial.", "")])
+    }
 
 
 def assert_exports_are_the_network(net, model, x):
-    "Both branches load strictly into the plain network, every name with the value that it was exported with, and give the outputs of that branch."
+    """Both branches load strictly into the plain network, every name with the value that it was exported
+    with, and give the outputs of that branch."""
     net.eval()
     for branch in BRANCHES:
         plain, state = copy.deepcopy(model), net.export(branch)
         plain.load_state_dict(state, strict=True)
-        assert [name for name, value in plain.state_dict().items() if not torch.equal(value, state[name])] == [], "two values for one tensor"
+        assert [
+            name for name, value in plain.state_dict().items() if not torch.equal(value, state[name])
+        ] == [], "two values for one tensor"
         with use_branch(net, branch):  # where a tensor lies in memory can change the last digits
             assert_close(outputs(plain, x), outputs(net, x), f"the export of the {branch} branch", 1e-5)

@@ -1,4 +1,6 @@
-"""Bad input, case by case: one or two lines that name it, status 2 before work begins; or images that are left out, counted and listed."""
+"""Bad input, case by case: one or two lines that name it, status 2 before work begins; or images that are
+left out, counted and listed."""
+
 import json
 import os
 import struct
@@ -34,8 +36,17 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*do not end in")
 def bomb(path):
     "20,000 x 20,000 pixels in 50 kB."
     rows = zlib.compress(bytes(20_000 * 2_501), 9)
-    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 1, 0, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b""))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks))
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 1, 0, 0, 0, 0)),
+        (b"IDAT", rows),
+        (b"IEND", b""),
+    )
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks
+        )
+    )
 
 
 def photo(size=(40, 40), mode="RGB", seed=0):
@@ -68,15 +79,39 @@ BAD = {
     "truncated WebP": ("x.webp", lambda p: cut(p, 300), "x.webp"),
     "altered PNG": ("x.png", altered, "x.png cannot be read"),
     "empty": ("x.png", lambda p: p.write_bytes(b""), "x.png is empty"),
-    "text": ("x.jpg", lambda p: p.write_text("not a picture\n" * 50), "x.jpg is no picture in a known format"),
-    "a page of HTML": ("x.jpeg", lambda p: p.write_text("<html>404</html>"), "x.jpeg is no picture in a known format"),
-    "1 x 1": ("x.png", lambda p: photo((1, 1)).save(p), "x.png is 1 x 1 pixels; allowed are at least 8 on a side"),
+    "text": (
+        "x.jpg",
+        lambda p: p.write_text("not a picture\n" * 50),
+        "x.jpg is no picture in a known format",
+    ),
+    "a page of HTML": (
+        "x.jpeg",
+        lambda p: p.write_text("<html>404</html>"),
+        "x.jpeg is no picture in a known format",
+    ),
+    "1 x 1": (
+        "x.png",
+        lambda p: photo((1, 1)).save(p),
+        "x.png is 1 x 1 pixels; allowed are at least 8 on a side",
+    ),
     "3 x 40": ("x.png", lambda p: photo((3, 40)).save(p), "x.png is 3 x 40 pixels"),
-    "decompression bomb": ("x.png", bomb, "x.png has more than 89,478,485 pixels, which may be a decompression bomb"),
+    "decompression bomb": (
+        "x.png",
+        bomb,
+        "x.png has more than 89,478,485 pixels, which may be a decompression bomb",
+    ),
     "link to nowhere": ("x.png", lambda p: p.symlink_to("nowhere.png"), "x.png cannot be read: No such file"),
     "PostScript": ("x.png", postscript, "x.png is no picture in a known format; allowed are JPEG, PNG"),
-    "32 bits": ("x.tiff", lambda p: Image.fromarray(np.full((40, 40), 200, dtype="int32")).save(p), "x.tiff cannot be read: its pixels are whole numbers of 32 bits and unknown range"),
-    "floating point": ("x.tiff", lambda p: Image.fromarray(np.random.rand(40, 40).astype("float32")).save(p), "floating point numbers of unknown range"),
+    "32 bits": (
+        "x.tiff",
+        lambda p: Image.fromarray(np.full((40, 40), 200, dtype="int32")).save(p),
+        "x.tiff cannot be read: its pixels are whole numbers of 32 bits and unknown range",
+    ),
+    "floating point": (
+        "x.tiff",
+        lambda p: Image.fromarray(np.random.rand(40, 40).astype("float32")).save(p),
+        "floating point numbers of unknown range",
+    ),
 }
 
 
@@ -93,11 +128,27 @@ def folder(tmp_path):
 
 
 def evaluation(folder, *more):
-    return ["evaluate", "--model", "small_resnet", "--weights", folder / "net.pt", "--data", folder / "images", "--size", "40", "--resize", "40",
-            "--shifts", "clean", *more]
+    return [
+        "evaluate",
+        "--model",
+        "small_resnet",
+        "--weights",
+        folder / "net.pt",
+        "--data",
+        folder / "images",
+        "--size",
+        "40",
+        "--resize",
+        "40",
+        "--shifts",
+        "clean",
+        *more,
+    ]
 
 
-@pytest.mark.promise("Bad input", "an image that cannot be read stops with its name, or is left out and listed")
+@pytest.mark.promise(
+    "Bad input", "an image that cannot be read stops with its name, or is left out and listed"
+)
 @pytest.mark.parametrize("policy", ["error", "skip"])
 @pytest.mark.parametrize("case", BAD)
 def test_an_image_that_cannot_be_read(folder, refused, run, case, policy):
@@ -111,13 +162,18 @@ def test_an_image_that_cannot_be_read(folder, refused, run, case, policy):
         status, out, err = run(*evaluation(folder, "--on-bad-image", "skip", "--json"))
         assert status == 0 and "1 images could not be read and were left out" in err and words in err
         assert json.loads(out)["small_resnet"]["clean"] >= 0
-        assert run("corrupt", folder / "images", folder / "out", "--name", "fog", "--on-bad-image", "skip")[1].strip().endswith("6 images written")
+        assert (
+            run("corrupt", folder / "images", folder / "out", "--name", "fog", "--on-bad-image", "skip")[1]
+            .strip()
+            .endswith("6 images written")
+        )
 
 
 def test_no_interpreter_is_started_for_a_picture(folder, refused, monkeypatch):
     "Pillow hands PostScript to Ghostscript, whatever the file is called."
     from PIL import EpsImagePlugin
     from advbn.shifts.styles import style_images
+
     started = folder / "started"
     (folder / "bin").mkdir()
     (folder / "bin/gs").write_text(f"#!/bin/sh\ntouch {started}\n")
@@ -136,12 +192,22 @@ def test_no_interpreter_is_started_for_a_picture(folder, refused, monkeypatch):
 
 def test_images_left_out_are_not_counted(folder, tmp_path):
     from advbn.evidence.assess import evaluate_networks, load_network
+
     cut(folder / "images/dogs/x.png", 2000)
     cut(folder / "images/cats/y.png", 2000)
     bad = BadImages("skip")
     network = load_network("small_resnet", folder / "net.pt", 2)
     for workers in (0, 2):
-        table = evaluate_networks({"a": network}, folder / "images", ("cats", "dogs"), ("clean", "sketch"), 40, 40, workers=workers, bad=bad)
+        table = evaluate_networks(
+            {"a": network},
+            folder / "images",
+            ("cats", "dogs"),
+            ("clean", "sketch"),
+            40,
+            40,
+            workers=workers,
+            bad=bad,
+        )
         assert (table.images == 6).all() and len(bad.found) == 2
     assert "2 images could not be read and were left out" in bad.report() and "truncated" in bad.report()
 
@@ -170,13 +236,30 @@ def transparent(path):
 
 
 GOOD = {  # all of them show four fields, red, green, blue and white, or their greys
-    "palette": ("x.png", lambda p: FOUR.convert("P", palette=Image.Palette.ADAPTIVE).save(p), False), "RGBA, transparent where it is white": ("x.png", transparent, False),
-    "greyscale": ("x.png", lambda p: FOUR.convert("L").save(p), True), "CMYK": ("x.tif", lambda p: FOUR.convert("CMYK").save(p), False),
-    "16 bits": ("x.png", lambda p: Image.fromarray(np.asarray(FOUR.convert("L")).astype("uint16") * 257).save(p), True),
-    "turned by EXIF": ("x.jpg", turned, False), "wrong suffix": ("x.jpg", lambda p: FOUR.save(p, format="PNG"), False),
-    "animated": ("x.webp", lambda p: FOUR.save(p, save_all=True, append_images=[quadrants(*["black"] * 4)], lossless=True), False),
-    "unicode name": ("ネコ – кот é.png", lambda p: FOUR.save(p), False), "long name": ("n" * 250 + ".png", lambda p: FOUR.save(p), False),
-    "one bit": ("x.png", lambda p: FOUR.convert("L").point(lambda v: 255 * (v > 100)).convert("1").save(p), None)}
+    "palette": ("x.png", lambda p: FOUR.convert("P", palette=Image.Palette.ADAPTIVE).save(p), False),
+    "RGBA, transparent where it is white": ("x.png", transparent, False),
+    "greyscale": ("x.png", lambda p: FOUR.convert("L").save(p), True),
+    "CMYK": ("x.tif", lambda p: FOUR.convert("CMYK").save(p), False),
+    "16 bits": (
+        "x.png",
+        lambda p: Image.fromarray(np.asarray(FOUR.convert("L")).astype("uint16") * 257).save(p),
+        True,
+    ),
+    "turned by EXIF": ("x.jpg", turned, False),
+    "wrong suffix": ("x.jpg", lambda p: FOUR.save(p, format="PNG"), False),
+    "animated": (
+        "x.webp",
+        lambda p: FOUR.save(p, save_all=True, append_images=[quadrants(*["black"] * 4)], lossless=True),
+        False,
+    ),
+    "unicode name": ("ネコ – кот é.png", lambda p: FOUR.save(p), False),
+    "long name": ("n" * 250 + ".png", lambda p: FOUR.save(p), False),
+    "one bit": (
+        "x.png",
+        lambda p: FOUR.convert("L").point(lambda v: 255 * (v > 100)).convert("1").save(p),
+        None,
+    ),
+}
 
 
 @pytest.mark.promise("Bad input", "unusual images are read as a person would see them")
@@ -207,20 +290,42 @@ def a_loop(folder):
 
 
 @pytest.mark.promise("Bad input", "a set of images that is not what it should be is refused")
-@pytest.mark.parametrize("change, words", [
-    (lambda f: (f / "images").rename(f / "moved"), "no images at"), (lambda f: [(f / "images").rename(f / "moved"), (f / "images").touch()], "no images at"),
-    (lambda f: (f / "images/birds").mkdir() or photo().save(f / "images/birds/0.png"), "does not hold this network's weights"),
-    (no_images, "Found no valid file for the classes dogs"), (a_loop, "is a link that leads back to")],
-    ids=["missing", "a file", "one class more than the network has", "a class without images", "a link that leads back"])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda f: (f / "images").rename(f / "moved"), "no images at"),
+        (lambda f: [(f / "images").rename(f / "moved"), (f / "images").touch()], "no images at"),
+        (
+            lambda f: (f / "images/birds").mkdir() or photo().save(f / "images/birds/0.png"),
+            "does not hold this network's weights",
+        ),
+        (no_images, "Found no valid file for the classes dogs"),
+        (a_loop, "is a link that leads back to"),
+    ],
+    ids=[
+        "missing",
+        "a file",
+        "one class more than the network has",
+        "a class without images",
+        "a link that leads back",
+    ],
+)
 def test_a_folder_that_is_not_a_set(folder, refused, change, words):
     change(folder)
     refused(evaluation(folder), words, str(folder))
 
 
 @pytest.mark.promise("Bad input", "a set of images that is not what it should be is refused")
-@pytest.mark.parametrize("listed, words", [("cats\n", "does not hold this network's weights"), ("cats\nbirds\n", "has the class 'dogs'; the network knows 2 classes"), ("\n\n", "names no class"),
-                                           ("cats\ndogs\ncrane\nowl\ncrane\n", "the name 'crane' for 2 of its 5 classes, numbers 3 and 5")],
-                         ids=["fewer classes", "other classes", "no class", "a name twice"])
+@pytest.mark.parametrize(
+    "listed, words",
+    [
+        ("cats\n", "does not hold this network's weights"),
+        ("cats\nbirds\n", "has the class 'dogs'; the network knows 2 classes"),
+        ("\n\n", "names no class"),
+        ("cats\ndogs\ncrane\nowl\ncrane\n", "the name 'crane' for 2 of its 5 classes, numbers 3 and 5"),
+    ],
+    ids=["fewer classes", "other classes", "no class", "a name twice"],
+)
 def test_a_list_of_classes_that_does_not_fit(folder, refused, listed, words):
     (folder / "classes.txt").write_text(listed)
     refused(evaluation(folder, "--classes", folder / "classes.txt"), words)
@@ -233,7 +338,9 @@ def test_images_of_several_sizes_and_names_that_clash(folder, refused):
         read_images(folder / "images")
     (folder / "images/cats/x.png").unlink()
     photo().save(folder / "images/cats/0.bmp")
-    refused(["corrupt", folder / "images", folder / "out", "--name", "fog"], "would both be written as cats/0.png")
+    refused(
+        ["corrupt", folder / "images", folder / "out", "--name", "fog"], "would both be written as cats/0.png"
+    )
 
 
 @pytest.mark.promise("Bad input", "a folder that this user may not read is named")
@@ -272,7 +379,9 @@ def test_two_sides_that_do_not_fit(folder, run):
     assert status == 1 and found["images"] == 7 and len(found["problems"]["images that cannot be read"]) == 1
     assert [line.split(",")[0] for line in found["problems"]["classes on one side only"]] == ["birds", "dogs"]
     assert any("same.bmp" in line for line in found["problems"]["images on both sides"])
-    assert run("check", other)[0] == 0 and "1 images that cannot be read" in run("check", folder / "images")[1]
+    assert (
+        run("check", other)[0] == 0 and "1 images that cannot be read" in run("check", folder / "images")[1]
+    )
     with pytest.raises(DataError, match="train and test have different classes.*birds.*dogs"):
         layout(folder, other, "cifar")
         (folder / "images/dogs/x.png").unlink()
@@ -309,12 +418,19 @@ def test_test_images_that_are_trained_on_are_reported(folder):
 
 def test_pictures_of_any_size_are_corrupted(folder, run):
     photo((60, 50), seed=5).save(folder / "images/cats/wide.jpg")
-    assert "7 images written" in run("corrupt", folder / "images", folder / "out", "--name", "fog", "--severity", "2")[1]
+    assert (
+        "7 images written"
+        in run("corrupt", folder / "images", folder / "out", "--name", "fog", "--severity", "2")[1]
+    )
     wide = read_picture(folder / "out/cats/wide.png")
     names = [name for name, _ in Tree(folder / "images").samples]
     number = names.index(str(folder / "images/cats/wide.jpg"))
-    original = torch.from_numpy(np.asarray(read_picture(folder / "images/cats/wide.jpg"))).permute(2, 0, 1)[None]
-    assert wide.size == (60, 50) and np.array_equal(np.asarray(wide), corrupt(original, "fog", 2, indices=[number])[0].permute(1, 2, 0))
+    original = torch.from_numpy(np.asarray(read_picture(folder / "images/cats/wide.jpg"))).permute(2, 0, 1)[
+        None
+    ]
+    assert wide.size == (60, 50) and np.array_equal(
+        np.asarray(wide), corrupt(original, "fog", 2, indices=[number])[0].permute(1, 2, 0)
+    )
 
 
 def test_files_that_are_no_images_are_said(folder):
@@ -333,34 +449,77 @@ def put(path, value):
         for key in keys:
             content = content[key]
         content[last] = value
+
     return change
 
 
 OWN = "profiles/openmoji/"
 PARAMETERS = [
-    ("unknown key", put("sede", [0]), "unknown key 'sede'; did you mean 'seeds'"), ("unknown key below", put(OWN + "finetune/epoch", 3), "did you mean 'epochs'"),
-    ("unknown key of the layer", put("methods/advbn/layer/step", 3), "did you mean 'steps'"), ("text for a number", put(OWN + "finetune/lr", "fast"), "finetune.lr is 'fast'"),
-    ("1e-3, which YAML reads as text", put(OWN + "finetune/lr", "1e-3"), "finetune.lr is '1e-3'"), ("number for a list", put("seeds", 3), "seeds is 3"),
-    ("bool for a count", put(OWN + "finetune/epochs", True), "epochs is True"), ("negative eps", put("methods/advbn/layer/eps", -1.0), "eps is -1.0"),
-    ("eps without end", put("methods/advbn/layer/eps", float("inf")), "eps is inf"), ("NaN", put(OWN + "finetune/lr", float("nan")), "lr is nan"),
-    ("no seeds", put("seeds", []), "seeds is []"), ("a seed twice", put("seeds", [1, 1]), "each may stand there once"), ("negative seed", put("seeds", [-1]), "seeds.0 is -1"),
-    ("no epochs", put(OWN + "finetune/epochs", 0), "epochs is 0"), ("unknown profile", put("profile", "openmojo"), "did you mean 'openmoji'"),
-    ("a cut that is not there", put(OWN + "network/after", "layer9"), "layer9"), ("a network that is not there", put(OWN + "network/name", "small_resnett"), "small_resnet"),
-    ("more classes than there are", put(OWN + "data/classes", 12), "classes is 12"), ("one class", put(OWN + "data/classes", 1), "classes is 1"),
-    ("published and trained", put(OWN + "network/weights", "IMAGENET1K_V1"), "weights and pretrain are both given"),
+    ("unknown key", put("sede", [0]), "unknown key 'sede'; did you mean 'seeds'"),
+    ("unknown key below", put(OWN + "finetune/epoch", 3), "did you mean 'epochs'"),
+    ("unknown key of the layer", put("methods/advbn/layer/step", 3), "did you mean 'steps'"),
+    ("text for a number", put(OWN + "finetune/lr", "fast"), "finetune.lr is 'fast'"),
+    ("1e-3, which YAML reads as text", put(OWN + "finetune/lr", "1e-3"), "finetune.lr is '1e-3'"),
+    ("number for a list", put("seeds", 3), "seeds is 3"),
+    ("bool for a count", put(OWN + "finetune/epochs", True), "epochs is True"),
+    ("negative eps", put("methods/advbn/layer/eps", -1.0), "eps is -1.0"),
+    ("eps without end", put("methods/advbn/layer/eps", float("inf")), "eps is inf"),
+    ("NaN", put(OWN + "finetune/lr", float("nan")), "lr is nan"),
+    ("no seeds", put("seeds", []), "seeds is []"),
+    ("a seed twice", put("seeds", [1, 1]), "each may stand there once"),
+    ("negative seed", put("seeds", [-1]), "seeds.0 is -1"),
+    ("no epochs", put(OWN + "finetune/epochs", 0), "epochs is 0"),
+    ("unknown profile", put("profile", "openmojo"), "did you mean 'openmoji'"),
+    ("a cut that is not there", put(OWN + "network/after", "layer9"), "layer9"),
+    ("a network that is not there", put(OWN + "network/name", "small_resnett"), "small_resnet"),
+    ("more classes than there are", put(OWN + "data/classes", 12), "classes is 12"),
+    ("one class", put(OWN + "data/classes", 1), "classes is 1"),
+    (
+        "published and trained",
+        put(OWN + "network/weights", "IMAGENET1K_V1"),
+        "weights and pretrain are both given",
+    ),
     ("neither published nor trained", put(OWN + "pretrain", None), "weights and pretrain are both missing"),
-    ("milestones without steps", put(OWN + "finetune/milestones", [2]), "takes no milestones"), ("steps without milestones", put(OWN + "finetune/schedule", "step"), "needs milestones"),
-    ("a layer on clean training", put("methods/finetune/layer", {"eps": 1.0}), "train: clean takes no layer"), ("an attack without a layer", put("methods/advbn/layer", None), "needs a layer"),
-    ("half a test set", put(OWN + "data/test_images", 100), "openmoji takes no test_images"), ("pinned images left out", put(OWN + "data/on_bad_image", "skip"), "takes no on_bad_image: skip"),
-    ("unknown policy for images", put(OWN + "data/on_bad_image", "ignore"), "on_bad_image is 'ignore'"), ("unknown start", put("methods/advbn/layer/start", "rnd"), "start is 'rnd'"),
-    ("unknown precision", put(OWN + "finetune/precision", "fp8"), "precision is 'fp8'"), ("unknown augmentation", put("bases/augmix/augmentation", "augmx"), "augmentation is 'augmx'"),
-    ("no control", lambda c: c["methods"].pop("finetune"), "methods has no 'finetune'"), ("the control trains adversarially", put("methods/finetune/train", "nothing"), "allowed is 'clean'"),
-    ("a name for a folder", lambda c: c["methods"].update({"../x": c["methods"]["standard"]}), "../x"), ("a base that is not there", put("studies/ablations/bases", ["plane"]), "did you mean 'plain'"),
-    ("a severity that is not there", put(OWN + "short/severities", [6]), "severities.0 is 6"), ("a seed that is not trained", put(OWN + "short/seeds", [9]), "allowed are those of seeds"),
-    ("cut out of something smaller", lambda content: content["profiles"]["openmoji"]["data"].update(size=224, resize=100), "resize is 100 and size 224"), ("too many threads", put(OWN + "threads", 10**12), "threads is 1000000000000"),
-    ("an encoder that cannot be mirrored", lambda c: c["profiles"]["openmoji"]["pictures"].update(network="small_resnet", after="layer1"), "can be mirrored"),
-    ("four slips at once", lambda c: [put("seeds", 3)(c), put("timeout", 0)(c), put("profile", 5)(c), put("checkpoint_steps", "x")(c)], "(and 2 more)"),
-    ("no data", lambda c: c["profiles"]["openmoji"].pop("data"), "'profiles.openmoji.data' is missing"), ("no time to wait", put("timeout", 0), "timeout is 0")]
+    ("milestones without steps", put(OWN + "finetune/milestones", [2]), "takes no milestones"),
+    ("steps without milestones", put(OWN + "finetune/schedule", "step"), "needs milestones"),
+    ("a layer on clean training", put("methods/finetune/layer", {"eps": 1.0}), "train: clean takes no layer"),
+    ("an attack without a layer", put("methods/advbn/layer", None), "needs a layer"),
+    ("half a test set", put(OWN + "data/test_images", 100), "openmoji takes no test_images"),
+    ("pinned images left out", put(OWN + "data/on_bad_image", "skip"), "takes no on_bad_image: skip"),
+    ("unknown policy for images", put(OWN + "data/on_bad_image", "ignore"), "on_bad_image is 'ignore'"),
+    ("unknown start", put("methods/advbn/layer/start", "rnd"), "start is 'rnd'"),
+    ("unknown precision", put(OWN + "finetune/precision", "fp8"), "precision is 'fp8'"),
+    ("unknown augmentation", put("bases/augmix/augmentation", "augmx"), "augmentation is 'augmx'"),
+    ("no control", lambda c: c["methods"].pop("finetune"), "methods has no 'finetune'"),
+    ("the control trains adversarially", put("methods/finetune/train", "nothing"), "allowed is 'clean'"),
+    ("a name for a folder", lambda c: c["methods"].update({"../x": c["methods"]["standard"]}), "../x"),
+    ("a base that is not there", put("studies/ablations/bases", ["plane"]), "did you mean 'plain'"),
+    ("a severity that is not there", put(OWN + "short/severities", [6]), "severities.0 is 6"),
+    ("a seed that is not trained", put(OWN + "short/seeds", [9]), "allowed are those of seeds"),
+    (
+        "cut out of something smaller",
+        lambda content: content["profiles"]["openmoji"]["data"].update(size=224, resize=100),
+        "resize is 100 and size 224",
+    ),
+    ("too many threads", put(OWN + "threads", 10**12), "threads is 1000000000000"),
+    (
+        "an encoder that cannot be mirrored",
+        lambda c: c["profiles"]["openmoji"]["pictures"].update(network="small_resnet", after="layer1"),
+        "can be mirrored",
+    ),
+    (
+        "four slips at once",
+        lambda c: [
+            put("seeds", 3)(c),
+            put("timeout", 0)(c),
+            put("profile", 5)(c),
+            put("checkpoint_steps", "x")(c),
+        ],
+        "(and 2 more)",
+    ),
+    ("no data", lambda c: c["profiles"]["openmoji"].pop("data"), "'profiles.openmoji.data' is missing"),
+    ("no time to wait", put("timeout", 0), "timeout is 0"),
+]
 
 
 @pytest.fixture
@@ -372,8 +531,12 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.promise("Bad input", "a slip in params.yaml stops before work begins, with key, value and what is allowed")
-@pytest.mark.parametrize("change, words", [case[1:] for case in PARAMETERS], ids=[case[0] for case in PARAMETERS])
+@pytest.mark.promise(
+    "Bad input", "a slip in params.yaml stops before work begins, with key, value and what is allowed"
+)
+@pytest.mark.parametrize(
+    "change, words", [case[1:] for case in PARAMETERS], ids=[case[0] for case in PARAMETERS]
+)
 def test_a_slip_in_params(project, refused, change, words):
     content = yaml.safe_load((project / "params.yaml").read_text())
     change(content)
@@ -382,9 +545,21 @@ def test_a_slip_in_params(project, refused, change, words):
     assert not (project / "checkpoints").exists()
 
 
-@pytest.mark.promise("Bad input", "a slip in params.yaml stops before work begins, with key, value and what is allowed")
-@pytest.mark.parametrize("text, words", [("", "holds NoneType, not keys and values"), ("- a\n- b\n", "holds list"), ("a: [1, 2\nb: 3", "not YAML"), (None, "no such file"), ("seeds: [0]\nseeds: [1]\n", "the key 'seeds' stands twice"),
-                                         (b"\xff\xfe\x00", "not YAML")], ids=["empty", "a list", "not YAML", "missing", "a key twice", "not text"])
+@pytest.mark.promise(
+    "Bad input", "a slip in params.yaml stops before work begins, with key, value and what is allowed"
+)
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", "holds NoneType, not keys and values"),
+        ("- a\n- b\n", "holds list"),
+        ("a: [1, 2\nb: 3", "not YAML"),
+        (None, "no such file"),
+        ("seeds: [0]\nseeds: [1]\n", "the key 'seeds' stands twice"),
+        (b"\xff\xfe\x00", "not YAML"),
+    ],
+    ids=["empty", "a list", "not YAML", "missing", "a key twice", "not text"],
+)
 def test_a_file_of_parameters_that_is_none(project, refused, text, words):
     if text is None:
         (project / "params.yaml").unlink()
@@ -394,21 +569,84 @@ def test_a_file_of_parameters_that_is_none(project, refused, text, words):
 
 
 @pytest.mark.promise("Bad input", "a slip on the command line is one line")
-@pytest.mark.parametrize("arguments, words", [
-    (["trian"], "trian"), (["train"], "Missing argument"), (["train", "advbm"], "did you mean 'advbn'"), (["train", "advbn", "--sed", "0"], "--sed"),
-    (["train", "advbn", "--seed", "one"], "one"), (["train", "advbn", "--seed", "0"], "no checkpoint at"), (["evaluate", "advbn", "--seed", "0"], "no checkpoint at"),
-    (["run", "nbs/stages/train.ipynb"], "no notebook at"), (["plan", "--profile", "openmojo"], "allowed are openmoji"), (["make-set", "out", "--kind", "sketch"], "allowed are advbn"),
-    (["make-set", "out", "--seed", "99"], "allowed are the seeds"), (["corrupt", "data/openmoji", "out", "--name", "frog"], "frog"), (["corrupt", "nowhere", "out", "--name", "fog"], "no images at nowhere"),
-    (["corrupt", "data/openmoji", "data/../data/openmoji/out", "--name", "fog"], "would become one of its classes"), (["run", "x.ipynb", "method", "advbn"], "'method' stands where a --NAME is expected"), (["run", "x.ipynb", "--method"], "--method has no value"),
-    (["corrupt", "data/openmoji", "out", "--name", "fog", "--severity", "9"], "9"), (["corrupt", "data/openmoji", "out", "--name", "fog", "--on-bad-image", "ignore"], "allowed are 'error' and 'skip'"),
-    (["bench", "stepp"], "'step', 'corrupt', 'evaluate', 'scale', not 'stepp'; did you mean 'step'"), (["bench", "scale", "--batch", "4"], "bench scale takes no --batch"), (["bench", "step", "--device", "tpu"], "--device is 'tpu'"), (["evaluate", "advbn", "--data", "data/openmoji"], "--data goes with --model"),
-    *((["evaluate", "advbn", *words], f"{words[0]} goes with --model") for words in (["--shifts", "all"], ["--size", "224"], ["--resize", "64"], ["--on-bad-image", "skip"], ["--images", "5"], ["--classes", "x"])),
-    (["evaluate", "--model", "small_resnet", "--weights", "x.pt", "--data", "data/openmoji", "--seed", "0"], "--seed goes with a method"),
-    (["evaluate", "--model", "resnet18", "--weights", "typo.pt", "--data", "data/openmoji"], "no weights at typo.pt"), (["run", "params.yaml"], "params.yaml is no notebook"),
-    (["evaluate", "--model", "timm/resnet18", "--weights", "typo.pt", "--data", "data/openmoji"], "no weights at typo.pt"),
-    (["evaluate", "--model", "resnet18", "--weights", "IMAGENET1K_V9", "--data", "data/openmoji"], "did you mean 'IMAGENET1K_V1'"),
-    (["evaluate", "--model", "small_resnet", "--weights", "x.pt", "--data", "data/openmoji", "--save"], "--save goes with a method"), (["export", "advbn", "x.pt", "--branch", "dirty"], "dirty"), (["import-official", "nowhere.pth"], "no checkpoint at nowhere.pth")],
-    ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["trian"], "trian"),
+        (["train"], "Missing argument"),
+        (["train", "advbm"], "did you mean 'advbn'"),
+        (["train", "advbn", "--sed", "0"], "--sed"),
+        (["train", "advbn", "--seed", "one"], "one"),
+        (["train", "advbn", "--seed", "0"], "no checkpoint at"),
+        (["evaluate", "advbn", "--seed", "0"], "no checkpoint at"),
+        (["run", "nbs/stages/train.ipynb"], "no notebook at"),
+        (["plan", "--profile", "openmojo"], "allowed are openmoji"),
+        (["make-set", "out", "--kind", "sketch"], "allowed are advbn"),
+        (["make-set", "out", "--seed", "99"], "allowed are the seeds"),
+        (["corrupt", "data/openmoji", "out", "--name", "frog"], "frog"),
+        (["corrupt", "nowhere", "out", "--name", "fog"], "no images at nowhere"),
+        (
+            ["corrupt", "data/openmoji", "data/../data/openmoji/out", "--name", "fog"],
+            "would become one of its classes",
+        ),
+        (["run", "x.ipynb", "method", "advbn"], "'method' stands where a --NAME is expected"),
+        (["run", "x.ipynb", "--method"], "--method has no value"),
+        (["corrupt", "data/openmoji", "out", "--name", "fog", "--severity", "9"], "9"),
+        (
+            ["corrupt", "data/openmoji", "out", "--name", "fog", "--on-bad-image", "ignore"],
+            "allowed are 'error' and 'skip'",
+        ),
+        (["bench", "stepp"], "'step', 'corrupt', 'evaluate', 'scale', not 'stepp'; did you mean 'step'"),
+        (["bench", "scale", "--batch", "4"], "bench scale takes no --batch"),
+        (["bench", "step", "--device", "tpu"], "--device is 'tpu'"),
+        (["evaluate", "advbn", "--data", "data/openmoji"], "--data goes with --model"),
+        *(
+            (["evaluate", "advbn", *words], f"{words[0]} goes with --model")
+            for words in (
+                ["--shifts", "all"],
+                ["--size", "224"],
+                ["--resize", "64"],
+                ["--on-bad-image", "skip"],
+                ["--images", "5"],
+                ["--classes", "x"],
+            )
+        ),
+        (
+            [
+                "evaluate",
+                "--model",
+                "small_resnet",
+                "--weights",
+                "x.pt",
+                "--data",
+                "data/openmoji",
+                "--seed",
+                "0",
+            ],
+            "--seed goes with a method",
+        ),
+        (
+            ["evaluate", "--model", "resnet18", "--weights", "typo.pt", "--data", "data/openmoji"],
+            "no weights at typo.pt",
+        ),
+        (["run", "params.yaml"], "params.yaml is no notebook"),
+        (
+            ["evaluate", "--model", "timm/resnet18", "--weights", "typo.pt", "--data", "data/openmoji"],
+            "no weights at typo.pt",
+        ),
+        (
+            ["evaluate", "--model", "resnet18", "--weights", "IMAGENET1K_V9", "--data", "data/openmoji"],
+            "did you mean 'IMAGENET1K_V1'",
+        ),
+        (
+            ["evaluate", "--model", "small_resnet", "--weights", "x.pt", "--data", "data/openmoji", "--save"],
+            "--save goes with a method",
+        ),
+        (["export", "advbn", "x.pt", "--branch", "dirty"], "dirty"),
+        (["import-official", "nowhere.pth"], "no checkpoint at nowhere.pth"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
 def test_a_slip_on_the_command_line(project, refused, monkeypatch, arguments, words):
     monkeypatch.chdir(project)
     refused(arguments, words)
@@ -416,8 +654,17 @@ def test_a_slip_on_the_command_line(project, refused, monkeypatch, arguments, wo
 
 
 @pytest.mark.promise("Bad input", "a slip on the command line is one line")
-@pytest.mark.parametrize("kept, words", [("seed,cell\n0,1\n", "has the columns seed, cell, and what is to be kept there"), ("a,b\n", "has no column 'seed'"), ("", "cannot be read as a table"),
-                                         (b"\xff\xfe\x00", "cannot be read as a table"), (None, "cannot be read as a table")], ids=["other columns", "no rows", "empty", "no text", "a folder"])
+@pytest.mark.parametrize(
+    "kept, words",
+    [
+        ("seed,cell\n0,1\n", "has the columns seed, cell, and what is to be kept there"),
+        ("a,b\n", "has no column 'seed'"),
+        ("", "cannot be read as a table"),
+        (b"\xff\xfe\x00", "cannot be read as a table"),
+        (None, "cannot be read as a table"),
+    ],
+    ids=["other columns", "no rows", "empty", "no text", "a folder"],
+)
 @pytest.mark.parametrize("command, file", [("evaluate", "runs/advbn.csv"), ("train", "training/advbn.csv")])
 def test_rows_that_cannot_be_kept_are_refused_before_work(project, refused, command, file, kept, words):
     path = project / "results/openmoji" / file
@@ -430,7 +677,10 @@ def test_a_place_where_nothing_can_be_written_is_said_before_work(project, refus
     monkeypatch.chdir(project)
     (project / "results").touch()
     refused(["train", "advbn", "--save"], "results")
-    refused(["corrupt", project / "data/openmoji", ".", "--name", "fog"], "exists and was made with other settings")
+    refused(
+        ["corrupt", project / "data/openmoji", ".", "--name", "fog"],
+        "exists and was made with other settings",
+    )
 
 
 def linked(project, name, target):
@@ -453,9 +703,19 @@ def test_clean_removes_nothing_through_a_link_and_no_file_of_others(project, run
         (project / name).write_text("x")
     status, out, _ = run("clean", "--yes", "--json")
     found = json.loads(out)
-    assert status == 0 and set(found["left"]) == {"checkpoints", ".dvc/cache"} and "a link" in found["left"]["checkpoints"]
-    assert {p.name for p in (project / "disk").rglob("*") if p.is_file()} == {"mine.txt", "kept"} and len(list((project / "disk").rglob("mine.txt"))) == 3
-    assert not (project / "shifted").exists() and not (project / "executed").exists() and [p.name for p in (project / "cache/advbn").iterdir()] == ["notes.txt"]
+    assert (
+        status == 0
+        and set(found["left"]) == {"checkpoints", ".dvc/cache"}
+        and "a link" in found["left"]["checkpoints"]
+    )
+    assert {p.name for p in (project / "disk").rglob("*") if p.is_file()} == {"mine.txt", "kept"} and len(
+        list((project / "disk").rglob("mine.txt"))
+    ) == 3
+    assert (
+        not (project / "shifted").exists()
+        and not (project / "executed").exists()
+        and [p.name for p in (project / "cache/advbn").iterdir()] == ["notes.txt"]
+    )
     status, out, _ = run("clean", "--yes")
     assert status == 0 and "checkpoints is left: it is a link" in out
 
@@ -504,25 +764,51 @@ def spoiled(folder, how):
     return path
 
 
-@pytest.mark.promise("Bad input", "a file of weights that is damaged, another network's or holds a program is refused, and nothing in it is executed")
-@pytest.mark.parametrize("how, words", [
-    ("another architecture", "such as 'features.conv1_1.weight'"), ("other classes", "'fc.weight' is (5, 128) and has to be (2, 128)"), ("a weight is missing", "1 of its weights are not there, such as 'fc.bias'"),
-    ("NaN", "NaN or infinite values, first in 'fc.bias'"), ("a payload", "holds more than tensors, which was not executed"), ("not a state dict", "list and not a state dict"),
-    ("text in the state dict", "not a state dict"), ("empty", "(0 bytes)"), ("garbage", "is damaged or no file of weights"), ("truncated", "is damaged or no file of weights"),
-    ("truncated safetensors", "is damaged or no file of weights"), ("missing", ""), ("a folder", "")])
+@pytest.mark.promise(
+    "Bad input",
+    "a file of weights that is damaged, another network's or holds a program is refused, and nothing in it "
+    "is executed",
+)
+@pytest.mark.parametrize(
+    "how, words",
+    [
+        ("another architecture", "such as 'features.conv1_1.weight'"),
+        ("other classes", "'fc.weight' is (5, 128) and has to be (2, 128)"),
+        ("a weight is missing", "1 of its weights are not there, such as 'fc.bias'"),
+        ("NaN", "NaN or infinite values, first in 'fc.bias'"),
+        ("a payload", "holds more than tensors, which was not executed"),
+        ("not a state dict", "list and not a state dict"),
+        ("text in the state dict", "not a state dict"),
+        ("empty", "(0 bytes)"),
+        ("garbage", "is damaged or no file of weights"),
+        ("truncated", "is damaged or no file of weights"),
+        ("truncated safetensors", "is damaged or no file of weights"),
+        ("missing", ""),
+        ("a folder", ""),
+    ],
+)
 def test_a_file_of_weights_that_cannot_be_used(folder, refused, how, words):
     path = spoiled(folder, how)
-    refused([*evaluation(folder)[:4], path, *evaluation(folder)[5:]], *([str(path), words] if words else [str(path)]))
+    refused(
+        [*evaluation(folder)[:4], path, *evaluation(folder)[5:]],
+        *([str(path), words] if words else [str(path)]),
+    )
     network = build_model("small_resnet", 2)
     before = {k: v.clone() for k, v in network.state_dict().items()}
     with pytest.raises((WeightsError, FileNotFoundError)):
         load_into(network, path)
-    assert not (folder / "harm").exists() and all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    assert not (folder / "harm").exists() and all(
+        torch.equal(v, before[k]) for k, v in network.state_dict().items()
+    )
 
 
 def test_wrappings_and_safetensors_are_read(folder):
     state = load_state(folder / "net.pt")
-    for name, content in (("a.pt", {"state_dict": dict(state), "epoch": 3}), ("b.pt", {f"module.{k}": v for k, v in state.items()}), ("c.pt", {"model": {f"module.{k}": v for k, v in state.items()}})):
+    for name, content in (
+        ("a.pt", {"state_dict": dict(state), "epoch": 3}),
+        ("b.pt", {f"module.{k}": v for k, v in state.items()}),
+        ("c.pt", {"model": {f"module.{k}": v for k, v in state.items()}}),
+    ):
         torch.save(content, folder / name)
     save_state(state, folder / "d.safetensors")
     for name in ("a.pt", "b.pt", "c.pt", "d.safetensors"):
@@ -530,7 +816,9 @@ def test_wrappings_and_safetensors_are_read(folder):
         assert all(torch.equal(v, state[k]) for k, v in network.state_dict().items())
 
 
-@pytest.mark.promise("Bad input", "progress of another version of the libraries or of the code is passed over, with a warning")
+@pytest.mark.promise(
+    "Bad input", "progress of another version of the libraries or of the code is passed over, with a warning"
+)
 def test_progress_of_another_version(tmp_path, monkeypatch):
     images = read_images(ROOT / "data/openmoji")[range(0, 1898, 60)]
     for version in (torch.__version__, "1.0"):
@@ -573,6 +861,7 @@ def spoil(value):
         images = images.clone()
         images[0, 0, 3, 3] = value
         return images
+
     return change
 
 
@@ -594,8 +883,12 @@ class Odd(nn.Module):
         return out
 
 
-@pytest.mark.promise("Bad input", "NaN and infinity stop training with step, learning rate and the last good progress")
-@pytest.mark.parametrize("what", ["image NaN", "image infinite", "features NaN", "loss", "gradient", "weight"])
+@pytest.mark.promise(
+    "Bad input", "NaN and infinity stop training with step, learning rate and the last good progress"
+)
+@pytest.mark.parametrize(
+    "what", ["image NaN", "image infinite", "features NaN", "loss", "gradient", "weight"]
+)
 @pytest.mark.parametrize("layer", [None, {"steps": 1}], ids=["clean", "AdvBN"])
 def test_numbers_that_are_none_stop_training(tmp_path, what, layer):
     images = read_images(ROOT / "data/openmoji")[range(0, 1898, 20)]
@@ -612,11 +905,20 @@ def test_numbers_that_are_none_stop_training(tmp_path, what, layer):
     with pytest.raises(FloatingPointError) as stopped, Progress(tmp_path / "run.pt", 1) as progress:
         if what == "weight":
             turns = count()
-            next(p for p in net.trainable_parameters() if p.ndim == 4).register_hook(lambda g: g * (float("inf") if next(turns) > 3 else 1))
+            next(p for p in net.trainable_parameters() if p.ndim == 4).register_hook(
+                lambda g: g * (float("inf") if next(turns) > 3 else 1)
+            )
         fit(net, loader, RECIPE.model_copy(update={"epochs": 5}), 0, "this run", progress=progress)
     said = str(stopped.value)
-    assert "this run: " in said and " at step " in said and "(learning rate 0.02)" in said and f"the last good progress is {tmp_path / 'run.pt'}" in said
-    assert all(v.isfinite().all() for v in read_checked(tmp_path / "run.pt")["net"].values() if v.is_floating_point())
+    assert (
+        "this run: " in said
+        and " at step " in said
+        and "(learning rate 0.02)" in said
+        and f"the last good progress is {tmp_path / 'run.pt'}" in said
+    )
+    assert all(
+        v.isfinite().all() for v in read_checked(tmp_path / "run.pt")["net"].values() if v.is_floating_point()
+    )
 
 
 def test_constant_channels_batches_of_one_and_one_class():
@@ -626,23 +928,39 @@ def test_constant_channels_batches_of_one_and_one_class():
     with torch.no_grad():
         net.stem.state_dict()["bn1.weight"][:4] = 0  # four channels are constant
     history = fit(net, MemoryBatches(images, 1, 0), RECIPE, 0)
-    assert np.isfinite(history[0]["clean_loss"]) and all(v.isfinite().all() for v in net.state_dict().values())
+    assert np.isfinite(history[0]["clean_loss"]) and all(
+        v.isfinite().all() for v in net.state_dict().values()
+    )
     features, targets = torch.ones(1, 4, 3, 3), torch.tensor([0])
-    out = AdvBN()(features, targets, nn.Sequential(nn.Flatten(), nn.Linear(36, 1)))  # one class: no loss, no gradient, and nothing moves
+    out = AdvBN()(
+        features, targets, nn.Sequential(nn.Flatten(), nn.Linear(36, 1))
+    )  # one class: no loss, no gradient, and nothing moves
     assert torch.equal(out, features)
 
 
-@pytest.mark.promise("Bad input", "a file of weights that is damaged, another network's or holds a program is refused, and nothing in it is executed")
+@pytest.mark.promise(
+    "Bad input",
+    "a file of weights that is damaged, another network's or holds a program is refused, and nothing in it "
+    "is executed",
+)
 def test_weights_of_another_kind_of_number_and_files_with_two_networks(folder, refused, run):
     state = load_state(folder / "net.pt")
     weights = folder / "other.pt"
     arguments = [*evaluation(folder)[:4], weights, *evaluation(folder)[5:]]
-    for change, words in ((lambda v: v.int(), "torch.int32"), (lambda v: v > 0, "torch.bool"), (lambda v: v.to(torch.complex64), "torch.complex64"), (lambda v: v.to_sparse(), "torch.sparse_coo")):
+    for change, words in (
+        (lambda v: v.int(), "torch.int32"),
+        (lambda v: v > 0, "torch.bool"),
+        (lambda v: v.to(torch.complex64), "torch.complex64"),
+        (lambda v: v.to_sparse(), "torch.sparse_coo"),
+    ):
         torch.save({k: change(v) if k == "fc.weight" else v for k, v in state.items()}, weights)
         refused(arguments, "other.pt", "'fc.weight' is", words, "needed are dense floating point numbers")
     for wrapping, average in (("state_dict", "state_dict_ema"), ("model", "model_ema")):
         torch.save({wrapping: dict(state), average: {k: 2 * v for k, v in state.items()}}, weights)
-        with pytest.warns(UserWarning, match=f"holds two networks; {wrapping!r} is read, and {average!r}, the moving average, is not"):
+        with pytest.warns(
+            UserWarning,
+            match=f"holds two networks; {wrapping!r} is read, and {average!r}, the moving average, is not",
+        ):
             assert all(torch.equal(v, state[k]) for k, v in load_state(weights).items())
     for change in (lambda v: v.half(), lambda v: v.double()):
         torch.save({k: change(v) if v.is_floating_point() else v.float() for k, v in state.items()}, weights)

@@ -29,7 +29,8 @@ def test_two_builds_are_the_same_bytes_and_a_wrong_pin_stops(tmp_path):
 @pytest.mark.promise("Bad input", "no command removes what it has not made")
 @pytest.mark.parametrize("name", ["photos.before", "photos.partial", "photos"])
 def test_no_folder_of_others_is_removed(tmp_path, name):
-    "Also one that has our name for what is unfinished, and one in which somebody keeps a file beside the images."
+    """Also one that has our name for what is unfinished, and one in which somebody keeps a file beside the
+    images."""
     build_openmoji(tmp_path / "photos", limit=1)
     (tmp_path / name).mkdir(exist_ok=True)
     (tmp_path / name / "mine.txt").write_text("mine")
@@ -52,7 +53,9 @@ def test_a_link_in_the_place_of_unfinished_images_is_left(tmp_path):
 def test_the_fingerprint_is_dvcs(root):
     pin = yaml.safe_load((root / "data.dvc").read_text())["outs"][0]
     assert fingerprint(root / "data") == {k: pin[k] for k in ("md5", "size", "nfiles")}
-    status = subprocess.run([sys.executable, "-m", "dvc", "status", "data.dvc"], cwd=root, capture_output=True, text=True)
+    status = subprocess.run(
+        [sys.executable, "-m", "dvc", "status", "data.dvc"], cwd=root, capture_output=True, text=True
+    )
     assert "up to date" in status.stdout
 
 
@@ -126,12 +129,16 @@ def test_augmentation_without_strength_is_the_identity_and_flip_flips():
     generator = torch.Generator().manual_seed(0)
     assert torch.allclose(augment_batch(x, Augment(flip=False), generator), x, atol=1e-5)
     flipped = augment_batch(x, Augment(flip=True), generator)
-    kinds = [torch.allclose(a, b, atol=1e-5) or (torch.allclose(a, b.flip(-1), atol=1e-5) and -1) for a, b in zip(flipped, x)]
+    kinds = [
+        torch.allclose(a, b, atol=1e-5) or (torch.allclose(a, b.flip(-1), atol=1e-5) and -1)
+        for a, b in zip(flipped, x)
+    ]
     assert all(kinds) and 10 < kinds.count(-1) < 54
 
 
 def test_normalize_is_torchvisions():
     from torchvision.transforms import v2
+
     x = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
     expected = v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))(x / 255)
     assert torch.allclose(normalize(x), expected, atol=1e-5)
@@ -148,14 +155,23 @@ def test_streamed_batches_do_not_depend_on_the_workers(root, workers):
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-@pytest.mark.parametrize("make, words", [
-    (lambda r: read_images(r / "data/nothing"), "no images at .*advbn data"),
-    (lambda r: MemoryBatches(read_images(r / "data/sketch")[range(5)], 8, 0), "batch_size is 8 and the set has 5"),
-    (lambda r: MemoryBatches(read_images(r / "data/sketch")[range(9)], 9, 0, world=2), "must be a multiple"),
-    (lambda r: FolderBatches(r / "nowhere", 32, 8, 0), "no images at"),
-    (lambda r: instagram(torch.zeros(1, 3, 4, 4), "hefe"), "uint8 tensor"),
-    (lambda r: instagram(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), "heffe"), "nearest are hefe"),
-])
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda r: read_images(r / "data/nothing"), "no images at .*advbn data"),
+        (
+            lambda r: MemoryBatches(read_images(r / "data/sketch")[range(5)], 8, 0),
+            "batch_size is 8 and the set has 5",
+        ),
+        (
+            lambda r: MemoryBatches(read_images(r / "data/sketch")[range(9)], 9, 0, world=2),
+            "must be a multiple",
+        ),
+        (lambda r: FolderBatches(r / "nowhere", 32, 8, 0), "no images at"),
+        (lambda r: instagram(torch.zeros(1, 3, 4, 4), "hefe"), "uint8 tensor"),
+        (lambda r: instagram(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), "heffe"), "nearest are hefe"),
+    ],
+)
 def test_errors(root, make, words):
     with pytest.raises(ValueError, match=words):
         make(root)
@@ -193,6 +209,7 @@ def test_each_image_has_augmentation_of_its_own(root):
 def test_the_list_of_a_large_tree_is_kept_until_a_folder_changes(tmp_path, monkeypatch):
     import os
     from advbn import decoding
+
     monkeypatch.setattr(decoding, "LARGE_TREE", 4)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     root, walks = tmp_path / "images", []
@@ -208,22 +225,37 @@ def test_the_list_of_a_large_tree_is_kept_until_a_folder_changes(tmp_path, monke
             os.utime(folder, (1e9, 1e9))
 
     first = decoding.Tree(root)
-    assert walks and not (tmp_path / "cache").exists()  # what has just changed may change again within the clock's grain
+    assert (
+        walks and not (tmp_path / "cache").exists()
+    )  # what has just changed may change again within the clock's grain
     age(root, root / "a", root / "b")
     decoding.Tree(root)
     walks.clear()
     again = decoding.Tree(root)
-    assert walks == [] and again.samples == first.samples and again.classes == first.classes and again.class_to_idx == first.class_to_idx and again.targets == first.targets
+    assert (
+        walks == []
+        and again.samples == first.samples
+        and again.classes == first.classes
+        and again.class_to_idx == first.class_to_idx
+        and again.targets == first.targets
+    )
     from advbn.shifts.published import NamedFolder
-    named = NamedFolder(root, ("c", "b", "a"), "the set")  # the list of files is the same, the classes' numbers are this network's
-    assert walks == [] and named.targets == [2, 2, 2, 1, 1, 1] and [p for p, _ in named.samples] == [p for p, _ in first.samples]
+
+    named = NamedFolder(
+        root, ("c", "b", "a"), "the set"
+    )  # the list of files is the same, the classes' numbers are this network's
+    assert (
+        walks == []
+        and named.targets == [2, 2, 2, 1, 1, 1]
+        and [p for p, _ in named.samples] == [p for p, _ in first.samples]
+    )
     monkeypatch.chdir(tmp_path)
     assert decoding.Tree("images").samples[0][0] == "images/a/0.png" and walks == []
     write_png(root / "b/3.png", np.zeros((8, 8, 3), np.uint8))
     assert len(decoding.Tree(root)) == 7 and walks
     age(root / "b")
     decoding.Tree(root)
-    listing, = (tmp_path / "cache/advbn").glob("*.jsonl")
+    (listing,) = (tmp_path / "cache/advbn").glob("*.jsonl")
     listing.write_bytes(listing.read_bytes()[:-10])  # cut short
     walks.clear()
     assert len(decoding.Tree(root)) == 7 and walks

@@ -1,4 +1,6 @@
-"""The site: built without warnings, every link leads somewhere, search answers, light and dark, in a real browser."""
+"""The site: built without warnings, every link leads somewhere, search answers, light and dark, in a real
+browser."""
+
 import functools
 import http.server
 import os
@@ -47,21 +49,44 @@ def test_every_link_leads_somewhere(site):
             target = unquote(target).lstrip("/") or "index.html"
             if not (site / target).exists():
                 broken.append((name, link))
-            elif anchor and target in read and not anchor.startswith("__") and unquote(anchor) not in read[target].anchors:
+            elif (
+                anchor
+                and target in read
+                and not anchor.startswith("__")
+                and unquote(anchor) not in read[target].anchors
+            ):
                 broken.append((name, link))
     assert broken == [] and len(pages) > 60
-    assert {"index.html", "02_layer.html", "api/layer.html", "promises.html", "networks.html", "explore/styles.html", "results/openmoji/report.html", "source/layer.py"} <= {*pages, "source/layer.py"}
+    assert {
+        "index.html",
+        "02_layer.html",
+        "api/layer.html",
+        "promises.html",
+        "networks.html",
+        "explore/styles.html",
+        "results/openmoji/report.html",
+        "source/layer.py",
+    } <= {*pages, "source/layer.py"}
 
 
 def test_every_network_of_the_table_has_its_cuts(site):
     page = (site / "networks.html").read_text(encoding="utf-8")
     table = pd.read_csv(ROOT / "results/zoo.csv").dropna()
-    assert all(f"<strong>{name}</strong>" in page for name in table.network) and page.count(": worked</li>") == sum(table.outcome == "worked") > 100
+    assert (
+        all(f"<strong>{name}</strong>" in page for name in table.network)
+        and page.count(": worked</li>") == sum(table.outcome == "worked") > 100
+    )
 
 
 def test_api_pages_have_signatures_and_sources(site):
     page = (site / "api/layer.html").read_text(encoding="utf-8")
-    assert "AdvBN" in page and "step_size" in page and "Source code" in page and "../source/layer.py" in page and "../02_layer.html" in page
+    assert (
+        "AdvBN" in page
+        and "step_size" in page
+        and "Source code" in page
+        and "../source/layer.py" in page
+        and "../02_layer.html" in page
+    )
     for name in ("corruptions", "network", "splitting", "evaluation", "adapters.lightning"):
         assert "doc-heading" in (site / f"api/{name}.html").read_text(encoding="utf-8"), name
 
@@ -80,19 +105,36 @@ def test_the_site_in_a_browser(site):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page, failed = browser.new_page(viewport={"width": 1200, "height": 1000}), []
-        page.on("requestfailed", lambda request: failed.append(request.url) if request.failure != "net::ERR_ABORTED" else None)  # by the next page
+        page.on(
+            "requestfailed",
+            lambda request: failed.append(request.url) if request.failure != "net::ERR_ABORTED" else None,
+        )  # by the next page
         page.on("response", lambda response: failed.append(response.url) if response.status >= 400 else None)
         outside = []
-        page.on("request", lambda request: outside.append(request.url) if not request.url.startswith((address, "data:", "blob:")) else None)
+        page.on(
+            "request",
+            lambda request: (
+                outside.append(request.url)
+                if not request.url.startswith((address, "data:", "blob:"))
+                else None
+            ),
+        )
         for name in ("index", "02_layer", "api/layer", "promises", "networks"):
             page.goto(f"{address}/{name}.html", wait_until="load")
-            assert page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)") == []
+            assert (
+                page.evaluate(
+                    "[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)"
+                )
+                == []
+            )
             assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
             if os.environ.get("ADVBN_SCREENS"):
                 page.screenshot(path=f"{os.environ['ADVBN_SCREENS']}/site-{name.replace('/', '-')}.png")
         light = page.evaluate("getComputedStyle(document.body).backgroundColor")
         page.locator("label[for^='__palette']:visible").first.click()
-        page.wait_for_function("before => getComputedStyle(document.body).backgroundColor != before", arg=light)
+        page.wait_for_function(
+            "before => getComputedStyle(document.body).backgroundColor != before", arg=light
+        )
         page.goto(f"{address}/index.html")
         page.locator("input.md-search__input").click()
         page.locator("input.md-search__input").fill("statistics")

@@ -14,11 +14,21 @@ from advbn.method.dual_batchnorm import branch_state_dict
 
 
 @settings(max_examples=25, deadline=None)
-@given(n=st.integers(2, 4), c=st.integers(1, 6), size=st.integers(1, 5), training=st.booleans(), affine=st.booleans(), track=st.booleans())
+@given(
+    n=st.integers(2, 4),
+    c=st.integers(1, 6),
+    size=st.integers(1, 5),
+    training=st.booleans(),
+    affine=st.booleans(),
+    track=st.booleans(),
+)
 def test_each_branch_is_a_plain_batch_norm(n, c, size, training, affine, track):
     torch.manual_seed(0)
     dual = DualBatchNorm2d(c, affine=affine, track_running_stats=track).train(training)
-    plain = {b: nn.BatchNorm2d(c, affine=affine, track_running_stats=track).train(training) for b in ("clean", "adversarial")}
+    plain = {
+        b: nn.BatchNorm2d(c, affine=affine, track_running_stats=track).train(training)
+        for b in ("clean", "adversarial")
+    }
     if affine:
         nn.init.normal_(dual.adversarial.weight)
         plain["adversarial"].weight = dual.adversarial.weight
@@ -107,7 +117,9 @@ def test_batch_norms_that_do_more():
 
 
 def test_doubles_of_any_class_can_be_pickled_and_copied():
-    net = convert_dual_batchnorm(nn.Sequential(nn.SyncBatchNorm(2), nn.BatchNorm2d(2), timm.layers.BatchNormAct2d(2))).eval()
+    net = convert_dual_batchnorm(
+        nn.Sequential(nn.SyncBatchNorm(2), nn.BatchNorm2d(2), timm.layers.BatchNormAct2d(2))
+    ).eval()
     nn.init.normal_(net[0].adversarial.weight)
     for twin in (pickle.loads(pickle.dumps(net)), copy.deepcopy(net)):
         assert [type(m) for m in twin] == [type(m) for m in net]
@@ -118,6 +130,9 @@ def test_doubles_of_any_class_can_be_pickled_and_copied():
 
 @pytest.mark.parametrize("branch", ["Clean", "adv", "", None])
 def test_unknown_branches(branch):
-    for act in (lambda: use_branch(nn.BatchNorm2d(2), branch).__enter__(), lambda: branch_state_dict(nn.BatchNorm2d(2), branch)):
+    for act in (
+        lambda: use_branch(nn.BatchNorm2d(2), branch).__enter__(),
+        lambda: branch_state_dict(nn.BatchNorm2d(2), branch),
+    ):
         with pytest.raises(ValueError, match="allowed are 'clean' and 'adversarial'"):
             act()

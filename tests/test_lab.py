@@ -1,4 +1,6 @@
-"""The notebooks of nbs/explore in a real JupyterLab and a real browser: they run, a slider moves, and the picture changes."""
+"""The notebooks of nbs/explore in a real JupyterLab and a real browser: they run, a slider moves, and the
+picture changes."""
+
 import json
 import os
 import shutil
@@ -30,12 +32,32 @@ def lab(project, once):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    options = ["--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--IdentityProvider.token=", "--ServerApp.password=", "--expose-app-in-browser",
-               "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    options = [
+        "--no-browser",
+        "--allow-root",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        "--IdentityProvider.token=",
+        "--ServerApp.password=",
+        "--expose-app-in-browser",
+        "--LabApp.news_url=",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    ]
     command = ["make", "lab", f"VENV={once('venv', borrowed_venv)}", f"LAB={' '.join(options)}"]
     with open(project / "lab.log", "w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "JUPYTER_CONFIG_DIR": str(project / "config"), "JUPYTER_DATA_DIR": str(project / "jupyter"), "DVC_NO_ANALYTICS": "1"},
-                                  cwd=project, start_new_session=True)
+        server = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            env={
+                **os.environ,
+                "JUPYTER_CONFIG_DIR": str(project / "config"),
+                "JUPYTER_DATA_DIR": str(project / "jupyter"),
+                "DVC_NO_ANALYTICS": "1",
+            },
+            cwd=project,
+            start_new_session=True,
+        )
     address = f"http://127.0.0.1:{port}"
     deadline = time.time() + 180
     while time.time() < deadline:
@@ -53,6 +75,7 @@ def lab(project, once):
 @pytest.fixture(scope="module")
 def browser():
     from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield chromium
@@ -69,10 +92,18 @@ def notebook(lab, browser, tmp_path_factory):
         pages.append((name, page))
         page.goto(f"{lab}/lab/tree/explore/{name}.ipynb?reset", wait_until="domcontentloaded")
         page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
-        page.wait_for_function("window.jupyterapp && window.jupyterapp.shell.currentWidget && window.jupyterapp.shell.currentWidget.sessionContext"
-                               " && window.jupyterapp.shell.currentWidget.sessionContext.session"
-                               " && window.jupyterapp.shell.currentWidget.sessionContext.session.kernel", timeout=120_000)
-        page.evaluate("() => { window.finished = false; window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => { window.finished = true }) }")
+        page.wait_for_function(
+            "window.jupyterapp && window.jupyterapp.shell.currentWidget && "
+            "window.jupyterapp.shell.currentWidget.sessionContext"
+            " && window.jupyterapp.shell.currentWidget.sessionContext.session"
+            " && window.jupyterapp.shell.currentWidget.sessionContext.session.kernel",
+            timeout=120_000,
+        )
+        page.evaluate(
+            "() => { window.finished = false; "
+            "window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => { window.finished = "
+            "true }) }"
+        )
         page.wait_for_function("window.finished", timeout=1000 * timeout)
         errors = page.evaluate("""() => { const cells = window.jupyterapp.shell.currentWidget.content.model.sharedModel.cells;
             return cells.filter(c => c.cell_type == 'code').flatMap(c => c.getOutputs().filter(o => o.output_type == 'error').map(o => o.evalue || o.ename)) }""")
@@ -106,23 +137,37 @@ def test_the_style_view_follows_its_sliders(notebook):
         handle = page.locator(".widget-slider .noUi-handle").nth(index)
         handle.focus()
         assert changes(page, picture, lambda: [handle.press(key) for _ in range(5)]), index
-    assert changes(page, picture, lambda: page.locator(".widget-dropdown select").first.select_option("first quarter"))
+    assert changes(
+        page, picture, lambda: page.locator(".widget-dropdown select").first.select_option("first quarter")
+    )
 
 
 def test_the_robustness_view_draws_charts_and_mistakes(notebook):
     page = notebook("robustness")
     pictures = ".jp-OutputArea-output .widget-image"
     page.wait_for_selector(pictures, timeout=120_000)
-    assert page.locator(pictures).count() == 3 and page.evaluate("s => [...document.querySelectorAll(s)].every(i => i.naturalWidth > 300)", pictures)
+    assert page.locator(pictures).count() == 3 and page.evaluate(
+        "s => [...document.querySelectorAll(s)].every(i => i.naturalWidth > 300)", pictures
+    )
     charts, mistakes = (f":nth-match({pictures}, {n})" for n in (2, 3))
     assert changes(page, charts, lambda: page.locator(".widget-dropdown select").first.select_option("snow"))
-    assert changes(page, charts, lambda: page.locator(".widget-select-multiple select").first.select_option("Clean fine-tune"))
-    assert changes(page, mistakes, lambda: page.locator(".widget-dropdown select").nth(2).select_option("corruptions/fog/5"))
+    assert changes(
+        page,
+        charts,
+        lambda: page.locator(".widget-select-multiple select").first.select_option("Clean fine-tune"),
+    )
+    assert changes(
+        page,
+        mistakes,
+        lambda: page.locator(".widget-dropdown select").nth(2).select_option("corruptions/fog/5"),
+    )
 
 
 def test_ones_own_network_and_picture(notebook, project):
     page = notebook("robustness")
-    page.locator("input[placeholder^='file with a state dict']").fill(str(project / "checkpoints/openmoji/advbn/seed0-adversarial.pt"))
+    page.locator("input[placeholder^='file with a state dict']").fill(
+        str(project / "checkpoints/openmoji/advbn/seed0-adversarial.pt")
+    )
     page.keyboard.press("Tab")
     picture = next((project / "data/openmoji/flags").glob("*.png"))
     with page.expect_file_chooser() as chooser:
@@ -134,7 +179,10 @@ def test_ones_own_network_and_picture(notebook, project):
 def test_ones_own_images_become_a_robust_network(notebook, project):
     page = notebook("your_data")
     assert (project / "sets/robust.safetensors").exists()
-    assert page.evaluate("document.body.innerText.includes('mean error, unnormalised')") or page.locator("text=mean error").count()
+    assert (
+        page.evaluate("document.body.innerText.includes('mean error, unnormalised')")
+        or page.locator("text=mean error").count()
+    )
 
 
 def test_the_numbered_notebooks_are_there_too(lab):

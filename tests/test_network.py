@@ -107,8 +107,12 @@ def test_losses_propagated_in_turn_give_the_gradients_of_the_sum(trained):
 
     found = other.losses(images, targets, loss_fn, backward)
     assert standing == [False] * (net.layer.steps + 1) + [True]  # the attack comes before any gradient
-    assert seen == [loss.item() for loss in losses] == [loss.item() for loss in found] and not any(loss.requires_grad for loss in found)
-    assert all(torch.equal(a.grad, b.grad) for a, b in zip(net.trainable_parameters(), other.trainable_parameters()))
+    assert seen == [loss.item() for loss in losses] == [loss.item() for loss in found] and not any(
+        loss.requires_grad for loss in found
+    )
+    assert all(
+        torch.equal(a.grad, b.grad) for a, b in zip(net.trainable_parameters(), other.trainable_parameters())
+    )
 
 
 def test_a_step_needs_little_more_memory_than_a_clean_one():
@@ -120,7 +124,10 @@ def test_an_unpaired_batch_has_a_half_for_each_branch(trained):
     net = copy.deepcopy(net).eval()
     net.layer.steps, net.unpaired, half = 0, True, (len(images) + 1) // 2
     clean, adversarial = net.losses(images, targets)
-    for branch, loss, part in (("clean", clean, slice(half)), ("adversarial", adversarial, slice(half, None))):
+    for branch, loss, part in (
+        ("clean", clean, slice(half)),
+        ("adversarial", adversarial, slice(half, None)),
+    ):
         with use_branch(net, branch), torch.no_grad():
             assert torch.allclose(F.cross_entropy(net(images[part]), targets[part]), loss, atol=1e-6)
     assert torch.equal(net.adversarial_loss(images, targets), adversarial)
@@ -134,11 +141,18 @@ def test_an_unpaired_batch_has_a_half_for_each_branch(trained):
 def test_recipes_are_sets_of_options_that_may_be_changed():
     net = prepare(resnet18(), recipe="fast")
     options = RECIPES["fast"]
-    assert net.unpaired == options.get("unpaired", False) and all(getattr(net.layer, k) == v for k, v in options.items() if k != "unpaired")
+    assert net.unpaired == options.get("unpaired", False) and all(
+        getattr(net.layer, k) == v for k, v in options.items() if k != "unpaired"
+    )
     other = prepare(resnet18(), recipe="fast", steps=3)
     assert other.layer.steps == 3 and other.layer.start == net.layer.start
-    assert str(prepare(resnet18(), recipe="faithful").layer) == str(prepare(resnet18()).layer) and prepare(resnet18()).layer.steps == 6
-    with pytest.raises(ValueError, match="recipe is 'fats'; allowed are 'faithful' and 'fast'; did you mean 'fast'"):
+    assert (
+        str(prepare(resnet18(), recipe="faithful").layer) == str(prepare(resnet18()).layer)
+        and prepare(resnet18()).layer.steps == 6
+    )
+    with pytest.raises(
+        ValueError, match="recipe is 'fats'; allowed are 'faithful' and 'fast'; did you mean 'fast'"
+    ):
         prepare(resnet18(), recipe="fats")
 
 
@@ -153,7 +167,16 @@ def test_rectification_is_read_off_the_network():
 def test_parts_written_by_hand_serve_as_well():
     model = resnet18(num_classes=3)
     stem = torch.nn.Sequential(model.conv1, model.bn1, model.relu)
-    head = torch.nn.Sequential(model.maxpool, model.layer1, model.layer2, model.layer3, model.layer4, model.avgpool, torch.nn.Flatten(), model.fc)
+    head = torch.nn.Sequential(
+        model.maxpool,
+        model.layer1,
+        model.layer2,
+        model.layer3,
+        model.layer4,
+        model.avgpool,
+        torch.nn.Flatten(),
+        model.fc,
+    )
     net = AdvBNNet(stem, head, AdvBN(steps=1)).train()
     clean, adversarial = net.losses(torch.randn(4, 3, 32, 32), torch.randint(3, (4,)))
     assert clean.requires_grad and adversarial.requires_grad
@@ -162,7 +185,14 @@ def test_parts_written_by_hand_serve_as_well():
 def test_parts_that_share_names_cannot_be_exported():
     nn = torch.nn
     stem = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
-    head = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    head = nn.Sequential(
+        nn.Conv2d(4, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 3),
+    )
     net = AdvBNNet(stem, head, AdvBN(steps=1)).train()
     sum(net.losses(torch.randn(4, 3, 8, 8), torch.randint(3, (4,)))).backward()
     with pytest.raises(ValueError, match=r"both hold '0.weight' .*\(7 such names\).*as split does"):
@@ -171,7 +201,11 @@ def test_parts_that_share_names_cannot_be_exported():
 
 def test_a_name_for_one_shared_tensor_is_no_clash():
     conv = torch.nn.Conv2d(3, 3, 1)
-    net = AdvBNNet(torch.nn.Sequential(conv), torch.nn.Sequential(conv, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()), None)
+    net = AdvBNNet(
+        torch.nn.Sequential(conv),
+        torch.nn.Sequential(conv, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()),
+        None,
+    )
     assert list(net.export()) == ["0.weight", "0.bias"]
 
 
@@ -180,7 +214,10 @@ def test_a_network_that_lost_its_branches_is_not_exported():
     for branch in ("clean", "adversarial"):
         with pytest.raises(ValueError, match="lost its adversarial branch"):
             net.export(branch)
-    assert advbn.convert_dual_batchnorm(net.head) is net.head and net.export("adversarial").keys() == resnet18(num_classes=3).state_dict().keys()
+    assert (
+        advbn.convert_dual_batchnorm(net.head) is net.head
+        and net.export("adversarial").keys() == resnet18(num_classes=3).state_dict().keys()
+    )
 
 
 def test_bad_options_name_what_is_allowed():
@@ -191,7 +228,16 @@ def test_bad_options_name_what_is_allowed():
 
 
 def test_the_public_names_are_there():
-    for name in ("renormalize", "AdvBN", "split", "DualBatchNorm2d", "convert_dual_batchnorm", "use_branch", "prepare", "AdvBNNet"):
+    for name in (
+        "renormalize",
+        "AdvBN",
+        "split",
+        "DualBatchNorm2d",
+        "convert_dual_batchnorm",
+        "use_branch",
+        "prepare",
+        "AdvBNNet",
+    ):
         assert name in dir(advbn) and getattr(advbn, name).__doc__
     with pytest.raises(AttributeError, match="no attribute 'AdvBM'"):
         advbn.AdvBM
@@ -200,7 +246,10 @@ def test_the_public_names_are_there():
 @pytest.mark.cuda
 def test_training_on_cuda(cuda):
     net = prepare(resnet18(num_classes=5), "layer1").to(cuda, memory_format=torch.channels_last).train()
-    images, targets = torch.randn(16, 3, 64, 64, device=cuda).to(memory_format=torch.channels_last), torch.randint(5, (16,), device=cuda)
+    images, targets = (
+        torch.randn(16, 3, 64, 64, device=cuda).to(memory_format=torch.channels_last),
+        torch.randint(5, (16,), device=cuda),
+    )
     with torch.autocast("cuda", torch.bfloat16):
         clean, adversarial = net.losses(images, targets)
     (clean + adversarial).backward()

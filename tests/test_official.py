@@ -1,4 +1,6 @@
-"""Checkpoints of the paper's code: networks in its structure, with its names, run here, and their checkpoints imported."""
+"""Checkpoints of the paper's code: networks in its structure, with its names, run here, and their checkpoints
+imported."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,7 +23,13 @@ class Block(nn.Module):
         self.depth = len(kernels)
         for i, kernel in enumerate(kernels, 1):
             strided = i == (1 if len(kernels) == 2 else 2)
-            setattr(self, f"conv{i}", nn.Conv2d(channels[i - 1], channels[i], kernel, stride if strided else 1, kernel // 2, bias=False))
+            setattr(
+                self,
+                f"conv{i}",
+                nn.Conv2d(
+                    channels[i - 1], channels[i], kernel, stride if strided else 1, kernel // 2, bias=False
+                ),
+            )
             clean, adv = norms(channels[i])
             setattr(self, f"clean_bn{i}", clean)
             setattr(self, f"adv_bn{i}", adv)
@@ -51,8 +59,13 @@ class OfficialResNet(nn.Module):
                 made.append(Block(before, width, 2 if i and not j else 1, kernels, expansion))
                 before = width * expansion
             stages.append(made)
-        self.feature_x = nn.Sequential(nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1),
-                                       *(nn.Sequential(*s) for s in stages[:cut]))
+        self.feature_x = nn.Sequential(
+            nn.Conv2d(3, 64, 7, 2, 3, bias=False),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2, 1),
+            *(nn.Sequential(*s) for s in stages[:cut]),
+        )
         self.head, self.order = nn.Module(), []
         for i, stage in enumerate(stages[cut:], cut + 1):
             for j, block in enumerate(stage):
@@ -98,7 +111,9 @@ class OfficialDenseNet121(nn.Module):
             place, number = (self.feature_x, i + 1) if i < cut else (self.head, i - cut + 1)
             block = nn.Module()
             for j in range(layers):
-                setattr(block, f"denselayer{j + 1}", DenseLayer(width + j * growth, growth, i == cut and j == 0))
+                setattr(
+                    block, f"denselayer{j + 1}", DenseLayer(width + j * growth, growth, i == cut and j == 0)
+                )
             setattr(place, f"denseblock{number}", block)
             width += layers * growth
             if i + 1 < len(config):
@@ -113,7 +128,9 @@ class OfficialDenseNet121(nn.Module):
     def forward(self, x, tag):
         x = F.max_pool2d(self.feature_x.norm0(self.feature_x.conv0(x)).relu(), 3, 2, 1)
         for i in range(len(self.config)):
-            place, number, which = (self.feature_x, i + 1, "clean") if i < self.cut else (self.head, i - self.cut + 1, tag)
+            place, number, which = (
+                (self.feature_x, i + 1, "clean") if i < self.cut else (self.head, i - self.cut + 1, tag)
+            )
             for layer in getattr(place, f"denseblock{number}").children():
                 x = layer(x, which)
             if i + 1 < len(self.config):
@@ -122,8 +139,11 @@ class OfficialDenseNet121(nn.Module):
         return self.head.classifier(getattr(self.head, f"{tag}_norm5")(x).relu().mean((2, 3)))
 
 
-CASES = {"resnet18": lambda: OfficialResNet((3, 3), 1, (2, 2, 2, 2), cut=2), "resnet50": lambda: OfficialResNet((1, 3, 1), 4, (3, 4, 6, 3), cut=1),
-         "densenet121": lambda: OfficialDenseNet121(cut=1)}
+CASES = {
+    "resnet18": lambda: OfficialResNet((3, 3), 1, (2, 2, 2, 2), cut=2),
+    "resnet50": lambda: OfficialResNet((1, 3, 1), 4, (3, 4, 6, 3), cut=1),
+    "densenet121": lambda: OfficialDenseNet121(cut=1),
+}
 
 
 @pytest.fixture(params=CASES, scope="module")
@@ -145,8 +165,11 @@ def case(request, tmp_path_factory):
 
 def test_the_format_is_the_one_described(case):
     arch, _, _, state = case
-    known = {"resnet18": "module.head.layer3_0.downsample.adv_bn.bias", "resnet50": "module.head.layer2_0.clean_bn1.weight",
-             "densenet121": "module.head.denseblock1.denselayer2.adv_norm1.weight"}
+    known = {
+        "resnet18": "module.head.layer3_0.downsample.adv_bn.bias",
+        "resnet50": "module.head.layer2_0.clean_bn1.weight",
+        "densenet121": "module.head.denseblock1.denselayer2.adv_norm1.weight",
+    }
     assert known[arch] in state
     assert arch == "densenet121" or "module.feature_x.0.weight" in state
 
@@ -154,12 +177,18 @@ def test_the_format_is_the_one_described(case):
 def test_both_branches_compute_the_same(case):
     arch, network, path, _ = case
     made = read_official(path)
-    assert (made.arch, made.epoch, made.after) == (arch, 20, {"resnet18": "layer2", "resnet50": "layer1", "densenet121": "features.transition1"}[arch])
+    assert (made.arch, made.epoch, made.after) == (
+        arch,
+        20,
+        {"resnet18": "layer2", "resnet50": "layer1", "densenet121": "features.transition1"}[arch],
+    )
     images, both = torch.randn(2, 3, 64, 64), made.network()
     with torch.no_grad():
         for branch, tag in (("clean", "clean"), ("adversarial", "adv")):
             expected = network(images, tag)
-            assert torch.allclose(made.model(branch)(images), expected, atol=1e-4 * expected.abs().max().item())
+            assert torch.allclose(
+                made.model(branch)(images), expected, atol=1e-4 * expected.abs().max().item()
+            )
             with use_branch(both, branch):
                 assert torch.allclose(both(images), expected, atol=1e-4 * expected.abs().max().item())
         assert not torch.allclose(network(images, "clean"), network(images, "adv"), rtol=0.01)
@@ -174,20 +203,44 @@ def test_order_of_keys_does_not_matter(case, tmp_path):
     assert all(torch.equal(one.adversarial[k], other.adversarial[k]) for k in one.adversarial)
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda c: c.update(arch="resnet49"), "'resnet49'; allowed are torchvision's ResNets"), (lambda c: c.pop("arch"), "allowed are torchvision's"),
-    (lambda c: c.update(state_dict={}), "no stage of the network lies in"), (lambda c: c.update(state_dict=[1]), "holds list"),
-    (lambda c: c["state_dict"].pop("module.head.fc.weight"), "1 keys are missing (such as fc.weight)"),
-    (lambda c: c["state_dict"].update({"module.head.extra": torch.zeros(1)}), "1 are left over (such as head.extra)"),
-    (lambda c: c.update(arch="resnet34"), "keys are missing"), (lambda c: c.update(arch="resnet50x"), "the nearest is 'resnet50'"),
-    (lambda c: c.pop("arch"), "does not name its architecture: give it as arch, on the command line with --arch"),
-    (lambda c: c.update(arch=torch.zeros(2)), "does not name its architecture"), (lambda c: c.update(arch="densenet121"), "no stage of the network"),
-    (lambda c: [c["state_dict"].pop(f"module.head.fc.{leaf}") for leaf in ("weight", "bias")], "has no classifier; expected are the keys 'head.fc.weight'"),
-    (lambda c: c["state_dict"].update({"module.head.fc.bias": torch.tensor(1.0)}), "has no classifier"),
-    (lambda c: c.update(state_dict={3: torch.zeros(1)}), "holds dict with Tensor under 3; expected is a dictionary from names to tensors"),
-    (lambda c: c.update(state_dict={"a": 1}), "holds dict with int under 'a'"), (lambda c: c.pop("state_dict"), "holds dict with str under 'arch'")])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda c: c.update(arch="resnet49"), "'resnet49'; allowed are torchvision's ResNets"),
+        (lambda c: c.pop("arch"), "allowed are torchvision's"),
+        (lambda c: c.update(state_dict={}), "no stage of the network lies in"),
+        (lambda c: c.update(state_dict=[1]), "holds list"),
+        (lambda c: c["state_dict"].pop("module.head.fc.weight"), "1 keys are missing (such as fc.weight)"),
+        (
+            lambda c: c["state_dict"].update({"module.head.extra": torch.zeros(1)}),
+            "1 are left over (such as head.extra)",
+        ),
+        (lambda c: c.update(arch="resnet34"), "keys are missing"),
+        (lambda c: c.update(arch="resnet50x"), "the nearest is 'resnet50'"),
+        (
+            lambda c: c.pop("arch"),
+            "does not name its architecture: give it as arch, on the command line with --arch",
+        ),
+        (lambda c: c.update(arch=torch.zeros(2)), "does not name its architecture"),
+        (lambda c: c.update(arch="densenet121"), "no stage of the network"),
+        (
+            lambda c: [c["state_dict"].pop(f"module.head.fc.{leaf}") for leaf in ("weight", "bias")],
+            "has no classifier; expected are the keys 'head.fc.weight'",
+        ),
+        (lambda c: c["state_dict"].update({"module.head.fc.bias": torch.tensor(1.0)}), "has no classifier"),
+        (
+            lambda c: c.update(state_dict={3: torch.zeros(1)}),
+            "holds dict with Tensor under 3; expected is a dictionary from names to tensors",
+        ),
+        (lambda c: c.update(state_dict={"a": 1}), "holds dict with int under 'a'"),
+        (lambda c: c.pop("state_dict"), "holds dict with str under 'arch'"),
+    ],
+)
 def test_other_files_are_refused(tmp_path, change, words):
-    content = {"arch": "resnet18", "state_dict": {f"module.{k}": v for k, v in CASES["resnet18"]().state_dict().items()}}
+    content = {
+        "arch": "resnet18",
+        "state_dict": {f"module.{k}": v for k, v in CASES["resnet18"]().state_dict().items()},
+    }
     change(content)
     torch.save(content, tmp_path / "wrong.pt")
     with pytest.raises(ValueError) as caught:
@@ -195,9 +248,15 @@ def test_other_files_are_refused(tmp_path, change, words):
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content, words", [
-    (b"", "it is empty, cut short or was not written by torch.save"), (b"101", "Unsupported operand 49"),
-    (b"hello world\n", "it is empty, cut short or was not written by torch.save"), (b"PK\x03\x04zzz", "not a ZIP archive")])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"", "it is empty, cut short or was not written by torch.save"),
+        (b"101", "Unsupported operand 49"),
+        (b"hello world\n", "it is empty, cut short or was not written by torch.save"),
+        (b"PK\x03\x04zzz", "not a ZIP archive"),
+    ],
+)
 def test_a_file_that_is_no_checkpoint_gives_the_reason(tmp_path, content, words):
     (tmp_path / "wrong.pt").write_bytes(content)
     with pytest.raises(ValueError, match="cannot be read as a checkpoint of tensors: ") as caught:
@@ -215,6 +274,7 @@ def test_a_payload_is_not_executed(tmp_path):
     class Payload:
         def __reduce__(self):
             return (open, (str(tmp_path / "executed"), "w"))
+
     torch.save({"arch": "resnet18", "state_dict": Payload()}, tmp_path / "evil.pt")
     with pytest.raises(ValueError, match="cannot be read as a checkpoint of tensors: Unsupported global"):
         read_official(tmp_path / "evil.pt")
@@ -224,10 +284,16 @@ def test_a_payload_is_not_executed(tmp_path):
 def test_from_the_command_line(case, tmp_path):
     import subprocess
     import sys
+
     arch, network, path, _ = case
-    done = subprocess.run([sys.executable, "-m", "advbn", "import-official", str(path), "--out", str(tmp_path)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "advbn", "import-official", str(path), "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     import torchvision
+
     model = torchvision.models.get_model(arch)
     model.load_state_dict(torch.load(tmp_path / f"{arch}-adversarial.pt", weights_only=True))
     images = torch.randn(2, 3, 64, 64)

@@ -28,34 +28,66 @@ def test_the_projects_file_is_fine(content):
     assert parse_params(content).current == parse_params(content).profiles[content["profile"]]
 
 
-@pytest.mark.parametrize("path, value, words", [
-    ("profile", "openmojy", r"profile is 'openmojy'; allowed are .*did you mean 'openmoji'"),
-    ("sedes", [1], "unknown key 'sedes'; did you mean 'seeds'"),
-    ("seeds", [], "seeds is"), ("seeds", [1, 1], "each may stand there once"), ("seeds", [-1], "greater than or equal to 0"),
-    ("methods", {}, "methods is"), ("methods.pretrained", {"label": "x", "train": "clean"}, "another folder of checkpoints"),
-    ("methods", {"standard": {"label": "x", "train": "nothing"}}, "methods has no 'finetune'"),
-    ("profiles.openmoji.finetune.lr", float("inf"), "finite number"), ("profiles.openmoji.finetune.momentum", 7.0, "less than 1"),
-    ("profiles.openmoji.data.augment.scale", 1.5, "less than 1"),
-    ("methods.advbn.layer.epz", 1.0, "unknown key 'methods.advbn.layer.epz'; did you mean 'eps'"),
-    ("methods.advbn.layer.eps", -1.0, "methods.advbn.layer.eps is -1.0; input should be greater"),
-    ("methods.advbn.layer.steps", 2.5, "steps is 2.5"), ("methods.advbn.layer.start", "warm", "'clean' or 'random'"),
-    ("methods.advbn.layer", None, "adversarial needs a layer"), ("methods.finetune.layer", {}, "clean takes no layer"),
-    ("methods.advbn.train", "advbn", "'nothing', 'clean' or 'adversarial'"), ("methods.advbn.layer.share", 0.0, "greater than 0"),
-    ("methods.advbn.recipe", "fast", "it takes no layer"), ("methods.finetune.recipe", "fast", "train: clean attacks nothing"), ("methods.advbn.recipe", "quick", "'faithful' or 'fast'"), ("methods.finetune.unpaired", True, "unpaired is for adversarial training"),
-    ("profiles.openmoji.finetune.lr", "1e-3", "finetune.lr is '1e-3'; input should be a valid number"),
-    ("profiles.openmoji.finetune.lr", 0, "greater than 0"), ("profiles.openmoji.finetune.epochs", True, "epochs is True"),
-    ("profiles.openmoji.finetune.milestones", [3], "takes no milestones"), ("profiles.openmoji.pretrain.schedule", "step", "needs milestones"),
-    ("profiles.openmoji.pretrain.precision", "fp8", "'no', 'bf16' or 'fp16'"),
-    ("methods.finetune.train", "nothing", "methods.finetune.train is 'nothing'; allowed is 'clean'"),
-    ("methods.finetune.after", "layer2", "is the control"),
-    *((f"{section}.{name}", {"label": "x", "train": "clean"}, re.escape(f"{name!r}; allowed are letters, digits, - and _, the first a letter or a digit"))
-      for section in ("methods", "base_methods", "studies.ablations.methods", "bases", "studies", "profiles") for name in ("my row", "x;y", "-x", "a\nb", "ä", "a'b")),
-    ("profiles.openmoji.network.weights_sha256", "abc", "'abc'; allowed are 64 hexadecimal digits"), ("profile", "x; touch pwned;", "'x; touch pwned;'; allowed are letters"), ("profile", "../../outside", "'../../outside'; allowed are letters"),
-    ("profiles.imagenet.finetune.milestones", [20], "allowed are milestones before the last epoch"),
-    ("profiles.openmoji.data.test_images", 5, "openmoji takes no test_images"),
-    ("profiles.cifar10.data.sets.corruptions", "C", "test_images and sets.corruptions are both given"),
-    ("profiles.openmoji.network.nam", "x", "did you mean 'name'"), ("profiles.openmoji.data.augment.flip", 1, "flip is 1"),
-])
+@pytest.mark.parametrize(
+    "path, value, words",
+    [
+        ("profile", "openmojy", r"profile is 'openmojy'; allowed are .*did you mean 'openmoji'"),
+        ("sedes", [1], "unknown key 'sedes'; did you mean 'seeds'"),
+        ("seeds", [], "seeds is"),
+        ("seeds", [1, 1], "each may stand there once"),
+        ("seeds", [-1], "greater than or equal to 0"),
+        ("methods", {}, "methods is"),
+        ("methods.pretrained", {"label": "x", "train": "clean"}, "another folder of checkpoints"),
+        ("methods", {"standard": {"label": "x", "train": "nothing"}}, "methods has no 'finetune'"),
+        ("profiles.openmoji.finetune.lr", float("inf"), "finite number"),
+        ("profiles.openmoji.finetune.momentum", 7.0, "less than 1"),
+        ("profiles.openmoji.data.augment.scale", 1.5, "less than 1"),
+        ("methods.advbn.layer.epz", 1.0, "unknown key 'methods.advbn.layer.epz'; did you mean 'eps'"),
+        ("methods.advbn.layer.eps", -1.0, "methods.advbn.layer.eps is -1.0; input should be greater"),
+        ("methods.advbn.layer.steps", 2.5, "steps is 2.5"),
+        ("methods.advbn.layer.start", "warm", "'clean' or 'random'"),
+        ("methods.advbn.layer", None, "adversarial needs a layer"),
+        ("methods.finetune.layer", {}, "clean takes no layer"),
+        ("methods.advbn.train", "advbn", "'nothing', 'clean' or 'adversarial'"),
+        ("methods.advbn.layer.share", 0.0, "greater than 0"),
+        ("methods.advbn.recipe", "fast", "it takes no layer"),
+        ("methods.finetune.recipe", "fast", "train: clean attacks nothing"),
+        ("methods.advbn.recipe", "quick", "'faithful' or 'fast'"),
+        ("methods.finetune.unpaired", True, "unpaired is for adversarial training"),
+        ("profiles.openmoji.finetune.lr", "1e-3", "finetune.lr is '1e-3'; input should be a valid number"),
+        ("profiles.openmoji.finetune.lr", 0, "greater than 0"),
+        ("profiles.openmoji.finetune.epochs", True, "epochs is True"),
+        ("profiles.openmoji.finetune.milestones", [3], "takes no milestones"),
+        ("profiles.openmoji.pretrain.schedule", "step", "needs milestones"),
+        ("profiles.openmoji.pretrain.precision", "fp8", "'no', 'bf16' or 'fp16'"),
+        ("methods.finetune.train", "nothing", "methods.finetune.train is 'nothing'; allowed is 'clean'"),
+        ("methods.finetune.after", "layer2", "is the control"),
+        *(
+            (
+                f"{section}.{name}",
+                {"label": "x", "train": "clean"},
+                re.escape(f"{name!r}; allowed are letters, digits, - and _, the first a letter or a digit"),
+            )
+            for section in (
+                "methods",
+                "base_methods",
+                "studies.ablations.methods",
+                "bases",
+                "studies",
+                "profiles",
+            )
+            for name in ("my row", "x;y", "-x", "a\nb", "ä", "a'b")
+        ),
+        ("profiles.openmoji.network.weights_sha256", "abc", "'abc'; allowed are 64 hexadecimal digits"),
+        ("profile", "x; touch pwned;", "'x; touch pwned;'; allowed are letters"),
+        ("profile", "../../outside", "'../../outside'; allowed are letters"),
+        ("profiles.imagenet.finetune.milestones", [20], "allowed are milestones before the last epoch"),
+        ("profiles.openmoji.data.test_images", 5, "openmoji takes no test_images"),
+        ("profiles.cifar10.data.sets.corruptions", "C", "test_images and sets.corruptions are both given"),
+        ("profiles.openmoji.network.nam", "x", "did you mean 'name'"),
+        ("profiles.openmoji.data.augment.flip", 1, "flip is 1"),
+    ],
+)
 def test_slips(content, path, value, words):
     with pytest.raises(ParameterError, match=words) as error:
         parse_params(change(content, path, value))

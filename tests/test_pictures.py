@@ -131,13 +131,18 @@ def tree(root, *files):
 
 
 def test_imagenet_c_folders_and_partial_classes(tmp_path):
-    tree(tmp_path, "noise/gaussian_noise/1/n02/x.JPEG", "noise/gaussian_noise/1/n01/y.JPEG", "fog/2/n01/z.JPEG")
+    tree(
+        tmp_path, "noise/gaussian_noise/1/n02/x.JPEG", "noise/gaussian_noise/1/n01/y.JPEG", "fog/2/n01/z.JPEG"
+    )
     (tmp_path / "noise/gaussian_noise/1/n00").mkdir()  # an empty class is no class
     classes = ["n03", "n01", "n00", "n02"]
     found = imagenet_c(tmp_path, "gaussian_noise", 1, classes)
     assert sorted((p.split("/")[-2], t) for p, t in found.samples) == [("n01", 1), ("n02", 3)]
     assert imagenet_c(tmp_path, "fog", 2, classes).targets == [1]
-    for arguments, words in ((("snow", 1), "no .*weather/snow/1; it is offered at https"), (("gaussian_noise", 2), "gaussian_noise/2; it is offered")):
+    for arguments, words in (
+        (("snow", 1), "no .*weather/snow/1; it is offered at https"),
+        (("gaussian_noise", 2), "gaussian_noise/2; it is offered"),
+    ):
         with pytest.raises(DataError, match=words):
             imagenet_c(tmp_path, *arguments, classes)
     with pytest.raises(DataError, match="the class 'n01'; the network knows 1 classes"):
@@ -160,9 +165,15 @@ def test_folder_sets(tmp_path, name):
         NamedFolder(tmp_path / "no", ["n01"], name)
     (tmp_path / "n01").mkdir()
     (tmp_path / "n01/notes.txt").write_text("no picture")
-    with pytest.raises(DataError, match=f"{name} is incomplete: {tmp_path}: .* the classes n01. .*; it is offered at https"):
+    with pytest.raises(
+        DataError, match=f"{name} is incomplete: {tmp_path}: .* the classes n01. .*; it is offered at https"
+    ):
         NamedFolder(tmp_path, ["n01", "n02"], name)
-    with pytest.raises(DataError, match=f"{name} is damaged: {tmp_path}/n01/notes.txt is a file, expected is a folder; it is offered at https"):
+    with pytest.raises(
+        DataError,
+        match=f"{name} is damaged: {tmp_path}/n01/notes.txt is a file, expected is a folder; it is offered "
+        f"at https",
+    ):
         NamedFolder(tmp_path / "n01/notes.txt", ["n01"], name)
     for classes in (["n01"], []):
         with pytest.raises(DataError, match="n01 has no class; .*; it is offered at https"):
@@ -187,7 +198,9 @@ def test_cifar10_c_arrays(tmp_path):
         cifar10_c(tmp_path, "snow", 1)
     np.save(tmp_path / "labels.npy", np.arange(20) % 10)
     cell = cifar10_c(tmp_path, "snow", 3)
-    assert np.array_equal(cell.images.permute(0, 2, 3, 1).numpy(), images[8:12]) and cell.targets.tolist() == [8, 9, 0, 1]
+    assert np.array_equal(
+        cell.images.permute(0, 2, 3, 1).numpy(), images[8:12]
+    ) and cell.targets.tolist() == [8, 9, 0, 1]
     backwards = cifar10_c(tmp_path, "snow", 3, CIFAR10[::-1])
     assert backwards.targets.tolist() == [1, 0, 9, 8]
     for severity in (0, 6):
@@ -211,7 +224,10 @@ def test_cifar10_c_arrays(tmp_path):
         for name in ("snow", "labels"):
             np.save(tmp_path / "snow.npy", images)
             (tmp_path / f"{name}.npy").write_bytes(damaged)
-            with pytest.raises(DataError, match=f"{tmp_path}/{name}.npy cannot be read as an array: .*; it is offered at https"):
+            with pytest.raises(
+                DataError,
+                match=f"{tmp_path}/{name}.npy cannot be read as an array: .*; it is offered at https",
+            ):
                 cifar10_c(tmp_path, "snow", 1)
             np.save(tmp_path / "labels.npy", np.arange(20) % 10)
     with pytest.raises(DataError, match="labels.npy is a file, expected is a folder"):
@@ -223,4 +239,6 @@ def test_the_cells_are_all_there(root, autoencoder):
     data.images, data.line_art = data.images[range(0, 1898, 38)], data.line_art[range(0, 1898, 38)]
     found = [(shift, cell) for shift, cell, _ in cells(data, 0, autoencoder, AdvBN(steps=1))]
     assert len(found) == 1 + 75 + 20 + 1 + 1 + 2
-    assert [c for s, c in found if s == "corruptions"] == [f"{n}/{s}" for n in CORRUPTIONS for s in range(1, 6)]
+    assert [c for s, c in found if s == "corruptions"] == [
+        f"{n}/{s}" for n in CORRUPTIONS for s in range(1, 6)
+    ]

@@ -1,4 +1,6 @@
-"""Two processes on one batch, on the CPU: what they compute, what they count, and what happens when one of them fails."""
+"""Two processes on one batch, on the CPU: what they compute, what they count, and what happens when one of
+them fails."""
+
 import datetime
 import json
 import os
@@ -24,7 +26,12 @@ from advbn.training.loop import finetuning_net, fit, pretraining_net
 from conftest import ROOT
 
 RECIPE = Training(epochs=2, batch_size=16, lr=0.02)
-LAYERS = {"clean start": {"steps": 3}, "random start": {"steps": 2, "start": "random"}, "random": {"steps": 0, "start": "random"}, "batch statistics": {"steps": 2, "batch_statistics": True}}
+LAYERS = {
+    "clean start": {"steps": 3},
+    "random start": {"steps": 2, "start": "random"},
+    "random": {"steps": 0, "start": "random"},
+    "batch statistics": {"steps": 2, "batch_statistics": True},
+}
 
 
 def batch(n=12):
@@ -51,7 +58,8 @@ def gradients(net, images, targets, seed):
 
 
 def share(rank, world, port, options, sizes, folder):
-    "One process's part of a batch: gradients averaged over processes as training does, features, running statistics."
+    """One process's part of a batch: gradients averaged over processes as training does, features, running
+    statistics."""
     connected(rank, world, port)
     images, targets = batch(sum(sizes))
     images, targets = images.split(sizes)[rank], targets.split(sizes)[rank]
@@ -67,12 +75,16 @@ def share(rank, world, port, options, sizes, folder):
     clean, adversarial = wrapped(images, targets, F.cross_entropy)
     ((clean + adversarial) * (sizes[rank] * world / sum(sizes))).backward()
     state = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
-    torch.save({"gradients": state, "statistics": {k: v for k, v in net.state_dict().items() if "running" in k}}, folder / f"rank{rank}.pt")
+    torch.save(
+        {"gradients": state, "statistics": {k: v for k, v in net.state_dict().items() if "running" in k}},
+        folder / f"rank{rank}.pt",
+    )
     dist.destroy_process_group()
 
 
 def free_port():
     import socket
+
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
@@ -92,10 +104,15 @@ def in_processes(function, *args, world=2):
 def nearly(found, expected):
     assert found.keys() == expected.keys() and found
     for name, value in expected.items():
-        assert torch.allclose(found[name], value, atol=1e-5, rtol=1e-5), f"{name}: {(found[name] - value).abs().max()}"
+        assert torch.allclose(found[name], value, atol=1e-5, rtol=1e-5), (
+            f"{name}: {(found[name] - value).abs().max()}"
+        )
 
 
-@pytest.mark.promise("Several processes", "with sync_statistics two processes of half a batch give the gradients of one, to 1e-5")
+@pytest.mark.promise(
+    "Several processes",
+    "with sync_statistics two processes of half a batch give the gradients of one, to 1e-5",
+)
 @pytest.mark.parametrize("kind, sizes", [*((kind, [6, 6]) for kind in LAYERS), ("clean start", [7, 4])])
 def test_synchronised_statistics(tmp_path, kind, sizes):
     "Also where the shares differ, as those of an odd number of images do."
@@ -105,14 +122,19 @@ def test_synchronised_statistics(tmp_path, kind, sizes):
     images, targets = batch(sum(sizes))
     torch.manual_seed(5)
     features = alone.layer(alone.features(images), targets, alone.head)
-    assert torch.allclose(torch.cat([torch.load(tmp_path / f"features{r}.pt")["features"] for r in (0, 1)]), features, atol=1e-5)
+    assert torch.allclose(
+        torch.cat([torch.load(tmp_path / f"features{r}.pt")["features"] for r in (0, 1)]), features, atol=1e-5
+    )
     gradients(alone, images, targets, 5)
     found = torch.load(tmp_path / "rank0.pt")
     nearly(found["gradients"], {name: p.grad for name, p in alone.named_parameters() if p.grad is not None})
     nearly(found["statistics"], {k: v for k, v in alone.state_dict().items() if "running" in k})
 
 
-@pytest.mark.promise("Several processes", "without it each process attacks with the statistics of its own images, as the official code does")
+@pytest.mark.promise(
+    "Several processes",
+    "without it each process attacks with the statistics of its own images, as the official code does",
+)
 def test_statistics_of_ones_own(tmp_path):
     options = LAYERS["clean start"]
     in_processes(share, options, [6, 6], tmp_path)
@@ -124,28 +146,48 @@ def test_statistics_of_ones_own(tmp_path):
         found = torch.load(tmp_path / f"features{rank}.pt")["features"]
         assert torch.allclose(found, features, atol=1e-6)
         whole = network(options)
-        assert not torch.allclose(found, whole.layer(whole.features(images), targets, whole.head)[own], atol=1e-3)
+        assert not torch.allclose(
+            found, whole.layer(whole.features(images), targets, whole.head)[own], atol=1e-3
+        )
 
 
 def train_share(rank, world, port, folder, synchronise, n, precision="no"):
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        ACCELERATE_USE_CPU="true",
+    )
     torch.set_num_threads(1)
     accelerator = build_accelerator(precision, timeout=60)
     net = network({"steps": 2, "sync_statistics": synchronise}, torch.float32)
     images = read_images(ROOT / "data/openmoji")[range(n)]
-    history = fit(net, MemoryBatches(images, 16, 3, rank=accelerator.process_index, world=accelerator.num_processes), RECIPE, 3, accelerator=accelerator)
+    history = fit(
+        net,
+        MemoryBatches(images, 16, 3, rank=accelerator.process_index, world=accelerator.num_processes),
+        RECIPE,
+        3,
+        accelerator=accelerator,
+    )
     save_state(net.state_dict(), folder / f"weights{rank}.pt")
     (folder / f"history{rank}.json").write_text(json.dumps(history))
     dist.destroy_process_group()
 
 
-@pytest.mark.promise("Several processes", "training with an odd number of images takes equal steps everywhere and ends")
+@pytest.mark.promise(
+    "Several processes", "training with an odd number of images takes equal steps everywhere and ends"
+)
 @pytest.mark.parametrize("synchronise", [True, False])
 def test_training_in_two_processes(tmp_path, synchronise):
-    "35 images: the last, smaller batch is left out by both; with synchronised statistics the weights are those of one process."
+    """35 images: the last, smaller batch is left out by both; with synchronised statistics the weights are
+    those of one process."""
     in_processes(train_share, tmp_path, synchronise, 35)
     one, other = (load_state(tmp_path / f"weights{rank}.pt") for rank in (0, 1))
-    assert all(torch.equal(v, other[k]) for k, v in one.items() if "running" not in k)  # the same network everywhere
+    assert all(
+        torch.equal(v, other[k]) for k, v in one.items() if "running" not in k
+    )  # the same network everywhere
     histories = [json.loads((tmp_path / f"history{rank}.json").read_text()) for rank in (0, 1)]
     assert histories[0] == histories[1] and len(histories[0]) == 2
     alone = network({"steps": 2}, torch.float32)
@@ -160,8 +202,17 @@ def test_synchronised_training_in_bf16(tmp_path):
     assert one and all(torch.equal(v, other[k]) and v.isfinite().all() for k, v in one.items())
     history = json.loads((tmp_path / "history0.json").read_text())
     assert history == json.loads((tmp_path / "history1.json").read_text())
-    alone = fit(network({"steps": 2}, torch.float32), MemoryBatches(read_images(ROOT / "data/openmoji")[range(35)], 16, 3), RECIPE, 3)
-    assert all(abs(row[k] - alone[i][k]) < 0.1 for i, row in enumerate(history) for k in ("clean_loss", "adversarial_loss"))
+    alone = fit(
+        network({"steps": 2}, torch.float32),
+        MemoryBatches(read_images(ROOT / "data/openmoji")[range(35)], 16, 3),
+        RECIPE,
+        3,
+    )
+    assert all(
+        abs(row[k] - alone[i][k]) < 0.1
+        for i, row in enumerate(history)
+        for k in ("clean_loss", "adversarial_loss")
+    )
 
 
 @pytest.fixture
@@ -176,23 +227,51 @@ def project(tmp_path):
 
 
 def launch(project, *arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()), "-m", "advbn", *arguments]
-    environment = {**os.environ, "ADVBN_ROOT": str(project), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        str(free_port()),
+        "-m",
+        "advbn",
+        *arguments,
+    ]
+    environment = {
+        **os.environ,
+        "ADVBN_ROOT": str(project),
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def ranks(launcher):
     "The process numbers of the two processes, once both train."
     deadline = time.time() + 120
     while time.time() < deadline:
-        found = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True).stdout.split()
+        found = subprocess.run(
+            ["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True
+        ).stdout.split()
         if len(found) == 2:
             return {int(open(f"/proc/{p}/environ").read().split("\0RANK=")[1][0]): int(p) for p in found}
         time.sleep(0.1)
     raise AssertionError("no two processes")
 
 
-@pytest.mark.promise("Several processes", "a process that fails or is silent ends the run, with an error of the others and without hanging")
+@pytest.mark.promise(
+    "Several processes",
+    "a process that fails or is silent ends the run, with an error of the others and without hanging",
+)
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "silent"])
 def test_a_process_that_fails(project, fault):
     launcher = launch(project, "pretrain", "--seed", "0")
@@ -206,29 +285,60 @@ def test_a_process_that_fails(project, fault):
         began = time.time()
         _, said = launcher.communicate(timeout=100)
         assert launcher.returncode != 0 and time.time() - began < 90
-        if fault == signal.SIGSTOP:  # here the launcher does not know, and the other process must find out by itself
+        if (
+            fault == signal.SIGSTOP
+        ):  # here the launcher does not know, and the other process must find out by itself
             assert "process 0 of 2: another process failed or is silent" in said
     finally:
         subprocess.run(["pkill", "-KILL", "-s", str(launcher.pid)])
 
 
-@pytest.mark.promise("Several processes", "a process that fails or is silent ends the run, with an error of the others and without hanging")
+@pytest.mark.promise(
+    "Several processes",
+    "a process that fails or is silent ends the run, with an error of the others and without hanging",
+)
 def test_a_process_that_never_comes(project):
-    environment = {**os.environ, "ADVBN_ROOT": str(project), "ACCELERATE_USE_CPU": "true", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-                   "MASTER_PORT": str(free_port())}
-    done = subprocess.run([sys.executable, "-m", "advbn", "pretrain"], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and "another process failed or is silent" in done.stderr.strip().splitlines()[-1]
+    environment = {
+        **os.environ,
+        "ADVBN_ROOT": str(project),
+        "ACCELERATE_USE_CPU": "true",
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "advbn", "pretrain"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (
+        done.returncode == 2 and "another process failed or is silent" in done.stderr.strip().splitlines()[-1]
+    )
 
 
 def norm_share(rank, world, port, dtype, folder):
-    "One process's half of a batch through a synchronised norm in a module of type `dtype`: what comes out, both gradients, and the running statistics."
+    """One process's half of a batch through a synchronised norm in a module of type `dtype`: what comes out,
+    both gradients, and the running statistics."""
     connected(rank, world, port)
     norm = synchronized(nn.BatchNorm2d(3).to(dtype), "cpu")
-    x = wide_batch()[4 * rank:4 * rank + 4].to(dtype).requires_grad_()
+    x = wide_batch()[4 * rank : 4 * rank + 4].to(dtype).requires_grad_()
     out = norm(x)
     out.double().relu().square().sum().backward()
     dist.all_reduce(norm.weight.grad)
-    torch.save({"out": out.detach(), "x": x.grad, "weight": norm.weight.grad, "mean": norm.running_mean, "var": norm.running_var}, folder / f"norm{rank}.pt")
+    torch.save(
+        {
+            "out": out.detach(),
+            "x": x.grad,
+            "weight": norm.weight.grad,
+            "mean": norm.running_mean,
+            "var": norm.running_var,
+        },
+        folder / f"norm{rank}.pt",
+    )
     dist.destroy_process_group()
 
 
@@ -237,14 +347,24 @@ def wide_batch():
     return 40 + torch.randn(8, 3, 33, 31, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 2e-2), (torch.float16, 4e-3), (torch.float32, 1e-5), (torch.float64, 1e-10)], ids=str)
+@pytest.mark.parametrize(
+    "dtype, tolerance",
+    [(torch.bfloat16, 2e-2), (torch.float16, 4e-3), (torch.float32, 1e-5), (torch.float64, 1e-10)],
+    ids=str,
+)
 def test_synchronised_norms_in_any_precision(tmp_path, dtype, tolerance):
     in_processes(norm_share, dtype, tmp_path)
     alone = nn.BatchNorm2d(3).double()
     x = wide_batch().to(dtype).double().requires_grad_()
     out = alone(x)
     out.relu().square().sum().backward()
-    expected = {"out": out.detach(), "x": x.grad, "weight": alone.weight.grad, "mean": alone.running_mean, "var": alone.running_var}
+    expected = {
+        "out": out.detach(),
+        "x": x.grad,
+        "weight": alone.weight.grad,
+        "mean": alone.running_mean,
+        "var": alone.running_var,
+    }
     one, other = (torch.load(tmp_path / f"norm{rank}.pt") for rank in (0, 1))
     for name, value in expected.items():
         found = torch.cat([one[name], other[name]]) if name in ("out", "x") else one[name]
@@ -258,4 +378,6 @@ def test_norms_that_act_alone_are_ordinary_ones():
     other = pretraining_net(build_model("small_resnet", 9)).train().double()
     other.load_state_dict(net.state_dict())
     other.head = synchronized(other.head, "cpu")
-    assert torch.equal(net(images), other(images)) and all(torch.equal(v, other.state_dict()[k]) for k, v in net.state_dict().items())
+    assert torch.equal(net(images), other(images)) and all(
+        torch.equal(v, other.state_dict()[k]) for k, v in net.state_dict().items()
+    )

@@ -1,4 +1,6 @@
-"""Runs that are killed, stopped, started twice, or find a full disk: what was promised of them, with real processes and signals."""
+"""Runs that are killed, stopped, started twice, or find a full disk: what was promised of them, with real
+processes and signals."""
+
 import multiprocessing
 import os
 import random
@@ -42,8 +44,10 @@ def context():
 
 
 def train(folder, every=1, seed=0, epochs=20):
-    "A run as the pipeline's: random start, augmentation, a policy that mixes images; its weights and history end in `folder`."
+    """A run as the pipeline's: random start, augmentation, a policy that mixes images; its weights and
+    history end in `folder`."""
     from advbn.config import Augment
+
     torch.set_num_threads(1)
     images = read_images(ROOT / "data/openmoji")[range(0, 1898, 20)]
     torch.manual_seed(0)
@@ -89,7 +93,11 @@ def uninterrupted(tmp_path_factory, context):
     return folder
 
 
-@pytest.mark.promise("Interrupted work", "training killed at any moment ends, after the same command, with the same weights and metrics to the last bit")
+@pytest.mark.promise(
+    "Interrupted work",
+    "training killed at any moment ends, after the same command, with the same weights and metrics to the "
+    "last bit",
+)
 def test_a_run_killed_twenty_times_ends_as_if_it_had_not_been(uninterrupted, context, tmp_path):
     "SIGKILL at random moments, a file written after every step, so that many of them fall into the writing."
     path, moments, kills, steps = tmp_path / "run.pt", random.Random(0), 0, []
@@ -97,7 +105,9 @@ def test_a_run_killed_twenty_times_ends_as_if_it_had_not_been(uninterrupted, con
         process = start(context, tmp_path, 1)
         before = written(path)
         deadline = time.time() + 60
-        while kills % 2 and time.time() < deadline and written(path) <= before:  # every other time it comes a step further
+        while (
+            kills % 2 and time.time() < deadline and written(path) <= before
+        ):  # every other time it comes a step further
             time.sleep(0.02)
         time.sleep(moments.uniform(0, 0.8))
         process.kill()
@@ -129,7 +139,9 @@ def test_a_run_asked_to_stop_keeps_its_progress_and_goes_on(uninterrupted, conte
     same(tmp_path, uninterrupted)
 
 
-@pytest.mark.promise("Interrupted work", "a truncated or altered checkpoint is noticed, and the one before is used")
+@pytest.mark.promise(
+    "Interrupted work", "a truncated or altered checkpoint is noticed, and the one before is used"
+)
 def test_an_altered_file_is_noticed_and_the_one_before_is_used(tmp_path):
     path = tmp_path / "run.pt"
     assert read_checked(path) is None
@@ -163,7 +175,9 @@ def fill(folder, sizes):
     try:
         write_checked({"step": 2, "weights": torch.zeros(100_000)}, folder / "run.pt")
     except OSError as error:
-        os._exit(3 if str(folder / "run.pt") in str(error) and "the last good progress is" in str(error) else 4)
+        os._exit(
+            3 if str(folder / "run.pt") in str(error) and "the last good progress is" in str(error) else 4
+        )
 
 
 @pytest.mark.promise("Interrupted work", "a full disk stops with a clear error and leaves the last good file")
@@ -171,15 +185,24 @@ def test_a_disk_that_takes_no_more_leaves_the_last_good_file(context, tmp_path):
     process = context.Process(target=fill, args=(tmp_path, 50_000))
     process.start()
     process.join()
-    assert process.exitcode == 3 and read_checked(tmp_path / "run.pt") == {"step": 1} and [p.name for p in tmp_path.iterdir()] == ["run.pt"]
+    assert (
+        process.exitcode == 3
+        and read_checked(tmp_path / "run.pt") == {"step": 1}
+        and [p.name for p in tmp_path.iterdir()] == ["run.pt"]
+    )
 
 
-@pytest.mark.promise("Interrupted work", "a second run on the same files stops at once and says who holds them")
+@pytest.mark.promise(
+    "Interrupted work", "a second run on the same files stops at once and says who holds them"
+)
 def test_a_second_run_stops_at_once_and_says_who_is_at_work(context, tmp_path):
     process = start(context, tmp_path, 1000, 0, 30)
     while not (tmp_path / "run.owner").exists() or not (tmp_path / "run.owner").read_text():
         time.sleep(0.01)
-    with pytest.raises(Busy, match=f"run is being trained by process {process.pid} on "), Progress(tmp_path / "run.pt", 1):
+    with (
+        pytest.raises(Busy, match=f"run is being trained by process {process.pid} on "),
+        Progress(tmp_path / "run.pt", 1),
+    ):
         pass
     process.kill()  # the lock goes with its owner, however it ends
     process.join()
@@ -197,7 +220,9 @@ def test_progress_of_another_run_is_passed_over(tmp_path):
         with Progress(tmp_path / "run.pt", 1) as progress:
             if seed:
                 with pytest.warns(UserWarning, match="run with other settings"):
-                    finished.append(fit(net, MemoryBatches(images, 16, seed), RECIPE, seed, progress=progress))
+                    finished.append(
+                        fit(net, MemoryBatches(images, 16, seed), RECIPE, seed, progress=progress)
+                    )
             else:
                 finished.append(fit(net, MemoryBatches(images, 16, seed), RECIPE, seed, progress=progress))
     assert len(finished[1]) == 3 and finished[0] != finished[1]
@@ -207,8 +232,13 @@ def test_weights_that_are_not_finite_are_not_kept(tmp_path):
     images = read_images(ROOT / "data/openmoji")[range(0, 1898, 60)]
     torch.manual_seed(0)
     net = finetuning_net(build_model("small_resnet", 9), "layer1", None)
-    next(p for p in net.trainable_parameters() if p.ndim == 4).register_hook(lambda gradient: gradient * float("inf"))
-    with pytest.raises(FloatingPointError, match="learning rate"), Progress(tmp_path / "run.pt", 1) as progress:
+    next(p for p in net.trainable_parameters() if p.ndim == 4).register_hook(
+        lambda gradient: gradient * float("inf")
+    )
+    with (
+        pytest.raises(FloatingPointError, match="learning rate"),
+        Progress(tmp_path / "run.pt", 1) as progress,
+    ):
         fit(net, MemoryBatches(images, 16, 0), RECIPE, 0, progress=progress)
     assert not (tmp_path / "run.pt").exists()
 
@@ -225,7 +255,8 @@ def train_decoder(folder, every):
 
 
 def killed_until_done(context, target, *args, pause, at_least=3):
-    "Start it and kill it after a random time, `at_least` times, then let it end. Returns how often it was killed before it was done."
+    """Start it and kill it after a random time, `at_least` times, then let it end. Returns how often it was
+    killed before it was done."""
     moments, kills = random.Random(1), 0
     for _ in range(at_least):
         process = context.Process(target=target, args=args)
@@ -242,10 +273,16 @@ def killed_until_done(context, target, *args, pause, at_least=3):
     yield kills
 
 
-@pytest.mark.promise("Interrupted work", "training killed at any moment ends, after the same command, with the same weights and metrics to the last bit")
+@pytest.mark.promise(
+    "Interrupted work",
+    "training killed at any moment ends, after the same command, with the same weights and metrics to the "
+    "last bit",
+)
 def test_the_decoder_killed_and_started_again(context, tmp_path):
     (tmp_path / "killed").mkdir(), (tmp_path / "whole").mkdir()
-    *_, kills = killed_until_done(context, train_decoder, tmp_path / "killed", 1, pause=(0.5, 1.5), at_least=4)
+    *_, kills = killed_until_done(
+        context, train_decoder, tmp_path / "killed", 1, pause=(0.5, 1.5), at_least=4
+    )
     process = context.Process(target=train_decoder, args=(tmp_path / "whole", 1000))
     process.start()
     process.join()
@@ -257,7 +294,10 @@ def draw(folder):
     build_openmoji(folder / "data", limit=60)
 
 
-@pytest.mark.promise("Interrupted work", "a half-written set of images or of shifts is redone or continued, never taken for complete")
+@pytest.mark.promise(
+    "Interrupted work",
+    "a half-written set of images or of shifts is redone or continued, never taken for complete",
+)
 def test_half_drawn_images(context, tmp_path):
     (tmp_path / "whole").mkdir(), (tmp_path / "killed").mkdir()
     draw(tmp_path / "whole")
@@ -265,7 +305,11 @@ def test_half_drawn_images(context, tmp_path):
     for kills in killed_until_done(context, draw, tmp_path / "killed", pause=(0.2, 1.2)):
         if (tmp_path / "killed/data").exists():
             assert fingerprint(tmp_path / "killed/data") == whole
-    assert kills >= 2 and [p.name for p in (tmp_path / "killed").iterdir()] == ["data"] and fingerprint(tmp_path / "killed/data") == whole
+    assert (
+        kills >= 2
+        and [p.name for p in (tmp_path / "killed").iterdir()] == ["data"]
+        and fingerprint(tmp_path / "killed/data") == whole
+    )
 
 
 def keep_shifts(folder):
@@ -273,7 +317,10 @@ def keep_shifts(folder):
     store_cells(cells(EmbeddedData(ROOT / "data"), 0), folder / "shifts")
 
 
-@pytest.mark.promise("Interrupted work", "a half-written set of images or of shifts is redone or continued, never taken for complete")
+@pytest.mark.promise(
+    "Interrupted work",
+    "a half-written set of images or of shifts is redone or continued, never taken for complete",
+)
 def test_half_made_shifts(context, tmp_path):
     kept = tmp_path / "shifts"
     for kills in killed_until_done(context, keep_shifts, tmp_path, pause=(0.5, 4.0)):
@@ -293,10 +340,19 @@ def slowly(batch):
 
 
 def write_set(folder):
-    make_set(read_images(ROOT / "data/sketch")[range(0, 1898, 4)], folder / "set", slowly, {"kind": "negative"}, batch_size=16)
+    make_set(
+        read_images(ROOT / "data/sketch")[range(0, 1898, 4)],
+        folder / "set",
+        slowly,
+        {"kind": "negative"},
+        batch_size=16,
+    )
 
 
-@pytest.mark.promise("Interrupted work", "a half-written set of images or of shifts is redone or continued, never taken for complete")
+@pytest.mark.promise(
+    "Interrupted work",
+    "a half-written set of images or of shifts is redone or continued, never taken for complete",
+)
 def test_half_written_sets(context, tmp_path):
     written_ = []
     for kills in killed_until_done(context, write_set, tmp_path, pause=(0.8, 1.6)):
@@ -304,7 +360,11 @@ def test_half_written_sets(context, tmp_path):
         written_.append(len(list(tmp_path.rglob("[!.]*.png"))))
     assert kills >= 2 and written_ == sorted(written_) and written_[-1] == 475  # what was there is kept
     made, images = read_images(tmp_path / "set"), read_images(ROOT / "data/sketch")[range(0, 1898, 4)]
-    assert made.names == images.names and torch.equal(made.images, 255 - images.images) and not list((tmp_path / "set").rglob(".*.png"))
+    assert (
+        made.names == images.names
+        and torch.equal(made.images, 255 - images.images)
+        and not list((tmp_path / "set").rglob(".*.png"))
+    )
 
 
 def save_on_a_full_disk(path):
@@ -323,10 +383,16 @@ def test_a_disk_that_takes_no_more_leaves_the_last_weights(context, tmp_path, su
     process = context.Process(target=save_on_a_full_disk, args=(path,))
     process.start()
     process.join()
-    assert process.exitcode == 3 and torch.equal(load_state(path)["weights"], torch.ones(3)) and [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert (
+        process.exitcode == 3
+        and torch.equal(load_state(path)["weights"], torch.ones(3))
+        and [p.name for p in tmp_path.iterdir()] == [path.name]
+    )
 
 
-@pytest.mark.promise("Interrupted work", "a truncated or altered checkpoint is noticed, and the one before is used")
+@pytest.mark.promise(
+    "Interrupted work", "a truncated or altered checkpoint is noticed, and the one before is used"
+)
 def test_a_damaged_file_does_not_push_the_good_one_out(tmp_path):
     path = tmp_path / "run.pt"
     for step in (1, 2):
@@ -337,7 +403,9 @@ def test_a_damaged_file_does_not_push_the_good_one_out(tmp_path):
     assert read_checked(path)["step"] == 1
 
 
-@pytest.mark.promise("Interrupted work", "a second run on the same files stops at once and says who holds them")
+@pytest.mark.promise(
+    "Interrupted work", "a second run on the same files stops at once and says who holds them"
+)
 def test_two_writers_of_a_set(context, tmp_path):
     images = read_images(ROOT / "data/sketch")[range(16)]
     process = context.Process(target=write_set, args=(tmp_path,))
@@ -350,11 +418,18 @@ def test_two_writers_of_a_set(context, tmp_path):
     assert process.exitcode == 0 and [p.name for p in tmp_path.iterdir()] == ["set"]
 
 
-@pytest.mark.promise("Bad input", "NaN and infinity stop training with step, learning rate and the last good progress")
+@pytest.mark.promise(
+    "Bad input", "NaN and infinity stop training with step, learning rate and the last good progress"
+)
 def test_a_decoder_that_diverges_stops(tmp_path):
     autoencoder = Autoencoder(build_model("small_vgg", 9), "features.relu2_2")
     images = read_images(ROOT / "data/openmoji")[range(0, 1898, 60)]
-    with pytest.raises(FloatingPointError, match=r"decoder: a weight is NaN or infinite after step \d+ \(learning rate"), Progress(tmp_path / "run.pt", 1) as progress:
+    with (
+        pytest.raises(
+            FloatingPointError, match=r"decoder: a weight is NaN or infinite after step \d+ \(learning rate"
+        ),
+        Progress(tmp_path / "run.pt", 1) as progress,
+    ):
         fit_decoder(autoencoder, MemoryBatches(images, 8, 0), 3, 1e30, progress)
 
 
@@ -389,14 +464,31 @@ def test_two_processes_keep_their_progress_until_the_weights_are_written(tmp_pat
     content["profiles"]["openmoji"]["pretrain"]["epochs"] = 1
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
     (tmp_path / "full.py").write_text(FULL_DISK)
-    environment = {**os.environ, "ADVBN_ROOT": str(tmp_path), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "ADVBN_ROOT": str(tmp_path),
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+    }
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run([*launch, str(tmp_path / "full.py"), "pretrain"], env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [*launch, str(tmp_path / "full.py"), "pretrain"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     assert done.returncode != 0 and "seed0-clean.pt could not be written" in done.stderr
     kept = read_checked(tmp_path / "progress/openmoji/pretrained-seed0.pt")
     assert kept["history"][0]["epoch"] == 1
-    done = subprocess.run([*launch, "-m", "advbn", "pretrain"], env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0 and not list((tmp_path / "progress").rglob("*.pt*")) and (tmp_path / "checkpoints/openmoji/pretrained/seed0-clean.pt").exists()
+    done = subprocess.run(
+        [*launch, "-m", "advbn", "pretrain"], env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert (
+        done.returncode == 0
+        and not list((tmp_path / "progress").rglob("*.pt*"))
+        and (tmp_path / "checkpoints/openmoji/pretrained/seed0-clean.pt").exists()
+    )
 
 
 def test_only_a_runs_own_progress_is_removed(tmp_path, monkeypatch):
@@ -482,5 +574,5 @@ def test_a_disk_that_is_full_of_kept_cells_is_said_by_name(tmp_path, monkeypatch
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["settings.json"]
     store_cells([("clean", "clean", images)], tmp_path)
-    (_, _, kept), = stored_cells(tmp_path, images.classes)
+    ((_, _, kept),) = stored_cells(tmp_path, images.classes)
     assert torch.equal(kept.images, images.images)

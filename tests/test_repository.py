@@ -1,4 +1,6 @@
-"""The repository is what it says: package and notebooks agree, notebooks are clean, the README is the index notebook and works."""
+"""The repository is what it says: package and notebooks agree, notebooks are clean, the README is the index
+notebook and works."""
+
 import re
 import subprocess
 import sys
@@ -22,14 +24,21 @@ def run(*command, cwd):
 
 
 def test_exporting_leaves_no_difference(released):
-    ours, exported = ({p.relative_to(root): p.read_text() for p in (root / "advbn").rglob("*.py")} for root in (ROOT, released))
+    ours, exported = (
+        {p.relative_to(root): p.read_text() for p in (root / "advbn").rglob("*.py")}
+        for root in (ROOT, released)
+    )
     assert ours.keys() == exported.keys()
     assert [name for name in ours if ours[name] != exported[name]] == []
 
 
 def test_notebooks_are_clean(released):
-    dirty = [p.name for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts
-             and p.read_text() != (released / p.relative_to(ROOT)).read_text()]
+    dirty = [
+        p.name
+        for p in (ROOT / "nbs").rglob("*.ipynb")
+        if ".ipynb_checkpoints" not in p.parts
+        and p.read_text() != (released / p.relative_to(ROOT)).read_text()
+    ]
     assert dirty == []
 
 
@@ -66,13 +75,20 @@ def test_readme_shows_the_tables_of_results():
 
 
 def test_every_measured_number_of_the_readme_comes_from_results():
-    "What is left without the tables, the computed sentences and code has no number with a decimal but versions, licences and a library's."
+    """What is left without the tables, the computed sentences and code has no number with a decimal but
+    versions, licences and a library's."""
     text = re.sub(r"```.*?```|`[^`]*`", "", (ROOT / "README.md").read_text(), flags=re.S)
     for profile in RECORDED:
         results, params = ROOT / "results" / profile, load_params().model_copy(update={"profile": profile})
-        known = [(results / f"tables/{name}.md").read_text().split("\nPublished, ImageNet")[0].strip() for name in ("robustness", "advbn_set")]
-        known.append((results / "tables/robustness.md").read_text().strip()[len(known[0]):].strip())
-        known += [known[0].split("\n\n")[0], *conclusions(pd.read_csv(results / "tables/robustness.csv"), params)]
+        known = [
+            (results / f"tables/{name}.md").read_text().split("\nPublished, ImageNet")[0].strip()
+            for name in ("robustness", "advbn_set")
+        ]
+        known.append((results / "tables/robustness.md").read_text().strip()[len(known[0]) :].strip())
+        known += [
+            known[0].split("\n\n")[0],
+            *conclusions(pd.read_csv(results / "tables/robustness.csv"), params),
+        ]
         for part in known:
             text = text.replace(part, "")
     assert set(re.findall(r"\d+\.\d+|±|(?<!\w)[+-]\d+ |\d+ ?%", text)) <= {"3.11", "4.0", "2.0"}
@@ -89,14 +105,27 @@ def test_readme_python_runs():
 
 
 def test_readme_commands_exist():
-    commands = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines() if line.strip()]
+    commands = [
+        line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines() if line.strip()
+    ]
     assert len(commands) >= 3
     for command in commands:
         if command.startswith("make "):
             run("make", "-n", *command.split()[1:], cwd=ROOT)
         else:
             assert command == "pip install ."
-            run(sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--no-build-isolation", "-q", ".", cwd=ROOT)
+            run(
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "--dry-run",
+                "--no-deps",
+                "--no-build-isolation",
+                "-q",
+                ".",
+                cwd=ROOT,
+            )
 
 
 def test_links_of_readme_lead_somewhere():
@@ -105,9 +134,13 @@ def test_links_of_readme_lead_somewhere():
 
 
 def test_the_package_needs_nothing_of_the_workshop():
-    code = ("import sys, pkgutil, importlib, advbn\n"
-            "[importlib.import_module(f'advbn.{m.name}') for m in pkgutil.iter_modules(advbn.__path__) if m.name != '_modidx']\n"
-            "print([m for m in ('fastcore', 'nbdev', 'execnb', 'papermill', 'dvc', 'jupyterlab', 'IPython', 'matplotlib', 'timm') if m in sys.modules])")
+    code = (
+        "import sys, pkgutil, importlib, advbn\n"
+        "[importlib.import_module(f'advbn.{m.name}') for m in pkgutil.iter_modules(advbn.__path__) if m.name "
+        "!= '_modidx']\n"
+        "print([m for m in ('fastcore', 'nbdev', 'execnb', 'papermill', 'dvc', 'jupyterlab', 'IPython', "
+        "'matplotlib', 'timm') if m in sys.modules])"
+    )
     assert run(sys.executable, "-c", code, cwd=ROOT).strip() == "[]"
 
 
@@ -118,11 +151,34 @@ def test_help_does_not_load_torch():
 
 def test_the_table_of_promises_is_that_of_the_tests():
     "`make promises` writes it; a test that is new, renamed or gone is noticed here."
-    listed = subprocess.run([sys.executable, "-m", "pytest", "--collect-only", "-q", "-o", "addopts=", "-m", "promise", "-p", "no:cacheprovider"], cwd=ROOT, capture_output=True, text=True).stdout
+    listed = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "--collect-only",
+            "-q",
+            "-o",
+            "addopts=",
+            "-m",
+            "promise",
+            "-p",
+            "no:cacheprovider",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    ).stdout
     names = [line.partition("::")[2] for line in listed.splitlines() if "::" in line]
     table = pd.read_csv(ROOT / "results/promises.csv")
     assert sorted(table.fault) == sorted(fault(name) for name in names) and len(table) > 100
-    assert set(table.outcome) <= {"kept", "not tried here"} and set(table.section) == {"Interrupted work", "Several processes", "Bad input", "Determinism and state", "Long runs"}
+    assert set(table.outcome) <= {"kept", "not tried here"} and set(table.section) == {
+        "Interrupted work",
+        "Several processes",
+        "Bad input",
+        "Determinism and state",
+        "Long runs",
+    }
 
 
 def test_the_map_names_every_notebook():
@@ -132,11 +188,16 @@ def test_the_map_names_every_notebook():
 
 
 def test_every_shown_cell_ends_in_something_to_see():
-    "But for those that are exported or hidden, and the stages, which are run by the pipeline; widgets are drawn by a browser."
+    """But for those that are exported or hidden, and the stages, which are run by the pipeline; widgets are
+    drawn by a browser."""
     bare = []
     for path in [*NUMBERED, *sorted((ROOT / "nbs/explore").glob("*.ipynb"))]:
         for i, cell in enumerate(nbformat.read(path, as_version=4).cells):
-            if cell.cell_type == "code" and not cell.source.startswith(("#| export", "#| hide", "#| default_exp", "#| cuda")) and not cell.outputs:
+            if (
+                cell.cell_type == "code"
+                and not cell.source.startswith(("#| export", "#| hide", "#| default_exp", "#| cuda"))
+                and not cell.outputs
+            ):
                 if not re.search(r"widget\(\)$|widgets\.VBox\(.*\)$", cell.source.strip()):
                     bare.append(f"{path.name}, cell {i}")
     assert bare == []
@@ -146,9 +207,32 @@ def test_every_command_has_an_example_and_shells_can_complete():
     import os
 
     from advbn.cli import app
+
     names = [c.name or c.callback.__name__ for c in app.registered_commands]
-    assert {"data", "train", "evaluate", "corrupt", "make-set", "export", "plan", "bench", "import-official", "report", "run", "clean", "check"} <= set(names)
+    assert {
+        "data",
+        "train",
+        "evaluate",
+        "corrupt",
+        "make-set",
+        "export",
+        "plan",
+        "bench",
+        "import-official",
+        "report",
+        "run",
+        "clean",
+        "check",
+    } <= set(names)
     for command in app.registered_commands:
-        assert f"Example: advbn {command.name or command.callback.__name__}" in command.callback.__doc__.replace("accelerate launch -m advbn", "advbn"), command.callback
-    done = subprocess.run([sys.executable, "-m", "advbn"], capture_output=True, text=True, env={**os.environ, "_ADVBN_COMPLETE": "complete_bash", "COMP_WORDS": "advbn eva", "COMP_CWORD": "1"})
+        assert (
+            f"Example: advbn {command.name or command.callback.__name__}"
+            in command.callback.__doc__.replace("accelerate launch -m advbn", "advbn")
+        ), command.callback
+    done = subprocess.run(
+        [sys.executable, "-m", "advbn"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "_ADVBN_COMPLETE": "complete_bash", "COMP_WORDS": "advbn eva", "COMP_CWORD": "1"},
+    )
     assert done.stdout.strip() == "evaluate"

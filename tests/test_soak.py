@@ -1,4 +1,5 @@
 """2,000 training steps and 200 evaluations in one process: memory, open files and the disk do not grow."""
+
 import json
 import os
 import subprocess
@@ -63,12 +64,22 @@ print(json.dumps(marks))
 
 
 @pytest.mark.slow
-@pytest.mark.promise("Long runs", "2,000 steps and 200 evaluations without growth of memory, open files or the disk")
+@pytest.mark.promise(
+    "Long runs", "2,000 steps and 200 evaluations without growth of memory, open files or the disk"
+)
 def test_nothing_grows(tmp_path):
-    done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, env={**os.environ, "TQDM_DISABLE": "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TQDM_DISABLE": "1"},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     marks = json.loads(done.stdout.splitlines()[-1])
     first, last = marks[1], marks[-1]  # what is made once is made in the first turn
     assert last["done"] == 2000 and last["files"] == first["files"], marks
-    assert last["memory"] - first["memory"] < 12, marks  # MiB, in 1,200 steps and 120 evaluations; a tensor kept per step would be 30
+    assert last["memory"] - first["memory"] < 12, (
+        marks
+    )  # MiB, in 1,200 steps and 120 evaluations; a tensor kept per step would be 30
     assert last["disk"] == pytest.approx(first["disk"], rel=0.1) and last["disk"] < 1, marks

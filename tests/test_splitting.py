@@ -1,4 +1,6 @@
-"""`split` on a wide list of torchvision and timm classifiers: exact in eval mode, alive in train mode, honest about what it cannot do."""
+"""`split` on a wide list of torchvision and timm classifiers: exact in eval mode, alive in train mode, honest
+about what it cannot do."""
+
 import copy
 import pickle
 
@@ -13,23 +15,52 @@ from advbn import prepare, split
 
 # one cut each, at the end of a stage: (maker, path, input size)
 TORCHVISION = {
-    "alexnet": ("features.2", 64), "vgg11_bn": ("features.7", 64), "resnet18": ("layer1", 64), "resnet50": ("layer2", 64),
-    "resnext50_32x4d": ("layer1", 64), "wide_resnet50_2": ("layer1", 64), "densenet121": ("features.transition1", 64),
-    "googlenet": ("inception3b", 96), "inception_v3": ("Mixed_5d", 128), "squeezenet1_1": ("features.5", 64),
-    "mobilenet_v2": ("features.3", 64), "mobilenet_v3_small": ("features.3", 64), "efficientnet_b0": ("features.2", 64),
-    "efficientnet_v2_s": ("features.2", 64), "convnext_tiny": ("features.1", 64), "regnet_y_400mf": ("trunk_output.block1", 64),
-    "shufflenet_v2_x0_5": ("stage2", 64), "mnasnet0_5": ("layers.8", 64), "swin_t": ("features.1", 64),
-    "vit_b_16": ("encoder.layers.encoder_layer_1", 224), "maxvit_t": ("stem", 224),
+    "alexnet": ("features.2", 64),
+    "vgg11_bn": ("features.7", 64),
+    "resnet18": ("layer1", 64),
+    "resnet50": ("layer2", 64),
+    "resnext50_32x4d": ("layer1", 64),
+    "wide_resnet50_2": ("layer1", 64),
+    "densenet121": ("features.transition1", 64),
+    "googlenet": ("inception3b", 96),
+    "inception_v3": ("Mixed_5d", 128),
+    "squeezenet1_1": ("features.5", 64),
+    "mobilenet_v2": ("features.3", 64),
+    "mobilenet_v3_small": ("features.3", 64),
+    "efficientnet_b0": ("features.2", 64),
+    "efficientnet_v2_s": ("features.2", 64),
+    "convnext_tiny": ("features.1", 64),
+    "regnet_y_400mf": ("trunk_output.block1", 64),
+    "shufflenet_v2_x0_5": ("stage2", 64),
+    "mnasnet0_5": ("layers.8", 64),
+    "swin_t": ("features.1", 64),
+    "vit_b_16": ("encoder.layers.encoder_layer_1", 224),
+    "maxvit_t": ("stem", 224),
 }
 TIMM = {
-    "resnet18": ("layer1", 64), "resnet26d": ("layer1", 64), "seresnet50": ("layer1", 64), "resnetv2_50": ("stages.0", 64),
-    "densenet121": ("features.transition1", 64), "efficientnet_b0": ("blocks.1", 64), "mobilenetv3_small_100": ("blocks.1", 64),
-    "convnext_atto": ("stages.0", 64), "regnety_002": ("s1", 64), "vit_tiny_patch16_224": ("patch_embed.proj", 224),
-    "mixer_s16_224": ("stem.proj", 224), "repvgg_a0": ("stages.0", 64), "ghostnet_100": ("blocks.1", 64), "dla34": ("level2", 64),
+    "resnet18": ("layer1", 64),
+    "resnet26d": ("layer1", 64),
+    "seresnet50": ("layer1", 64),
+    "resnetv2_50": ("stages.0", 64),
+    "densenet121": ("features.transition1", 64),
+    "efficientnet_b0": ("blocks.1", 64),
+    "mobilenetv3_small_100": ("blocks.1", 64),
+    "convnext_atto": ("stages.0", 64),
+    "regnety_002": ("s1", 64),
+    "vit_tiny_patch16_224": ("patch_embed.proj", 224),
+    "mixer_s16_224": ("stem.proj", 224),
+    "repvgg_a0": ("stages.0", 64),
+    "ghostnet_100": ("blocks.1", 64),
+    "dla34": ("level2", 64),
 }
 # just before an activation that works in place
-BEFORE_IN_PLACE = {"efficientnet_b0": "features.0.1", "resnet18": "bn1", "densenet121": "features", "vgg11": "features.0",
-                   "mobilenet_v3_small": "features.0.1"}
+BEFORE_IN_PLACE = {
+    "efficientnet_b0": "features.0.1",
+    "resnet18": "bn1",
+    "densenet121": "features",
+    "vgg11": "features.0",
+    "mobilenet_v3_small": "features.0.1",
+}
 MODELS = [("torchvision", n, *v) for n, v in TORCHVISION.items()] + [("timm", n, *v) for n, v in TIMM.items()]
 MODELS += [("torchvision", n, after, 64) for n, after in BEFORE_IN_PLACE.items()]
 CHANNELS_LAST = ("swin_t", "vit_b_16")
@@ -68,8 +99,14 @@ def test_parts_are_the_model(library, name, after, size):
             assert torch.equal(plain.eval()(x), model(x))
 
 
-@pytest.mark.parametrize("library, name, after", [
-    ("torchvision", "convnext_tiny", "features.1"), ("torchvision", "alexnet", "features.2"), ("torchvision", "efficientnet_b0", "features.2")])
+@pytest.mark.parametrize(
+    "library, name, after",
+    [
+        ("torchvision", "convnext_tiny", "features.1"),
+        ("torchvision", "alexnet", "features.2"),
+        ("torchvision", "efficientnet_b0", "features.2"),
+    ],
+)
 def test_randomness_of_train_mode_survives(library, name, after):
     model = make(library, name)
     stem, head = split(model, after)
@@ -97,7 +134,10 @@ def test_train_mode_equals_the_model_with_the_same_seed():
     assert torch.allclose(head(stem(x)), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("name, after, size", [("efficientnet_b0", "blocks.1", 64), ("vit_tiny_patch16_224", "patch_embed.proj", 224)])
+@pytest.mark.parametrize(
+    "name, after, size",
+    [("efficientnet_b0", "blocks.1", 64), ("vit_tiny_patch16_224", "patch_embed.proj", 224)],
+)
 def test_train_mode_keeps_statements_in_place(name, after, size):
     "timm's stochastic depth divides its mask in place, in a statement of its own."
     model = make("timm", name, drop_path_rate=0.5).train()
@@ -118,7 +158,13 @@ class InPlace(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.c, self.act, self.block = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1), nn.SiLU(True), Rectified()
+        self.a, self.b, self.c, self.act, self.block = (
+            nn.Conv2d(3, 4, 1),
+            nn.Conv2d(4, 4, 1),
+            nn.Conv2d(4, 2, 1),
+            nn.SiLU(True),
+            Rectified(),
+        )
 
     def forward(self, x):
         x = self.a(x)
@@ -143,7 +189,9 @@ class Rectified(nn.Module):
         return x
 
 
-@pytest.mark.parametrize("after, rectified", [("a", False), ("b", False), ("block.conv", False), ("block", True)])
+@pytest.mark.parametrize(
+    "after, rectified", [("a", False), ("b", False), ("block.conv", False), ("block", True)]
+)
 @pytest.mark.parametrize("training", [True, False])
 def test_statements_in_place_are_part_of_the_parts(after, rectified, training):
     torch.manual_seed(0)
@@ -160,41 +208,77 @@ def test_signs_through_arithmetic():
     class Net(nn.Module):
         def __init__(self, change):
             super().__init__()
-            self.a, self.mix, self.c, self.change = nn.Conv2d(3, 4, 1), nn.Identity(), nn.Conv2d(4, 2, 1), change
+            self.a, self.mix, self.c, self.change = (
+                nn.Conv2d(3, 4, 1),
+                nn.Identity(),
+                nn.Conv2d(4, 2, 1),
+                change,
+            )
 
         def forward(self, x):
             return self.c(self.mix(self.change(self.a(x))))
 
     for change, rectified in [
-            (lambda x: x.relu() + F.relu(x), True), (lambda x: x.relu() + x, False), (lambda x: x.relu() * 2 + 1, True), (lambda x: x.relu() * -2, False),
-            (lambda x: x.relu() - 1, False), (lambda x: x.relu() * x.sigmoid(), True),
-            (lambda x: torch.cat([x[:, :2].relu(), x[:, 2:]], 1), False),
-            (lambda x: torch.cat([x.relu()[:, :2], x[:, 2:].relu()], 1), True),
-            (lambda x: F.dropout(F.max_pool2d(x.relu(), 2, 1), 0.5).transpose(2, 3), True)]:
+        (lambda x: x.relu() + F.relu(x), True),
+        (lambda x: x.relu() + x, False),
+        (lambda x: x.relu() * 2 + 1, True),
+        (lambda x: x.relu() * -2, False),
+        (lambda x: x.relu() - 1, False),
+        (lambda x: x.relu() * x.sigmoid(), True),
+        (lambda x: torch.cat([x[:, :2].relu(), x[:, 2:]], 1), False),
+        (lambda x: torch.cat([x.relu()[:, :2], x[:, 2:].relu()], 1), True),
+        (lambda x: F.dropout(F.max_pool2d(x.relu(), 2, 1), 0.5).transpose(2, 3), True),
+    ]:
         assert split(Net(change), "mix")[0].rectified == rectified
 
 
-@pytest.mark.parametrize("library, name, after", [
-    ("torchvision", "mobilenet_v3_small", "features.3"), ("torchvision", "convnext_tiny", "features.1"), ("timm", "efficientnet_b0", "blocks.1")])
+@pytest.mark.parametrize(
+    "library, name, after",
+    [
+        ("torchvision", "mobilenet_v3_small", "features.3"),
+        ("torchvision", "convnext_tiny", "features.1"),
+        ("timm", "efficientnet_b0", "blocks.1"),
+    ],
+)
 def test_parts_can_be_pickled_and_copied(library, name, after):
     x = torch.randn(1, 3, 64, 64)
     net = prepare(make(library, name), after).eval()
     with torch.no_grad():
         for twin in (pickle.loads(pickle.dumps(net)), copy.deepcopy(net)):
-            assert torch.equal(twin(x), net(x)) and twin.export("adversarial").keys() == net.export("clean").keys()
+            assert (
+                torch.equal(twin(x), net(x))
+                and twin.export("adversarial").keys() == net.export("clean").keys()
+            )
 
 
-@pytest.mark.parametrize("library, name, after, found", [
-    ("torchvision", "swin_t", "features.1", "features.1.1.mlp.3"), ("torchvision", "swin_t", "features.0", "features.0.2"),
-    ("torchvision", "vit_b_16", "encoder.layers.encoder_layer_1", ""), ("timm", "swin_tiny_patch4_window7_224", "layers.0", "")])
+@pytest.mark.parametrize(
+    "library, name, after, found",
+    [
+        ("torchvision", "swin_t", "features.1", "features.1.1.mlp.3"),
+        ("torchvision", "swin_t", "features.0", "features.0.2"),
+        ("torchvision", "vit_b_16", "encoder.layers.encoder_layer_1", ""),
+        ("timm", "swin_tiny_patch4_window7_224", "layers.0", ""),
+    ],
+)
 def test_channels_in_the_last_axis_are_refused(library, name, after, found):
-    with pytest.raises(ValueError, match=rf"{after!r} have their channels in the last axis.*{found}.*\[N, C, H, W\].*AdvBNNet"):
+    with pytest.raises(
+        ValueError,
+        match=rf"{after!r} have their channels in the last axis.*{found}.*\[N, C, H, W\].*AdvBNNet",
+    ):
         prepare(make(library, name), after)
 
 
-@pytest.mark.parametrize("library, name, after", [
-    ("torchvision", "convnext_tiny", "features.3"), ("torchvision", "swin_t", "features.0.0"), ("timm", "convnext_tiny", "stages.1"),
-    ("torchvision", "regnet_y_400mf", "trunk_output.block2"), ("timm", "maxvit_tiny_tf_224", "stages.0"), ("timm", "edgenext_xx_small", "stages.1")])
+@pytest.mark.parametrize(
+    "library, name, after",
+    [
+        ("torchvision", "convnext_tiny", "features.3"),
+        ("torchvision", "swin_t", "features.0.0"),
+        ("timm", "convnext_tiny", "stages.1"),
+        ("torchvision", "regnet_y_400mf", "trunk_output.block2"),
+        ("timm", "maxvit_tiny_tf_224", "stages.0"),
+        ("timm", "edgenext_xx_small", "stages.1"),
+    ],
+)
 def test_channels_in_the_second_axis_are_accepted(library, name, after):
     assert not split(make(library, name), after)[0].last_axis
 
@@ -209,12 +293,15 @@ def test_advice_is_tried_before_it_is_given():
         split(make("torchvision", "resnet18"), child)
 
 
-@pytest.mark.parametrize("after, words", [
-    ("layer_1", ["no module 'layer_1'", "'layer1'"]),
-    ("layer1.0.conv1", ["crosses this cut", "'layer1'"]),
-    ("layer1.0.relu", ["2 times"]),
-    ("", ["no module ''"]),
-])
+@pytest.mark.parametrize(
+    "after, words",
+    [
+        ("layer_1", ["no module 'layer_1'", "'layer1'"]),
+        ("layer1.0.conv1", ["crosses this cut", "'layer1'"]),
+        ("layer1.0.relu", ["2 times"]),
+        ("", ["no module ''"]),
+    ],
+)
 def test_a_cut_that_does_not_work_says_what_does(after, words):
     with pytest.raises(ValueError) as error:
         split(make("torchvision", "resnet18"), after)

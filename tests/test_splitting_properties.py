@@ -1,4 +1,6 @@
-"""`split` on networks drawn at random, of the pieces in which networks are hard to cut: the parts keep all that `check_cut` asks for, or are refused."""
+"""`split` on networks drawn at random, of the pieces in which networks are hard to cut: the parts keep all
+that `check_cut` asks for, or are refused."""
+
 import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
@@ -154,15 +156,38 @@ class DroppedOut(Piece):
         return F.dropout(self.conv(x), 0.3, self.training)
 
 
-SIMPLE = [ConvNormReLU, lambda: ConvNormReLU(in_place=True), Residual, Concatenation, OneConvolutionTwoNorms, Twice, Alias, AdditionInPlace, MultiplicationInPlace,
-          ViewsInPlace, RunningMean, FixedScale, Gate, DroppedOut, lambda: nn.Dropout(0.3), lambda: nn.ReLU(True), nn.Identity]
-PIECES = st.recursive(st.sampled_from(SIMPLE).map(lambda make: lambda: make()),
-                      lambda inner: st.lists(inner, min_size=1, max_size=3).map(lambda makers: lambda: nn.Sequential(*(make() for make in makers))), max_leaves=3)
+SIMPLE = [
+    ConvNormReLU,
+    lambda: ConvNormReLU(in_place=True),
+    Residual,
+    Concatenation,
+    OneConvolutionTwoNorms,
+    Twice,
+    Alias,
+    AdditionInPlace,
+    MultiplicationInPlace,
+    ViewsInPlace,
+    RunningMean,
+    FixedScale,
+    Gate,
+    DroppedOut,
+    lambda: nn.Dropout(0.3),
+    lambda: nn.ReLU(True),
+    nn.Identity,
+]
+PIECES = st.recursive(
+    st.sampled_from(SIMPLE).map(lambda make: lambda: make()),
+    lambda inner: st.lists(inner, min_size=1, max_size=3).map(
+        lambda makers: lambda: nn.Sequential(*(make() for make in makers))
+    ),
+    max_leaves=3,
+)
 NEW, USED = st.tuples(PIECES, st.integers(0, 9)), st.tuples(st.none(), st.integers(0, 9))
 
 
 class Network(nn.Module):
-    """Pieces on a graph: each takes the sum of the value before and an earlier one, and the output shows all values that no piece has taken.
+    """Pieces on a graph: each takes the sum of the value before and an earlier one, and the output shows all
+    values that no piece has taken.
 
     A piece that is `None` stands for the piece before it, once more."""
 
@@ -182,7 +207,8 @@ class Network(nn.Module):
 
 
 def trains(model, x):
-    "Does the network itself survive a backward pass? PyTorch refuses changes in place of what a gradient needs."
+    """Does the network itself survive a backward pass? PyTorch refuses changes in place of what a gradient
+    needs."""
     try:
         model(x).sum().backward()
     except RuntimeError:
@@ -192,8 +218,13 @@ def trains(model, x):
 
 
 @settings(max_examples=120, deadline=None, derandomize=True)
-@given(plan=st.lists(NEW, min_size=1, max_size=1).flatmap(lambda first: st.lists(NEW | USED, max_size=4).map(lambda rest: first + rest)), place=st.integers(0, 99),
-       seed=st.integers(0, 99))
+@given(
+    plan=st.lists(NEW, min_size=1, max_size=1).flatmap(
+        lambda first: st.lists(NEW | USED, max_size=4).map(lambda rest: first + rest)
+    ),
+    place=st.integers(0, 99),
+    seed=st.integers(0, 99),
+)
 def test_any_cut_of_any_network_works_or_is_refused(plan, place, seed):
     torch.manual_seed(seed)
     model, x = Network(plan), torch.randn(3, 3, 6, 6)

@@ -1,4 +1,6 @@
-"""Nothing is left changed, whatever happens; and the same seed gives the same numbers in any order, with any number of workers."""
+"""Nothing is left changed, whatever happens; and the same seed gives the same numbers in any order, with any
+number of workers."""
+
 import copy
 import shutil
 
@@ -12,7 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from advbn import AdvBN, DualBatchNorm2d, convert_dual_batchnorm, corrupt, mean_corruption_error, prepare, renormalize, split, use_branch
+from advbn import (
+    AdvBN,
+    DualBatchNorm2d,
+    convert_dual_batchnorm,
+    corrupt,
+    mean_corruption_error,
+    prepare,
+    renormalize,
+    split,
+    use_branch,
+)
 from advbn.config import parse_params, Training
 from advbn.errors import DataError
 from advbn.evidence.evaluation import for_inference, mean_error, predict, predict_each
@@ -24,7 +36,16 @@ from advbn.networks.weights import load_state, save_state
 from advbn.shifts.cells import store_cells, stored_cells
 from advbn.shifts.corruptions import CORRUPTIONS
 from advbn.training.loop import finetuning_net, fit
-from advbn.training.runs import checkpoint, evaluate, load_data, pretrain, shift, shifted, train, train_autoencoder
+from advbn.training.runs import (
+    checkpoint,
+    evaluate,
+    load_data,
+    pretrain,
+    shift,
+    shifted,
+    train,
+    train_autoencoder,
+)
 from conftest import ROOT
 from splitting_checks import assert_same, complete_state
 
@@ -48,10 +69,15 @@ def failing(after):
         if next(asked) >= after:
             raise Fails
         return F.cross_entropy(logits, targets)
+
     return loss
 
 
-IMAGES, BYTES, TARGETS = torch.randn(4, 3, 40, 40), torch.randint(256, (4, 3, 40, 40), dtype=torch.uint8), torch.arange(4)
+IMAGES, BYTES, TARGETS = (
+    torch.randn(4, 3, 40, 40),
+    torch.randint(256, (4, 3, 40, 40), dtype=torch.uint8),
+    torch.arange(4),
+)
 
 
 def inside(net, branch="adversarial", fails=False):
@@ -68,21 +94,45 @@ def broken(net, after):
     def fail(module, inputs):
         if next(asked) >= after:
             raise Fails
+
     return net.head.register_forward_pre_hook(fail)
 
 
 DOINGS = {
-    "attack": lambda net: net.layer(net.features(IMAGES), TARGETS, net.head), "attack on batch statistics": lambda net: AdvBN(steps=2, batch_statistics=True)(net.features(IMAGES), TARGETS, net.head),
-    "attack that fails at once": lambda net: net.layer(net.features(IMAGES), TARGETS, net.head, failing(0)), "attack that fails in its second step": lambda net: net.layer(net.features(IMAGES), TARGETS, net.head, failing(1)),
-    "attack on NaN": lambda net: net.layer(net.features(IMAGES) * float("nan"), TARGETS, net.head), "attack with a loss of NaN": lambda net: net.layer(net.features(IMAGES), TARGETS, net.head, lambda x, y: x.sum() * float("nan")),
-    "attack with a loss without gradient": lambda net: net.layer(net.features(IMAGES), TARGETS, net.head, lambda x, y: torch.tensor(1.0)), "attack with wrong targets": lambda net: net.layer(net.features(IMAGES), TARGETS[:2], net.head),
-    "a branch": inside, "a branch, and a failure inside": lambda net: inside(net, fails=True), "a branch of another name": lambda net: inside(net, "dirty"),
-    "prediction": lambda net: predict(net, BYTES), "prediction of each": lambda net: predict_each({"a": net.eval()}, BYTES) and net.train(),
-    "prediction on wrong images": lambda net: predict(net, BYTES[:, :2]), "a copy for inference": lambda net: for_inference(net.head), "export": lambda net: net.export("adversarial"),
-    "export of another branch": lambda net: net.export("dirty"), "preparing once more": lambda net: prepare(net.stem, "bn1"), "splitting at a wrong place": lambda net: split(net.stem, "layer9")}
+    "attack": lambda net: net.layer(net.features(IMAGES), TARGETS, net.head),
+    "attack on batch statistics": lambda net: AdvBN(steps=2, batch_statistics=True)(
+        net.features(IMAGES), TARGETS, net.head
+    ),
+    "attack that fails at once": lambda net: net.layer(net.features(IMAGES), TARGETS, net.head, failing(0)),
+    "attack that fails in its second step": lambda net: net.layer(
+        net.features(IMAGES), TARGETS, net.head, failing(1)
+    ),
+    "attack on NaN": lambda net: net.layer(net.features(IMAGES) * float("nan"), TARGETS, net.head),
+    "attack with a loss of NaN": lambda net: net.layer(
+        net.features(IMAGES), TARGETS, net.head, lambda x, y: x.sum() * float("nan")
+    ),
+    "attack with a loss without gradient": lambda net: net.layer(
+        net.features(IMAGES), TARGETS, net.head, lambda x, y: torch.tensor(1.0)
+    ),
+    "attack with wrong targets": lambda net: net.layer(net.features(IMAGES), TARGETS[:2], net.head),
+    "a branch": inside,
+    "a branch, and a failure inside": lambda net: inside(net, fails=True),
+    "a branch of another name": lambda net: inside(net, "dirty"),
+    "prediction": lambda net: predict(net, BYTES),
+    "prediction of each": lambda net: predict_each({"a": net.eval()}, BYTES) and net.train(),
+    "prediction on wrong images": lambda net: predict(net, BYTES[:, :2]),
+    "a copy for inference": lambda net: for_inference(net.head),
+    "export": lambda net: net.export("adversarial"),
+    "export of another branch": lambda net: net.export("dirty"),
+    "preparing once more": lambda net: prepare(net.stem, "bn1"),
+    "splitting at a wrong place": lambda net: split(net.stem, "layer9"),
+}
 
 
-@pytest.mark.promise("Determinism and state", "the layer, use_branch and evaluation never leave a model changed, whatever fails")
+@pytest.mark.promise(
+    "Determinism and state",
+    "the layer, use_branch and evaluation never leave a model changed, whatever fails",
+)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("what", DOINGS)
 def test_nothing_is_left_changed(what, training):
@@ -96,13 +146,18 @@ def test_nothing_is_left_changed(what, training):
     net.train(training)
     assert failed == any(word in what for word in ("fail", "NaN", "wrong", "without", "another"))
     after = complete_state(net)
-    if what in ("a branch", "a branch, and a failure inside") and training:  # in train mode a forward pass keeps running statistics, as it should
+    if (
+        what in ("a branch", "a branch, and a failure inside") and training
+    ):  # in train mode a forward pass keeps running statistics, as it should
         before, after = ({k: v for k, v in s.items() if not k.startswith("buffer")} for s in (before, after))
     assert_same(before, after)
     assert torch.equal(generator, torch.random.get_rng_state())
 
 
-@pytest.mark.promise("Determinism and state", "the layer, use_branch and evaluation never leave a model changed, whatever fails")
+@pytest.mark.promise(
+    "Determinism and state",
+    "the layer, use_branch and evaluation never leave a model changed, whatever fails",
+)
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_a_head_that_fails_leaves_nothing_changed(after):
     net = network().eval()
@@ -119,10 +174,22 @@ FORMATS = st.sampled_from([torch.contiguous_format, torch.channels_last])
 TYPES = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16])
 
 
-@pytest.mark.promise("Determinism and state", "properties hold for any shape, type, memory format and setting")
+@pytest.mark.promise(
+    "Determinism and state", "properties hold for any shape, type, memory format and setting"
+)
 @settings(max_examples=60, deadline=None)
-@given(shape=st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 5), st.integers(1, 5)), dtype=TYPES, form=FORMATS, eps=st.floats(0, 2), step=st.floats(0, 1),
-       steps=st.integers(0, 3), rectify=st.booleans(), start=st.sampled_from(["clean", "random"]), perturb=st.sampled_from(["both", "mean", "std"]), seed=st.integers(0, 999))
+@given(
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 5), st.integers(1, 5)),
+    dtype=TYPES,
+    form=FORMATS,
+    eps=st.floats(0, 2),
+    step=st.floats(0, 1),
+    steps=st.integers(0, 3),
+    rectify=st.booleans(),
+    start=st.sampled_from(["clean", "random"]),
+    perturb=st.sampled_from(["both", "mean", "std"]),
+    seed=st.integers(0, 999),
+)
 def test_the_layer(shape, dtype, form, eps, step, steps, rectify, start, perturb, seed):
     torch.manual_seed(seed)
     features = torch.randn(shape).relu().to(dtype).contiguous(memory_format=form)
@@ -133,9 +200,19 @@ def test_the_layer(shape, dtype, form, eps, step, steps, rectify, start, perturb
     factors = layer.attack(features, targets, head)
     torch.manual_seed(seed)
     out = layer(features, targets, head)
-    assert out.shape == features.shape and out.dtype == dtype and out.stride() == features.stride() and not out.requires_grad
-    assert all(f.shape == (1, shape[1], 1, 1) and f.min() >= 1 - eps - 1e-5 and f.max() <= 1 + eps + 1e-5 for f in factors)
-    assert torch.equal(out, renormalize(features, *factors, rectify=rectify)) and torch.equal(features, given_)
+    assert (
+        out.shape == features.shape
+        and out.dtype == dtype
+        and out.stride() == features.stride()
+        and not out.requires_grad
+    )
+    assert all(
+        f.shape == (1, shape[1], 1, 1) and f.min() >= 1 - eps - 1e-5 and f.max() <= 1 + eps + 1e-5
+        for f in factors
+    )
+    assert torch.equal(out, renormalize(features, *factors, rectify=rectify)) and torch.equal(
+        features, given_
+    )
     if perturb != "both":
         assert torch.equal(factors[perturb == "mean"], torch.ones_like(factors[0]))
     if eps == 0 or (start == "clean" and steps == 0):
@@ -145,25 +222,42 @@ def test_the_layer(shape, dtype, form, eps, step, steps, rectify, start, perturb
     assert_same(before, complete_state(head))
 
 
-@pytest.mark.promise("Determinism and state", "properties hold for any shape, type, memory format and setting")
+@pytest.mark.promise(
+    "Determinism and state", "properties hold for any shape, type, memory format and setting"
+)
 @settings(max_examples=40, deadline=None)
-@given(shape=st.tuples(st.integers(2, 5), st.integers(1, 6), st.integers(1, 5), st.integers(1, 5)), dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]), form=FORMATS,
-       momentum=st.sampled_from([None, 0.1, 0.9]), training=st.booleans(), seed=st.integers(0, 99))
+@given(
+    shape=st.tuples(st.integers(2, 5), st.integers(1, 6), st.integers(1, 5), st.integers(1, 5)),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    form=FORMATS,
+    momentum=st.sampled_from([None, 0.1, 0.9]),
+    training=st.booleans(),
+    seed=st.integers(0, 99),
+)
 def test_a_branch_is_a_batch_norm(shape, dtype, form, momentum, training, seed):
     torch.manual_seed(seed)
-    dual, plain = DualBatchNorm2d(shape[1], momentum=momentum).to(dtype).train(training), nn.BatchNorm2d(shape[1], momentum=momentum).to(dtype).train(training)
+    dual, plain = (
+        DualBatchNorm2d(shape[1], momentum=momentum).to(dtype).train(training),
+        nn.BatchNorm2d(shape[1], momentum=momentum).to(dtype).train(training),
+    )
     for branch in ("adversarial", "clean"):
         x = torch.randn(shape, dtype=dtype).contiguous(memory_format=form)
         with use_branch(dual, branch):
             ours, theirs = dual(x), copy.deepcopy(plain)(x)
         assert torch.equal(ours, theirs) and ours.stride() == theirs.stride()
-    assert dual.branch == "clean" and torch.equal(dual.running_mean, dual.adversarial.running_mean) == (not training)
+    assert dual.branch == "clean" and torch.equal(dual.running_mean, dual.adversarial.running_mean) == (
+        not training
+    )
 
 
 class Residual(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.conv, self.bn, self.relu = nn.Conv2d(c, c, 3, padding=1), nn.BatchNorm2d(c), nn.ReLU(inplace=True)
+        self.conv, self.bn, self.relu = (
+            nn.Conv2d(c, c, 3, padding=1),
+            nn.BatchNorm2d(c),
+            nn.ReLU(inplace=True),
+        )
 
     def forward(self, x):
         return self.relu(self.bn(self.conv(x)) + x)
@@ -187,16 +281,38 @@ class Squeeze(nn.Module):
         return x * self.fc(x.mean((2, 3))).sigmoid()[:, :, None, None]
 
 
-BLOCKS = [Residual, Dense, Squeeze, lambda c: nn.Sequential(nn.Conv2d(c, c, 1), nn.BatchNorm2d(c), nn.Hardswish(inplace=True)), lambda c: nn.MaxPool2d(2, 1, 1), lambda c: nn.Dropout(0.5)]
+BLOCKS = [
+    Residual,
+    Dense,
+    Squeeze,
+    lambda c: nn.Sequential(nn.Conv2d(c, c, 1), nn.BatchNorm2d(c), nn.Hardswish(inplace=True)),
+    lambda c: nn.MaxPool2d(2, 1, 1),
+    lambda c: nn.Dropout(0.5),
+]
 
 
-@pytest.mark.promise("Determinism and state", "properties hold for any shape, type, memory format and setting")
+@pytest.mark.promise(
+    "Determinism and state", "properties hold for any shape, type, memory format and setting"
+)
 @settings(max_examples=40, deadline=None)
-@given(kinds=st.lists(st.sampled_from(range(len(BLOCKS))), min_size=2, max_size=6), data=st.data(), n=st.integers(1, 3), size=st.integers(3, 9), form=FORMATS,
-       dtype=st.sampled_from([torch.float32, torch.float64]), seed=st.integers(0, 99))
+@given(
+    kinds=st.lists(st.sampled_from(range(len(BLOCKS))), min_size=2, max_size=6),
+    data=st.data(),
+    n=st.integers(1, 3),
+    size=st.integers(3, 9),
+    form=FORMATS,
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 99),
+)
 def test_split_gives_the_network_back(kinds, data, n, size, form, dtype, seed):
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), *(BLOCKS[k](4) for k in kinds), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)).to(dtype)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        *(BLOCKS[k](4) for k in kinds),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 5),
+    ).to(dtype)
     for name, buffer in model.named_buffers():
         if "running" in name:
             nn.init.uniform_(buffer, 0.5, 2)
@@ -216,26 +332,58 @@ def test_split_gives_the_network_back(kinds, data, n, size, form, dtype, seed):
             assert torch.equal(plain(x), model(x))
 
 
-@pytest.mark.promise("Determinism and state", "properties hold for any shape, type, memory format and setting")
+@pytest.mark.promise(
+    "Determinism and state", "properties hold for any shape, type, memory format and setting"
+)
 @settings(max_examples=30, deadline=None)
-@given(name=st.sampled_from(CORRUPTIONS), severity=st.integers(1, 5), n=st.integers(2, 4), h=st.integers(32, 70), w=st.integers(32, 70), form=FORMATS, seed=st.integers(0, 9))
+@given(
+    name=st.sampled_from(CORRUPTIONS),
+    severity=st.integers(1, 5),
+    n=st.integers(2, 4),
+    h=st.integers(32, 70),
+    w=st.integers(32, 70),
+    form=FORMATS,
+    seed=st.integers(0, 9),
+)
 def test_corrupted_images_do_not_depend_on_their_batch(name, severity, n, h, w, form, seed):
-    images = torch.randint(256, (n, 3, h, w), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    images = torch.randint(
+        256, (n, 3, h, w), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
     whole = corrupt(images.contiguous(memory_format=form), name, severity, seed=seed, indices=range(5, 5 + n))
     last = corrupt(images[-1:], name, severity, seed=seed, indices=[4 + n])
-    assert whole.shape == images.shape and whole.dtype == torch.uint8 and (whole[-1:].int() - last.int()).abs().max() <= 1
+    assert (
+        whole.shape == images.shape
+        and whole.dtype == torch.uint8
+        and (whole[-1:].int() - last.int()).abs().max() <= 1
+    )
 
 
-@pytest.mark.promise("Determinism and state", "properties hold for any shape, type, memory format and setting")
+@pytest.mark.promise(
+    "Determinism and state", "properties hold for any shape, type, memory format and setting"
+)
 @settings(max_examples=40, deadline=None)
-@given(errors=st.lists(st.lists(st.floats(0.001, 1), min_size=5, max_size=5), min_size=15, max_size=15), kind=st.sampled_from(["list", "tuple", "mapping", "numpy", "torch"]), order=st.randoms())
+@given(
+    errors=st.lists(st.lists(st.floats(0.001, 1), min_size=5, max_size=5), min_size=15, max_size=15),
+    kind=st.sampled_from(["list", "tuple", "mapping", "numpy", "torch"]),
+    order=st.randoms(),
+)
 def test_mce(errors, kind, order):
-    as_given = {"list": list, "tuple": tuple, "mapping": lambda v: dict(enumerate(v, 1)), "numpy": np.array, "torch": lambda v: torch.tensor(v, dtype=torch.float64)}[kind]
+    as_given = {
+        "list": list,
+        "tuple": tuple,
+        "mapping": lambda v: dict(enumerate(v, 1)),
+        "numpy": np.array,
+        "torch": lambda v: torch.tensor(v, dtype=torch.float64),
+    }[kind]
     names = list(CORRUPTIONS)
     table = {name: as_given(values) for name, values in zip(names, errors)}
     order.shuffle(names)
-    assert mean_corruption_error({n: table[n] for n in names}) == pytest.approx(mean_corruption_error(dict(zip(CORRUPTIONS, errors))))
-    assert mean_corruption_error(table, table) == pytest.approx(100) and mean_error(table) == pytest.approx(100 * np.mean(errors))
+    assert mean_corruption_error({n: table[n] for n in names}) == pytest.approx(
+        mean_corruption_error(dict(zip(CORRUPTIONS, errors)))
+    )
+    assert mean_corruption_error(table, table) == pytest.approx(100) and mean_error(table) == pytest.approx(
+        100 * np.mean(errors)
+    )
 
 
 # ---- the same numbers
@@ -252,9 +400,20 @@ def small(tmp_path, monkeypatch):
     "Two folders with the same small set and one epoch of everything."
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     profile = content["profiles"]["openmoji"]
-    for section in (profile["pretrain"], profile["finetune"], profile["pictures"]["classifier"], profile["pictures"]["decoder"]):
+    for section in (
+        profile["pretrain"],
+        profile["finetune"],
+        profile["pictures"]["classifier"],
+        profile["pictures"]["decoder"],
+    ):
         section["epochs"] = 1
-    content.update(seeds=[0], studies={}, bases={}, base_methods={}, methods={k: content["methods"][k] for k in ("standard", "finetune", "random", "advbn")})
+    content.update(
+        seeds=[0],
+        studies={},
+        bases={},
+        base_methods={},
+        methods={k: content["methods"][k] for k in ("standard", "finetune", "random", "advbn")},
+    )
     profile["short"] = None
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
@@ -264,10 +423,14 @@ def small(tmp_path, monkeypatch):
     def at(name):
         monkeypatch.setenv("ADVBN_ROOT", str(tmp_path / name))
         return parse_params(content)
+
     return at
 
 
-@pytest.mark.promise("Determinism and state", "the same seed gives the same numbers, for every stage and in any order of stages")
+@pytest.mark.promise(
+    "Determinism and state",
+    "the same seed gives the same numbers, for every stage and in any order of stages",
+)
 def test_the_order_of_stages_does_not_matter(small, tmp_path):
     params, tables = small("one"), {}
     pretrain(params, None, 0), train_autoencoder(params), shift(params, 0)
@@ -293,14 +456,25 @@ def test_the_order_of_stages_does_not_matter(small, tmp_path):
 
 
 def other_decoder(params, folder):
-    save_state(Autoencoder(build_model("small_vgg", 9), "features.relu2_2").decoder.state_dict(), checkpoint(params, "autoencoder", 0, "decoder"))
+    save_state(
+        Autoencoder(build_model("small_vgg", 9), "features.relu2_2").decoder.state_dict(),
+        checkpoint(params, "autoencoder", 0, "decoder"),
+    )
     return params
 
 
 def stronger(params, folder):
     pictures = params.current.pictures
     attack = pictures.attack.model_copy(update={"eps": 2.0})
-    return params.model_copy(update={"profiles": {"openmoji": params.current.model_copy(update={"pictures": pictures.model_copy(update={"attack": attack})})}})
+    return params.model_copy(
+        update={
+            "profiles": {
+                "openmoji": params.current.model_copy(
+                    update={"pictures": pictures.model_copy(update={"attack": attack})}
+                )
+            }
+        }
+    )
 
 
 def other_image(params, folder):
@@ -325,9 +499,20 @@ def unknown(params, folder):
     return params
 
 
-@pytest.mark.promise("Determinism and state", "kept shifts are tested on only if they are those of the parameters")
-@pytest.mark.parametrize("change, words", [(stronger, "attack"), (other_decoder, "decoder"), (other_image, "images"), (another_seeds, "seed"), (unknown, "attack, ")],
-                         ids=["the attack", "the decoder", "the images", "the seed", "no record"])
+@pytest.mark.promise(
+    "Determinism and state", "kept shifts are tested on only if they are those of the parameters"
+)
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (stronger, "attack"),
+        (other_decoder, "decoder"),
+        (other_image, "images"),
+        (another_seeds, "seed"),
+        (unknown, "attack, "),
+    ],
+    ids=["the attack", "the decoder", "the images", "the seed", "no record"],
+)
 def test_shifts_of_other_settings_are_refused(small, tmp_path, change, words):
     params, one = small("one"), lambda shift, cell: shift == "clean"
     torch.manual_seed(0)
@@ -336,7 +521,9 @@ def test_shifts_of_other_settings_are_refused(small, tmp_path, change, words):
     shift(params, 0)
     assert len(list(shifted(params, load_data(params), 0, one))) == 1
     again = change(params, tmp_path / "one")
-    with pytest.raises(DataError, match=f"seed0 was made with other settings \\(.*{words}.*dvc repro --force shifts"):
+    with pytest.raises(
+        DataError, match=f"seed0 was made with other settings \\(.*{words}.*dvc repro --force shifts"
+    ):
         list(shifted(again, load_data(again), 0, one))
     shift(again, 0)
     assert len(list(shifted(again, load_data(again), 0, one))) == 1
@@ -355,8 +542,12 @@ def test_workers_do_not_matter(root):
     for workers in (0, 2):
         torch.manual_seed(0)
         net = finetuning_net(build_model("small_resnet", 9), "layer1", {"steps": 1, "start": "random"})
-        loader = FolderBatches(root / "data/openmoji", 32, 256, seed=2, policy="trivialaugment", workers=workers)
-        found.append((fit(net, loader, Training(epochs=1, batch_size=256, lr=0.01), seed=2), net.state_dict()))
+        loader = FolderBatches(
+            root / "data/openmoji", 32, 256, seed=2, policy="trivialaugment", workers=workers
+        )
+        found.append(
+            (fit(net, loader, Training(epochs=1, batch_size=256, lr=0.01), seed=2), net.state_dict())
+        )
     assert found[0][0] == found[1][0] and all(torch.equal(v, found[1][1][k]) for k, v in found[0][1].items())
 
 
@@ -364,8 +555,14 @@ def test_dual_norms_are_compared_too():
     "The comparison above notices what it is there for."
     net = network().eval()
     before = complete_state(net)
-    for change in (lambda: setattr(next(net.modules()), "extra", 1), lambda: next(net.head.parameters()).requires_grad_(False), lambda: net.head.train(),
-                   lambda: next(m for m in net.modules() if isinstance(m, DualBatchNorm2d)).adversarial.running_mean.add_(1)):
+    for change in (
+        lambda: setattr(next(net.modules()), "extra", 1),
+        lambda: next(net.head.parameters()).requires_grad_(False),
+        lambda: net.head.train(),
+        lambda: next(
+            m for m in net.modules() if isinstance(m, DualBatchNorm2d)
+        ).adversarial.running_mean.add_(1),
+    ):
         change()
         with pytest.raises(AssertionError):
             assert_same(before, complete_state(net))

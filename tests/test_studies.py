@@ -1,4 +1,6 @@
-"""Tables of runs: what is in them, what each row is compared with, what a step costs, and what a profile will cost."""
+"""Tables of runs: what is in them, what each row is compared with, what a step costs, and what a profile will
+cost."""
+
 import json
 import subprocess
 import sys
@@ -12,7 +14,15 @@ from advbn.config import load_params, parse_params
 from advbn.errors import ParameterError
 from advbn.evidence.cost import missing_sets, relative_costs, run_flops, set_sizes, step_flops
 from advbn.evidence.evaluation import mean_interval
-from advbn.evidence.studies import check_name, control_of, is_short, run_bases, run_study, study_table, table_of_runs
+from advbn.evidence.studies import (
+    check_name,
+    control_of,
+    is_short,
+    run_bases,
+    run_study,
+    study_table,
+    table_of_runs,
+)
 from advbn.evidence.tables import cost_chart, study_markdown
 from advbn.networks.models import build_model
 from advbn.shifts.cells import SHIFTS
@@ -31,15 +41,21 @@ def params():
 def test_a_study_is_every_base_with_every_method(params):
     for study, section in params.studies.items():
         runs = params.runs(study)
-        assert list(runs) == [f"{b}/{m}" for b in section.bases for m in (*params.base_methods, *section.methods)]
+        assert list(runs) == [
+            f"{b}/{m}" for b in section.bases for m in (*params.base_methods, *section.methods)
+        ]
         assert len(table_of_runs(params, study)) == len(runs)
         for run in runs.values():
-            assert run.finetune.epochs == params.current.short.finetune_epochs and run.pretrain.epochs == params.current.short.pretrain_epochs
+            assert (
+                run.finetune.epochs == params.current.short.finetune_epochs
+                and run.pretrain.epochs == params.current.short.pretrain_epochs
+            )
             assert run.network == (params.bases[run.base].network or params.current.network)
 
 
 def test_an_ablation_changes_one_setting(params):
-    "Every row of the ablations differs from the reference in one setting alone, but for the recipe, which is a set of them."
+    """Every row of the ablations differs from the reference in one setting alone, but for the recipe, which
+    is a set of them."""
     methods = params.base_methods | params.studies["ablations"].methods
     reference = {**methods["advbn"].layer.model_dump(), "after": methods["advbn"].after}
     for name, method in methods.items():
@@ -59,14 +75,31 @@ def test_the_control_has_the_same_base_and_cut(params):
 
 def test_differences_are_paired_by_seed(params):
     runs = params.runs("complementarity")
-    rows = [{"run": name, "branch": branch, "shift": shift, "cell": cell, "seed": seed,
-             "accuracy": 10 * seed + (5 + seed if name == "mixup/advbn" and branch == "adversarial" else 0) + (cell == "b")}
-            for name, run in runs.items() for branch in (("clean", "adversarial") if run.method.options else ("clean",))
-            for shift in SHIFTS for cell in ("a", "b") for seed in (0, 1, 2)]
+    rows = [
+        {
+            "run": name,
+            "branch": branch,
+            "shift": shift,
+            "cell": cell,
+            "seed": seed,
+            "accuracy": 10 * seed
+            + (5 + seed if name == "mixup/advbn" and branch == "adversarial" else 0)
+            + (cell == "b"),
+        }
+        for name, run in runs.items()
+        for branch in (("clean", "adversarial") if run.method.options else ("clean",))
+        for shift in SHIFTS
+        for cell in ("a", "b")
+        for seed in (0, 1, 2)
+    ]
     table = study_table(pd.DataFrame(rows), params, "complementarity")
     gained = table.query("base == 'mixup' and method == 'advbn' and branch == 'adversarial'")
     mean, interval = mean_interval([5, 6, 7])
-    assert len(gained) == len(SHIFTS) + 1 and gained.difference.tolist() == pytest.approx([mean] * 6) and gained.difference_ci95.tolist() == pytest.approx([interval] * 6)
+    assert (
+        len(gained) == len(SHIFTS) + 1
+        and gained.difference.tolist() == pytest.approx([mean] * 6)
+        and gained.difference_ci95.tolist() == pytest.approx([interval] * 6)
+    )
     assert table.query("method == 'finetune'").difference.isna().all()
     assert (table.query("base == 'plain' and method == 'advbn'").difference == 0).all()
 
@@ -78,12 +111,15 @@ def test_the_committed_tables_follow_from_the_committed_runs(params):
         pd.testing.assert_frame_equal(kept.drop(columns="cost"), made, check_dtype=False)
         used = json.loads((ROOT / f"results/openmoji/studies/{study}.json").read_text())
         assert as_today(params.studies[study], used["study"])  # the parameters that the table was made with
-        assert used["base_methods"].keys() == params.base_methods.keys() and all(as_today(m, used["base_methods"][name]) for name, m in params.base_methods.items())
+        assert used["base_methods"].keys() == params.base_methods.keys() and all(
+            as_today(m, used["base_methods"][name]) for name, m in params.base_methods.items()
+        )
         assert as_today(params.current, used["settings"])
 
 
 def as_today(section, used):
-    "Whether what was `used` is this section of today's parameters; one that did not exist then had its default."
+    """Whether what was `used` is this section of today's parameters; one that did not exist then had its
+    default."""
     return type(section).model_validate(used) == section
 
 
@@ -92,37 +128,81 @@ def test_what_studies_share_was_measured_once(params):
         found = pd.read_csv(ROOT / f"results/openmoji/studies/{study}.csv")
         for base in section.bases:
             shared = pd.read_csv(ROOT / f"results/openmoji/studies/bases/{base}.csv")
-            assert set(shared.run) == set(params.base_runs(base)) and (shared.groupby("run").seed.nunique() == len(params.current.short.seeds)).all()
+            assert (
+                set(shared.run) == set(params.base_runs(base))
+                and (shared.groupby("run").seed.nunique() == len(params.current.short.seeds)).all()
+            )
             keys = ["run", "branch", "shift", "cell", "seed"]
-            pd.testing.assert_frame_equal(found[found.run.isin(shared.run)].set_index(keys).sort_index(), shared.set_index(keys).sort_index())
+            pd.testing.assert_frame_equal(
+                found[found.run.isin(shared.run)].set_index(keys).sort_index(),
+                shared.set_index(keys).sort_index(),
+            )
 
 
 def test_the_short_test_has_the_chosen_cells(params):
-    cells = [("clean", "clean", 0), *(("corruptions", f"{n}/{s}", 0) for n in CORRUPTIONS for s in range(1, 6)), *(("instagram", f.lstrip("_"), 0) for f in FILTERS),
-             ("sketch", "line art", 0), ("advbn", "decoded", 0)]
+    cells = [
+        ("clean", "clean", 0),
+        *(("corruptions", f"{n}/{s}", 0) for n in CORRUPTIONS for s in range(1, 6)),
+        *(("instagram", f.lstrip("_"), 0) for f in FILTERS),
+        ("sketch", "line art", 0),
+        ("advbn", "decoded", 0),
+    ]
     wanted = is_short(params)
     kept = [(shift, cell) for shift, cell, _ in cells if wanted(shift, cell)]
     short = params.current.short
     corrupted = [c for s, c in kept if s == "corruptions"]
-    assert len(corrupted) == short.corruptions * len(short.severities) and {int(c[-1]) for c in corrupted} == set(short.severities)
-    assert sum(s == "instagram" for s, _ in kept) == short.filters and ("sketch", "line art") in kept and not any(s == "advbn" for s, _ in kept)
+    assert len(corrupted) == short.corruptions * len(short.severities) and {
+        int(c[-1]) for c in corrupted
+    } == set(short.severities)
+    assert (
+        sum(s == "instagram" for s, _ in kept) == short.filters
+        and ("sketch", "line art") in kept
+        and not any(s == "advbn" for s, _ in kept)
+    )
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda c: c["studies"]["ablations"].update(bases=["plane"]), "'plane'; allowed are plain"),
-    (lambda c: c["base_methods"].pop("finetune"), "where 0 methods train clean"),
-    (lambda c: c.update(base_methods={"finetune": c["base_methods"]["advbn"], "clean": c["base_methods"]["finetune"]}), "base_methods has no 'finetune' that trains clean"),
-    (lambda c: c["studies"]["ablations"]["methods"].update(advbn=c["base_methods"]["advbn"]), "studies.ablations.methods.advbn is the name of one of base_methods"),
-    (lambda c: c["bases"]["augmix"].update(augmentation="augmx"), "bases.augmix.augmentation is 'augmx'"),
-    (lambda c: c["studies"]["ablations"]["methods"]["mean"]["layer"].update(perturb="average"), "perturb is 'average'"),
-    (lambda c: c["profiles"]["openmoji"]["short"].update(seeds=[9]), "short.seeds are [9]; allowed are those of seeds"),
-    (lambda c: c["profiles"]["openmoji"]["short"].update(severities=[6]), "severities.0 is 6"),
-    (lambda c: c["profiles"]["openmoji"]["short"].update(seeds=[1, 1]), "each may stand there once"),
-    (lambda c: c["studies"]["ablations"].update(bases=["plain", "plain"]), "each may stand there once"),
-    (lambda c: c["studies"]["ablations"]["methods"].pop("finetune-layer2"), "studies.ablations.methods.layer2 is cut after 'layer2', where 0 methods train clean"),
-    (lambda c: c["studies"]["ablations"]["methods"]["finetune-stem"].pop("after"), "where 2 methods train clean"),
-    (lambda c: c["bases"].update(spare={"label": "x"}), "bases.spare is in no study"),
-    (lambda c: c["profiles"]["imagenet"].update(short=c["profiles"]["openmoji"]["short"]), "imagenet takes no section 'short'")])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda c: c["studies"]["ablations"].update(bases=["plane"]), "'plane'; allowed are plain"),
+        (lambda c: c["base_methods"].pop("finetune"), "where 0 methods train clean"),
+        (
+            lambda c: c.update(
+                base_methods={"finetune": c["base_methods"]["advbn"], "clean": c["base_methods"]["finetune"]}
+            ),
+            "base_methods has no 'finetune' that trains clean",
+        ),
+        (
+            lambda c: c["studies"]["ablations"]["methods"].update(advbn=c["base_methods"]["advbn"]),
+            "studies.ablations.methods.advbn is the name of one of base_methods",
+        ),
+        (lambda c: c["bases"]["augmix"].update(augmentation="augmx"), "bases.augmix.augmentation is 'augmx'"),
+        (
+            lambda c: c["studies"]["ablations"]["methods"]["mean"]["layer"].update(perturb="average"),
+            "perturb is 'average'",
+        ),
+        (
+            lambda c: c["profiles"]["openmoji"]["short"].update(seeds=[9]),
+            "short.seeds are [9]; allowed are those of seeds",
+        ),
+        (lambda c: c["profiles"]["openmoji"]["short"].update(severities=[6]), "severities.0 is 6"),
+        (lambda c: c["profiles"]["openmoji"]["short"].update(seeds=[1, 1]), "each may stand there once"),
+        (lambda c: c["studies"]["ablations"].update(bases=["plain", "plain"]), "each may stand there once"),
+        (
+            lambda c: c["studies"]["ablations"]["methods"].pop("finetune-layer2"),
+            "studies.ablations.methods.layer2 is cut after 'layer2', where 0 methods train clean",
+        ),
+        (
+            lambda c: c["studies"]["ablations"]["methods"]["finetune-stem"].pop("after"),
+            "where 2 methods train clean",
+        ),
+        (lambda c: c["bases"].update(spare={"label": "x"}), "bases.spare is in no study"),
+        (
+            lambda c: c["profiles"]["imagenet"].update(short=c["profiles"]["openmoji"]["short"]),
+            "imagenet takes no section 'short'",
+        ),
+    ],
+)
 def test_wrong_studies_are_refused(change, words):
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     change(content)
@@ -140,16 +220,33 @@ def test_unknown_studies_and_profiles_without_them(params, tmp_path):
     found = run_study(without, "ablations", shared)
     table = study_table(found, without, "ablations")
     assert found.empty and table.empty and table_of_runs(without, "ablations").empty
-    assert study_markdown(table, without) == "The profile imagenet runs no studies: it has no section `short`.\n"
+    assert (
+        study_markdown(table, without) == "The profile imagenet runs no studies: it has no section `short`.\n"
+    )
     table.to_csv(tmp_path / "empty.csv", index=False)
     assert pd.read_csv(tmp_path / "empty.csv").empty and len(cost_chart(table, without).axes) == 1
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda c: c["studies"]["ablations"]["methods"]["layer2"].update(after="layr2") or c["studies"]["ablations"]["methods"]["finetune-layer2"].update(after="layr2"),
-     "studies.ablations.methods.*after: .*'layr2'; the nearest are 'layer2'"),
-    (lambda c: c["bases"]["densenet"]["network"].update(name="small_densnet"), "bases.densenet.network: no network 'small_densnet'; the nearest are 'small_densenet'"),
-    (lambda c: c["bases"]["densenet"]["network"].update(after="features.transitoin1"), "bases.densenet.network: .*'features.transitoin1'; the nearest are 'features.transition1'")])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (
+            lambda c: (
+                c["studies"]["ablations"]["methods"]["layer2"].update(after="layr2")
+                or c["studies"]["ablations"]["methods"]["finetune-layer2"].update(after="layr2")
+            ),
+            "studies.ablations.methods.*after: .*'layr2'; the nearest are 'layer2'",
+        ),
+        (
+            lambda c: c["bases"]["densenet"]["network"].update(name="small_densnet"),
+            "bases.densenet.network: no network 'small_densnet'; the nearest are 'small_densenet'",
+        ),
+        (
+            lambda c: c["bases"]["densenet"]["network"].update(after="features.transitoin1"),
+            "bases.densenet.network: .*'features.transitoin1'; the nearest are 'features.transition1'",
+        ),
+    ],
+)
 def test_wrong_networks_and_cuts_of_any_table_are_found_before_training(change, words):
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     change(content)
@@ -158,14 +255,22 @@ def test_wrong_networks_and_cuts_of_any_table_are_found_before_training(change, 
 
 
 def test_flops_are_those_worked_out_by_hand():
-    "One 3 x 3 convolution in the head, one linear layer; the input's gradient is asked for by the attack alone."
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(4, 8, 3, padding=1, bias=False), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
-                                torch.nn.Linear(8, 5))
+    """One 3 x 3 convolution in the head, one linear layer; the input's gradient is asked for by the attack
+    alone."""
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 1),
+        torch.nn.Conv2d(4, 8, 3, padding=1, bias=False),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(8, 5),
+    )
     images, targets = torch.randn(2, 3, 10, 10), torch.tensor([0, 1])
     stem, conv, linear = 2 * 100 * 3 * 4, 2 * 100 * 4 * 8 * 9, 2 * 8 * 5
     clean = stem + 2 * conv + 3 * linear  # forward; the weights' gradients; the linear layer's input's
     assert step_flops(finetuning_net(model, "0", None), images, targets) == clean
-    attacked = clean + 2 * conv + 3 * linear + 3 * (2 * conv + 2 * linear)  # a second loss, and three attacks: forward and the input's gradient
+    attacked = (
+        clean + 2 * conv + 3 * linear + 3 * (2 * conv + 2 * linear)
+    )  # a second loss, and three attacks: forward and the input's gradient
     assert step_flops(finetuning_net(model, "0", {"steps": 3}), images, targets) == attacked
 
 
@@ -182,18 +287,38 @@ def test_the_plan_names_stages_and_missing_sets(params, monkeypatch, tmp_path):
     assert len(missing) == 2 and "IMAGENET_SKETCH" in missing[1] and missing_sets(params) == []
     monkeypatch.setenv("CIFAR10", str(tmp_path / "cifar"))
     cifar = params.model_copy(update={"profile": "cifar10"})
-    assert "no images at" in missing_sets(cifar)[0] and set_sizes(cifar) == (50_000, cifar.current.data.test_images, 32) and not (tmp_path / "cifar").exists()  # nothing is downloaded
+    assert (
+        "no images at" in missing_sets(cifar)[0]
+        and set_sizes(cifar) == (50_000, cifar.current.data.test_images, 32)
+        and not (tmp_path / "cifar").exists()
+    )  # nothing is downloaded
     (tmp_path / "cifar/tran").mkdir(parents=True)
     assert "has not train/ and test/ nor cifar-10-batches-py/" in missing_sets(cifar)[0]
-    done = subprocess.run([sys.executable, "-m", "advbn", "plan", "--json"], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-m", "advbn", "plan", "--json"], capture_output=True, text=True, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
     planned = json.loads(done.stdout)
     stages = {row["stage"]: row for row in planned["stages"]}
-    assert {"pretrain", "shifts", *(f"{verb} {m}" for verb in ("train", "evaluate") for m in params.methods), *(f"study {s}" for s in params.studies)} <= set(stages)
+    assert {
+        "pretrain",
+        "shifts",
+        *(f"{verb} {m}" for verb in ("train", "evaluate") for m in params.methods),
+        *(f"study {s}" for s in params.studies),
+    } <= set(stages)
     recipe = params.current.pretrain
     assert stages["pretrain"]["images"] == len(params.seeds) * recipe.epochs * 1424
     size = lambda name: 4 * sum(p.numel() for p in build_model(name, 9).parameters())
-    networks = len(params.seeds) * (1 + sum(1 + (m.train == "adversarial") for m in params.methods.values())) * size(params.current.network.name)
-    bases = sum(len(params.current.short.seeds) * size((b.network or params.current.network).name) for b in params.bases.values())
-    assert planned["disk"]["checkpoints"] == 2 * (networks + bases + 2 * size(params.current.pictures.network))
+    networks = (
+        len(params.seeds)
+        * (1 + sum(1 + (m.train == "adversarial") for m in params.methods.values()))
+        * size(params.current.network.name)
+    )
+    bases = sum(
+        len(params.current.short.seeds) * size((b.network or params.current.network).name)
+        for b in params.bases.values()
+    )
+    assert planned["disk"]["checkpoints"] == 2 * (
+        networks + bases + 2 * size(params.current.pictures.network)
+    )
     assert all(row["minutes"] >= 0 for row in planned["stages"]) and planned["missing"] == []

@@ -40,6 +40,7 @@ def test_the_loop_is_plain_sgd_on_the_sum_of_the_losses(images, layer):
     hand.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(hand.trainable_parameters(), lr=0.02, momentum=0.9, weight_decay=1e-4)
     from advbn.images.batches import step_seed
+
     step = 0
     for epoch in range(2):
         for x, y in loader.batches(epoch):
@@ -48,8 +49,12 @@ def test_the_loop_is_plain_sgd_on_the_sum_of_the_losses(images, layer):
             sum(hand.losses(x, y)).backward()
             optimizer.step()
             step += 1
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(net.state_dict().values(), hand.state_dict().values()))
-    assert [h["epoch"] for h in history] == [1, 2] and all(math.isfinite(h["clean_loss"]) and 0 <= h["accuracy"] <= 100 for h in history)
+    assert all(
+        torch.allclose(a, b, atol=1e-5) for a, b in zip(net.state_dict().values(), hand.state_dict().values())
+    )
+    assert [h["epoch"] for h in history] == [1, 2] and all(
+        math.isfinite(h["clean_loss"]) and 0 <= h["accuracy"] <= 100 for h in history
+    )
 
 
 def test_learning_happens(images):
@@ -66,15 +71,21 @@ def test_a_big_set_streams(root):
 
 def test_bfloat16_trains(images):
     net = finetuning_net(model(), "layer1", {"steps": 1})
-    history = fit(net, MemoryBatches(images, 16, seed=0), RECIPE.model_copy(update={"precision": "bf16"}), seed=0)
-    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in net.parameters()) and math.isfinite(history[-1]["adversarial_loss"])
+    history = fit(
+        net, MemoryBatches(images, 16, seed=0), RECIPE.model_copy(update={"precision": "bf16"}), seed=0
+    )
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in net.parameters()) and math.isfinite(
+        history[-1]["adversarial_loss"]
+    )
     with torch.no_grad():
         assert net(torch.randn(2, 3, 40, 40)).dtype == torch.float32
 
 
 def test_schedules():
-    for recipe, expected in ((Training(epochs=4, batch_size=1, lr=1.0, schedule="step", milestones=[2, 3]), [1, 1, 0.1, 0.01]),
-                             (Training(epochs=4, batch_size=1, lr=1.0), [1, 1, 1, 1])):
+    for recipe, expected in (
+        (Training(epochs=4, batch_size=1, lr=1.0, schedule="step", milestones=[2, 3]), [1, 1, 0.1, 0.01]),
+        (Training(epochs=4, batch_size=1, lr=1.0), [1, 1, 1, 1]),
+    ):
         optimizer, scheduler = build_optimizer([nn.Parameter(torch.zeros(1))], recipe, 5)
         rates = []
         for _ in range(20):
@@ -128,15 +139,26 @@ def test_synchronised_heads_compute_the_same(name, layer):
 
 
 def _trained_alone():
-    "A fine-tune from nothing but seeds, as a process of the pipeline makes it: one thread, augmentation, attack."
+    """A fine-tune from nothing but seeds, as a process of the pipeline makes it: one thread, augmentation,
+    attack."""
     torch.set_num_threads(1)
     images = read_images(ROOT / "data/openmoji")[range(0, 1898, 30)]
     net = finetuning_net(model(), "layer1", {"steps": 2, "start": "random"})
-    fit(net, MemoryBatches(images, 16, seed=3, augment=load_params().current.data.augment, policy="trivialaugment"), RECIPE, seed=3)
+    fit(
+        net,
+        MemoryBatches(
+            images, 16, seed=3, augment=load_params().current.data.augment, policy="trivialaugment"
+        ),
+        RECIPE,
+        seed=3,
+    )
     return {key: value.numpy() for key, value in net.state_dict().items()}
 
 
 def test_two_processes_train_the_same_network_to_the_last_digit():
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as one, ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
+    with (
+        ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as one,
+        ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other,
+    ):
         first, second = one.submit(_trained_alone), other.submit(_trained_alone)
         assert all(numpy.array_equal(a, b) for a, b in zip(first.result().values(), second.result().values()))

@@ -1,4 +1,6 @@
-"""Networks that users bring: shared blocks, aliases, buffers, arithmetic in place, random draws, hooks, replicas. Right, or refused by name."""
+"""Networks that users bring: shared blocks, aliases, buffers, arithmetic in place, random draws, hooks,
+replicas. Right, or refused by name."""
+
 import copy
 import json
 import pickle
@@ -56,8 +58,12 @@ def used(model, steps=5):
 
 def snapshot(model):
     "All that must be as it was: values, flags, hooks, and the names of plain attributes."
-    return ({k: v.clone() for k, v in model.state_dict().items()}, [m.training for m in model.modules()],
-            [sorted(vars(m)) for m in model.modules()], [len(m._forward_hooks) for m in model.modules()])
+    return (
+        {k: v.clone() for k, v in model.state_dict().items()},
+        [m.training for m in model.modules()],
+        [sorted(vars(m)) for m in model.modules()],
+        [len(m._forward_hooks) for m in model.modules()],
+    )
 
 
 def same(one, other):
@@ -72,6 +78,7 @@ def conv_bn(width=4):
 
 
 # ---- evaluation: the network's own forward
+
 
 def test_a_block_that_is_used_three_times_is_evaluated_as_it_is():
     def thrice(self, x):
@@ -132,13 +139,21 @@ def in_a_list(self, x):
 
 
 EVALUATED = {
-    "a norm for each use of a convolution": lambda: Net(nn.Conv2d(4, 4, 1), norm_per_use, first=nn.BatchNorm2d(4), second=nn.BatchNorm2d(4)),
-    "optional labels": lambda: OptionalLabels(conv_bn()), "a hook": lambda: scaled_output(Net(conv_bn())),
-    "a forward of its own": lambda: own_forward(Net(conv_bn())), "weight norm": lambda: weighted(Net(conv_bn())),
-    "a list of what is changed in place": lambda: Net(conv_bn(), in_a_list), "weights read by hand": lambda: ReadsWeights(conv_bn()),
-    "sync batch norm": lambda: nn.SyncBatchNorm.convert_sync_batchnorm(Net(conv_bn())), "half a network": lambda: Net(conv_bn()).conv,
+    "a norm for each use of a convolution": lambda: Net(
+        nn.Conv2d(4, 4, 1), norm_per_use, first=nn.BatchNorm2d(4), second=nn.BatchNorm2d(4)
+    ),
+    "optional labels": lambda: OptionalLabels(conv_bn()),
+    "a hook": lambda: scaled_output(Net(conv_bn())),
+    "a forward of its own": lambda: own_forward(Net(conv_bn())),
+    "weight norm": lambda: weighted(Net(conv_bn())),
+    "a list of what is changed in place": lambda: Net(conv_bn(), in_a_list),
+    "weights read by hand": lambda: ReadsWeights(conv_bn()),
+    "sync batch norm": lambda: nn.SyncBatchNorm.convert_sync_batchnorm(Net(conv_bn())),
+    "half a network": lambda: Net(conv_bn()).conv,
     "a batch norm of its own class": lambda: Net(nn.Sequential(nn.Conv2d(4, 4, 1), Shifted(4))),
-    "volumes": lambda: nn.Sequential(nn.Unflatten(1, (3, 1)), nn.Conv3d(3, 4, 1), nn.Flatten(1, 2), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)),
+    "volumes": lambda: nn.Sequential(
+        nn.Unflatten(1, (3, 1)), nn.Conv3d(3, 4, 1), nn.Flatten(1, 2), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+    ),
 }
 
 
@@ -150,11 +165,19 @@ class Shifted(nn.BatchNorm2d):
 @pytest.mark.parametrize("case", EVALUATED)
 def test_a_folded_copy_agrees_with_the_network(case):
     model = EVALUATED[case]()
-    model = used(model) if isinstance(model, Net) and not isinstance(model.block, nn.SyncBatchNorm) and "sync" not in case else model.eval()
+    model = (
+        used(model)
+        if isinstance(model, Net) and not isinstance(model.block, nn.SyncBatchNorm) and "sync" not in case
+        else model.eval()
+    )
     before = snapshot(model)
     with torch.no_grad():
         expected, found = model(IMAGES), for_inference(model)(IMAGES)
-    assert torch.allclose(found, expected, atol=1e-5) and found.argmax(1).equal(expected.argmax(1)) and same(snapshot(model), before)
+    assert (
+        torch.allclose(found, expected, atol=1e-5)
+        and found.argmax(1).equal(expected.argmax(1))
+        and same(snapshot(model), before)
+    )
 
 
 def test_what_cannot_be_copied_is_evaluated_itself_and_left_as_found():
@@ -170,10 +193,18 @@ def test_what_cannot_be_copied_is_evaluated_itself_and_left_as_found():
 
 def test_batch_norms_that_fold_are_folded():
     model = used(Net(conv_bn()))
-    assert sum(m.forward(IMAGES) is IMAGES for m in for_inference(model).modules() if isinstance(m, nn.BatchNorm2d)) == 2
+    assert (
+        sum(
+            m.forward(IMAGES) is IMAGES
+            for m in for_inference(model).modules()
+            if isinstance(m, nn.BatchNorm2d)
+        )
+        == 2
+    )
 
 
 # ---- aliases
+
 
 class Aliased(nn.Module):
     def __init__(self):
@@ -194,14 +225,23 @@ def one_step(net, images=IMAGES, targets=torch.arange(4)):
     return net.eval()
 
 
-@pytest.mark.parametrize("make, after", [(Aliased, "bn"), (lambda: timm.create_model("coat_lite_tiny", num_classes=5, img_size=32), "patch_embed4.proj")],
-                         ids=["classifier and batch norm", "coat"])
+@pytest.mark.parametrize(
+    "make, after",
+    [
+        (Aliased, "bn"),
+        (lambda: timm.create_model("coat_lite_tiny", num_classes=5, img_size=32), "patch_embed4.proj"),
+    ],
+    ids=["classifier and batch norm", "coat"],
+)
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_tensor_with_two_names_is_exported_under_both(make, after, kept):
     torch.manual_seed(0)
     model = make().eval()
     stem, head = split(model, after)
-    net = one_step(AdvBNNet(stem, head, AdvBN(steps=1, rectify=False), model.state_dict(keep_vars=kept)), torch.randn(4, 3, 32, 32))
+    net = one_step(
+        AdvBNNet(stem, head, AdvBN(steps=1, rectify=False), model.state_dict(keep_vars=kept)),
+        torch.randn(4, 3, 32, 32),
+    )
     for branch in ("clean", "adversarial"):
         plain = make().eval()
         plain.load_state_dict(net.export(branch), strict=True)
@@ -239,6 +279,7 @@ def test_a_batch_norm_of_two_names_in_parts_written_by_hand():
 
 # ---- replicas and shards
 
+
 def test_the_attack_on_a_replica_is_that_on_the_network():
     "As `nn.DataParallel` makes it: parameters are attributes, `_parameters` is empty."
     torch.manual_seed(0)
@@ -261,13 +302,18 @@ def test_the_attack_on_a_replica_is_that_on_the_network():
         for key, value in [*m._parameters.items(), *m._buffers.items()]:
             copies[name]._parameters.pop(key, None)
             copies[name]._buffers.pop(key, None)
-            setattr(copies[name], key, None if value is None else value.detach().clone().requires_grad_(value.requires_grad))
+            setattr(
+                copies[name],
+                key,
+                None if value is None else value.detach().clone().requires_grad_(value.requires_grad),
+            )
     for head, seen in ((net.head, own := []), (replica, theirs := [])):
         net.layer.attack(features, targets, head, partial(loss_fn, seen=seen))
     assert torch.allclose(torch.stack(own), torch.stack(theirs), atol=1e-5) and len(own) == 3
 
 
 # ---- random draws and values of the host
+
 
 def coin(self, x):
     return x if self.training and torch.rand(1).item() < 0.5 else self.block(x)
@@ -303,10 +349,18 @@ class Coin(nn.Module):
     forward = lambda self, x: x if torch.rand(1).item() < 0.5 else self.conv(x)  # noqa: E731
 
 
-@pytest.mark.parametrize("make, words", [
-    (lambda: Net(conv_bn(), coin), "draws random numbers"), (lambda: Net(conv_bn(), noise), "draws random numbers"), (lambda: Net(conv_bn(), python_coin), "draws random numbers"),
-    (lambda: Net(conv_bn(), numpy_noise), "draws random numbers"), (lambda: Net(nn.Sequential(Coin(), nn.ReLU())), "'block.0'.*draws random numbers"),
-    (lambda: Net(Counting()), "'block.calls'")], ids=["coin", "noise", "python", "numpy", "in a module", "counter"])
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: Net(conv_bn(), coin), "draws random numbers"),
+        (lambda: Net(conv_bn(), noise), "draws random numbers"),
+        (lambda: Net(conv_bn(), python_coin), "draws random numbers"),
+        (lambda: Net(conv_bn(), numpy_noise), "draws random numbers"),
+        (lambda: Net(nn.Sequential(Coin(), nn.ReLU())), "'block.0'.*draws random numbers"),
+        (lambda: Net(Counting()), "'block.calls'"),
+    ],
+    ids=["coin", "noise", "python", "numpy", "in a module", "counter"],
+)
 def test_what_a_trace_would_freeze_is_refused_by_name(make, words):
     model = make()
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
@@ -314,7 +368,11 @@ def test_what_a_trace_would_freeze_is_refused_by_name(make, words):
     with pytest.raises(ValueError, match=f"{words}.*AdvBNNet"):
         split(model, "bn")
     assert same(snapshot(model), before)
-    assert torch.equal(states[0], torch.get_rng_state()) and states[1] == random.getstate() and states[2] == np.random.get_state()[1].tolist()
+    assert (
+        torch.equal(states[0], torch.get_rng_state())
+        and states[1] == random.getstate()
+        and states[2] == np.random.get_state()[1].tolist()
+    )
 
 
 @pytest.mark.parametrize("where", ["block", "block.0", ""])
@@ -335,6 +393,7 @@ def test_hooks_of_single_layers_go_on():
 
 
 # ---- buffers
+
 
 class HandNorm(nn.Module):
     "A batch norm written by hand."
@@ -368,7 +427,11 @@ def test_frozen_batch_norms_move_with_their_part():
     for part in parts:
         assert not [name for name in vars(part) if name.startswith("_tensor")]
         part = copy.deepcopy(part).to("meta")
-        part(torch.empty(2, 3 if part.state_dict().get("conv1.weight") is not None else 64, 32, 32, device="meta"))
+        part(
+            torch.empty(
+                2, 3 if part.state_dict().get("conv1.weight") is not None else 64, 32, 32, device="meta"
+            )
+        )
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(parts[1](parts[0](images)), model(images))
 
@@ -410,6 +473,7 @@ def test_a_buffer_that_is_changed_among_other_layers_is_refused():
 
 
 # ---- arithmetic in place
+
 
 def plus(self, x):
     outs = [x]
@@ -466,13 +530,24 @@ def test_arithmetic_in_place_stays_in_place(step, after, training):
 def test_every_view_of_torch_is_known():
     "By the schemas of its operators: what returns its input's memory without changing it."
     from advbn.method.splitting import _VIEWS
-    views = {s.name.removeprefix("aten::") for s in torch._C._jit_get_all_schemas() if s.name.startswith("aten::") and s.arguments and s.returns
-             and s.returns[0].alias_info and not s.returns[0].alias_info.is_write and s.arguments[0].alias_info and not s.arguments[0].alias_info.is_write}
+
+    views = {
+        s.name.removeprefix("aten::")
+        for s in torch._C._jit_get_all_schemas()
+        if s.name.startswith("aten::")
+        and s.arguments
+        and s.returns
+        and s.returns[0].alias_info
+        and not s.returns[0].alias_info.is_write
+        and s.arguments[0].alias_info
+        and not s.arguments[0].alias_info.is_write
+    }
     methods = {name for name in views if hasattr(torch.Tensor, name) and not name.startswith("_")}
     assert methods - _VIEWS == set() and len(methods) > 30
 
 
 # ---- what is traced is a copy
+
 
 def test_a_second_split_of_a_network_that_caches():
     model = timm.create_model("levit_128s", num_classes=5).eval()
@@ -481,7 +556,12 @@ def test_a_second_split_of_a_network_that_caches():
         with torch.no_grad():
             stem, head = split(model, "stem.conv1")
     assert same(snapshot(model), before)
-    assert not any("Proxy" in repr(type(v)) for m in model.modules() for value in vars(m).values() for v in (value.values() if isinstance(value, dict) else [value]))
+    assert not any(
+        "Proxy" in repr(type(v))
+        for m in model.modules()
+        for value in vars(m).values()
+        for v in (value.values() if isinstance(value, dict) else [value])
+    )
     images = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
         assert torch.equal(head(stem(images)), model(images))
@@ -508,6 +588,7 @@ def test_several_outputs_are_refused():
 
 
 # ---- checkpointing
+
 
 class Recomputed(nn.Module):
     def __init__(self, recompute):
@@ -546,17 +627,33 @@ def test_where_a_recomputed_branch_is_not_known_it_is_refused():
 
 # ---- weights that are no images
 
+
 def test_training_takes_weights_of_five_axes():
     from advbn.images.batches import to_channels_last
+
     net = pretraining_net(EVALUATED["volumes"]())
     moved = to_channels_last(net)
-    assert moved is net and net.head[3].weight.is_contiguous(memory_format=torch.channels_last) and net.head[1].weight.ndim == 5
+    assert (
+        moved is net
+        and net.head[3].weight.is_contiguous(memory_format=torch.channels_last)
+        and net.head[1].weight.ndim == 5
+    )
 
 
 # ---- shards
 
+
 def sharded(kind):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(ROOT / "tests/sharded_losses.py"), kind]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--standalone",
+        str(ROOT / "tests/sharded_losses.py"),
+        kind,
+    ]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
@@ -567,7 +664,9 @@ def test_a_sharded_network_has_the_losses_and_gradients_of_the_whole():
     assert len(whole["losses"]) == 5
 
 
-@pytest.mark.parametrize("kind, words", [("block", "runs its layers one by one"), ("flat", "computed from others.*fully_shard")])
+@pytest.mark.parametrize(
+    "kind, words", [("block", "runs its layers one by one"), ("flat", "computed from others.*fully_shard")]
+)
 def test_a_block_that_is_wrapped_and_flat_parameters_are_refused(kind, words):
     done = sharded(kind)
     assert done.returncode and re.search(f"ValueError: .*{words}", done.stderr)
@@ -575,13 +674,18 @@ def test_a_block_that_is_wrapped_and_flat_parameters_are_refused(kind, words):
 
 # ---- names
 
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_parts_written_by_hand_are_exported_under_the_names_of_the_network(kept):
     torch.manual_seed(0)
     model = Aliased()
     stem = nn.Sequential(model.conv, model.bn, nn.ReLU())
     head = nn.Sequential(model.pair, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), model.fc)
-    net = one_step(AdvBNNet(stem, nn.ModuleDict({"head": head})["head"], AdvBN(steps=1), model.state_dict(keep_vars=kept)))
+    net = one_step(
+        AdvBNNet(
+            stem, nn.ModuleDict({"head": head})["head"], AdvBN(steps=1), model.state_dict(keep_vars=kept)
+        )
+    )
     plain = Aliased().eval()
     plain.load_state_dict(net.export("adversarial"), strict=True)
     with torch.no_grad(), use_branch(net, "adversarial"):
@@ -593,8 +697,22 @@ class Renamed(Aliased):
 
     def __init__(self):
         super().__init__()
-        self.register_state_dict_post_hook(lambda m, state, prefix, metadata: [state.update({f"old.{k}": state.pop(k)}) for k in list(state) if k.startswith("mid.")] and None)
-        self.register_load_state_dict_pre_hook(lambda m, state, *_: [state.update({k.removeprefix("old."): state.pop(k)}) for k in list(state) if k.startswith("old.")] and None)
+        self.register_state_dict_post_hook(
+            lambda m, state, prefix, metadata: (
+                [state.update({f"old.{k}": state.pop(k)}) for k in list(state) if k.startswith("mid.")]
+                and None
+            )
+        )
+        self.register_load_state_dict_pre_hook(
+            lambda m, state, *_: (
+                [
+                    state.update({k.removeprefix("old."): state.pop(k)})
+                    for k in list(state)
+                    if k.startswith("old.")
+                ]
+                and None
+            )
+        )
 
     def get_extra_state(self):
         return {"version": 3}
@@ -626,13 +744,21 @@ def test_a_compiled_network_is_refused_and_its_parts_can_be_compiled():
 
 # ---- what a state dict holds
 
+
 class Scaled(Net):
-    "Writes a weight otherwise than it has it, and turns it back when it reads it; under another name, if there is one."
+    """Writes a weight otherwise than it has it, and turns it back when it reads it; under another name, if
+    there is one."""
 
     def __init__(self, name="0.weight"):
         super().__init__(conv_bn())
-        self.block.register_state_dict_post_hook(lambda m, state, prefix, metadata: state.update({prefix + name: 2 * state.pop(f"{prefix}0.weight")}))
-        self.block.register_load_state_dict_pre_hook(lambda m, state, prefix, *_: state.update({f"{prefix}0.weight": state.pop(prefix + name) / 2}))
+        self.block.register_state_dict_post_hook(
+            lambda m, state, prefix, metadata: state.update(
+                {prefix + name: 2 * state.pop(f"{prefix}0.weight")}
+            )
+        )
+        self.block.register_load_state_dict_pre_hook(
+            lambda m, state, prefix, *_: state.update({f"{prefix}0.weight": state.pop(prefix + name) / 2})
+        )
 
 
 @pytest.mark.parametrize("name", ["0.weight", "doubled"])
@@ -644,17 +770,32 @@ def test_a_state_dict_that_is_computed_is_refused(name, layer):
 
 def test_a_tensor_is_known_by_its_memory_before_its_name():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(576, 5))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(576, 5)
+    )
     head = nn.Sequential(nn.ReLU(), model[2], model[3], model[4], nn.Identity(), model[5])
-    net = one_step(AdvBNNet(nn.ModuleDict({"first": model[0]})["first"], head, AdvBN(steps=1), model.state_dict(keep_vars=True)))
+    net = one_step(
+        AdvBNNet(
+            nn.ModuleDict({"first": model[0]})["first"],
+            head,
+            AdvBN(steps=1),
+            model.state_dict(keep_vars=True),
+        )
+    )
     state = net.export()
-    assert state["2.weight"] is not state["3.weight"] and torch.equal(state["2.weight"], head[1].weight) and torch.equal(state["3.weight"], head[2].weight)
+    assert (
+        state["2.weight"] is not state["3.weight"]
+        and torch.equal(state["2.weight"], head[1].weight)
+        and torch.equal(state["3.weight"], head[2].weight)
+    )
 
 
 def test_a_part_that_renames_its_weights_after_prepare_says_so_in_export():
     net = prepare(used(Net(conv_bn())), "bn", steps=1)
     torch.nn.utils.parametrizations.weight_norm(net.head.get_submodule("block.0"))
-    with pytest.raises(ValueError, match="no longer hold 'block.0.weight'.*remove_parametrizations.*before prepare"):
+    with pytest.raises(
+        ValueError, match="no longer hold 'block.0.weight'.*remove_parametrizations.*before prepare"
+    ):
         one_step(net).export()
     torch.nn.utils.parametrize.remove_parametrizations(net.head.get_submodule("block.0"), "weight")
     plain = Net(conv_bn()).eval()
@@ -676,7 +817,11 @@ class Split(Net):
     "Half of a batch goes through a batch norm inside the batch norm, in train mode."
 
     def __init__(self):
-        super().__init__(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), timm.layers.SplitBatchNorm2d(4, num_splits=2), nn.ReLU()))
+        super().__init__(
+            nn.Sequential(
+                nn.Conv2d(4, 4, 3, padding=1), timm.layers.SplitBatchNorm2d(4, num_splits=2), nn.ReLU()
+            )
+        )
 
 
 def test_a_batch_norm_with_batch_norms_in_it_is_exported_as_it_was_trained():
@@ -691,11 +836,14 @@ def test_a_batch_norm_with_batch_norms_in_it_is_exported_as_it_was_trained():
 
 # ---- what must stay frozen, and what must not
 
+
 def test_the_stem_stays_frozen_when_the_network_is_unfrozen():
     net = prepare(used(Net(conv_bn())), "bn", steps=1)
     net.requires_grad_(False)
     assert net.requires_grad_(True) is net
-    assert not any(p.requires_grad for p in net.stem.parameters()) and all(p.requires_grad for p in net.head.parameters())
+    assert not any(p.requires_grad for p in net.stem.parameters()) and all(
+        p.requires_grad for p in net.head.parameters()
+    )
 
 
 def test_statistics_of_the_stem_that_have_been_reset_are_noticed():
@@ -722,11 +870,24 @@ MIXED = (torch.arange(4), torch.arange(4).flip(0), 0.3)
 
 
 @pytest.mark.parametrize("recipe", ["faithful", "fast"])
-@pytest.mark.parametrize("images, targets, words", [
-    (4, MIXED, "several.*each for the whole batch.*one tensor"), (3, tuple(t[:3] if isinstance(t, torch.Tensor) else t for t in MIXED), "several.*whole batch.*one tensor"),
-    (4, {"y": torch.arange(4)}, "several.*whole batch.*one tensor"), (4, {"a": 1, "b": 2, "c": 3, "y": torch.arange(4)}, "several.*whole batch.*one tensor"),
-    (2, [torch.arange(2), torch.arange(2)], "several.*whole batch.*one tensor"), (4, torch.tensor(1), "4 images and targets a single number"),
-    (4, torch.arange(3), "4 images and targets 3"), (4, 7, "4 images and targets a single number"), (4, object(), "4 images and targets are")])
+@pytest.mark.parametrize(
+    "images, targets, words",
+    [
+        (4, MIXED, "several.*each for the whole batch.*one tensor"),
+        (
+            3,
+            tuple(t[:3] if isinstance(t, torch.Tensor) else t for t in MIXED),
+            "several.*whole batch.*one tensor",
+        ),
+        (4, {"y": torch.arange(4)}, "several.*whole batch.*one tensor"),
+        (4, {"a": 1, "b": 2, "c": 3, "y": torch.arange(4)}, "several.*whole batch.*one tensor"),
+        (2, [torch.arange(2), torch.arange(2)], "several.*whole batch.*one tensor"),
+        (4, torch.tensor(1), "4 images and targets a single number"),
+        (4, torch.arange(3), "4 images and targets 3"),
+        (4, 7, "4 images and targets a single number"),
+        (4, object(), "4 images and targets are"),
+    ],
+)
 def test_targets_that_cannot_be_divided_are_refused_before_they_are(recipe, images, targets, words):
     with pytest.raises(ValueError, match=words):
         prepare(Net(conv_bn()), "bn", recipe).losses(IMAGES[:images], targets)
@@ -740,8 +901,15 @@ def test_a_batch_whose_targets_are_all_ignored_says_so(options):
 
 # ---- what is handed over
 
-@pytest.mark.parametrize("stem, head, what", [(nn.Identity(), lambda f: f, "head is a function"), (nn.Identity(), partial(nn.Flatten()), "head is a partial"),
-                                              (torch.relu, nn.Flatten(), "stem is a builtin_function_or_method")])
+
+@pytest.mark.parametrize(
+    "stem, head, what",
+    [
+        (nn.Identity(), lambda f: f, "head is a function"),
+        (nn.Identity(), partial(nn.Flatten()), "head is a partial"),
+        (torch.relu, nn.Flatten(), "stem is a builtin_function_or_method"),
+    ],
+)
 def test_parts_are_modules(stem, head, what):
     with pytest.raises(ValueError, match=f"{what}.*nn.Module"):
         AdvBNNet(stem, head, AdvBN())
@@ -763,7 +931,10 @@ def test_a_network_of_any_precision_predicts(dtype):
 
 
 def test_a_network_without_parameters_predicts():
-    model, images = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    model, images = (
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
+    )
     assert predict(model, images)[0][:, 0].equal(predict_each({"plain": model}, images)["plain"])
 
 
@@ -779,6 +950,7 @@ def test_a_network_that_predicts_no_tensor_is_refused():
 
 
 # ---- modes that a forward sets
+
 
 class Gated(Net):
     "A gate, and where the strongest channel is, that no gradient passes through."
@@ -810,7 +982,9 @@ def test_no_gradient_passes_through_what_a_forward_computes_without_one(outside,
         images = IMAGES.clone().requires_grad_()
         gradients.append(torch.autograd.grad(function(images).square().sum(), images)[0])
     assert torch.allclose(*gradients, atol=1e-7) and gradients[0].abs().max() > 1e-4
-    assert torch.equal(head(stem(IMAGES)), model(IMAGES)) and torch.equal(pickle.loads(pickle.dumps(head))(stem(IMAGES)), model(IMAGES))
+    assert torch.equal(head(stem(IMAGES)), model(IMAGES)) and torch.equal(
+        pickle.loads(pickle.dumps(head))(stem(IMAGES)), model(IMAGES)
+    )
 
 
 def test_an_autocast_inside_a_network_is_refused():
@@ -825,7 +999,8 @@ def test_an_autocast_inside_a_network_is_refused():
 
 
 class Remembering(nn.Module):
-    "Keeps what it computes in a dictionary, in train mode and in eval mode, as some position biases do; makes another constant in each."
+    """Keeps what it computes in a dictionary, in train mode and in eval mode, as some position biases do;
+    makes another constant in each."""
 
     def __init__(self):
         super().__init__()

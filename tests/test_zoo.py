@@ -1,7 +1,9 @@
-"""Every family of torchvision's and timm's classifiers, each cut at three places that are others in each release.
+"""Every family of torchvision's and timm's classifiers, each cut at three places that are others in each
+release.
 
-The networks are those of the installed libraries: of each of their files the smallest, and the smallest of another name. `make zoo` writes what
-came of each cut into results/zoo.csv."""
+The networks are those of the installed libraries: of each of their files the smallest, and the smallest of
+another name. `make zoo` writes what came of each cut into results/zoo.csv."""
+
 import csv
 import random
 import re
@@ -20,13 +22,16 @@ from splitting_checks import check_cut, check_network, lived_in, outputs
 
 pytestmark = pytest.mark.slow
 TABLE = ROOT / "results/zoo.csv"
-RELEASE = re.search(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)[1]  # version and date
+RELEASE = re.search(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)[
+    1
+]  # version and date
 MOST = 100_000_000  # parameters; a check of as many takes 3 GB
 CLASSES = 7
 MAKE = {"torchvision": torchvision.get_model, "timm": timm.create_model}
 SIZED = {  # how a network can be told the size of its images, if it has to be
     "torchvision": [{}, {"image_size": int}, {"input_size": lambda size: (size, size)}],
-    "timm": [{}, {"img_size": int}]}
+    "timm": [{}, {"img_size": int}],
+}
 
 
 def families():
@@ -35,7 +40,9 @@ def families():
     for name in torchvision.list_models(torchvision):
         found["torchvision", torchvision.get_model_builder(name).__module__.rpartition(".")[2]].append(name)
     for module in timm.list_modules():
-        found["timm", module] = [name for name in timm.list_models(module=module) if not name.startswith("test_")]
+        found["timm", module] = [
+            name for name in timm.list_models(module=module) if not name.startswith("test_")
+        ]
     return {family: sorted(names) for family, names in found.items() if names}
 
 
@@ -44,7 +51,11 @@ def first_word(name):
 
 
 FAMILIES = families()
-PLACES = [(*family, place) for family, names in FAMILIES.items() for place in range(min(2, len(set(map(first_word, names)))))]
+PLACES = [
+    (*family, place)
+    for family, names in FAMILIES.items()
+    for place in range(min(2, len(set(map(first_word, names)))))
+]
 
 
 class TooLarge(Exception):
@@ -52,7 +63,8 @@ class TooLarge(Exception):
 
 
 def parameters_of(library, name, limit):
-    "How many parameters a network has, or `limit` if it has as many or more; nothing is allocated for timm's."
+    """How many parameters a network has, or `limit` if it has as many or more; nothing is allocated for
+    timm's."""
     if library == "torchvision":
         return min(limit, torchvision.get_model_weights(name).DEFAULT.meta["num_params"])
     count = 0
@@ -95,12 +107,15 @@ def chosen(library, family, place):
 
 
 def network(library, name):
-    "`(network, images)`: the network in eval mode, with random weights, and images as small as it takes, if possible of 64 or 96 pixels."
+    """`(network, images)`: the network in eval mode, with random weights, and images as small as it takes, if
+    possible of 64 or 96 pixels."""
     for size in (64, 96, 128, 224, 256, 299):
         for options in SIZED[library]:
             torch.manual_seed(0)
             try:
-                model = MAKE[library](name, num_classes=CLASSES, **{option: value(size) for option, value in options.items()})
+                model = MAKE[library](
+                    name, num_classes=CLASSES, **{option: value(size) for option, value in options.items()}
+                )
                 images = torch.randn(4 if size < 128 else 2, 3, size, size)
                 lived_in(model, images)
                 outputs(model, images)
@@ -112,12 +127,17 @@ def network(library, name):
 
 
 def cuts(model, name):
-    "A child and a grandchild with convolutions, and any module further down, drawn at random; where there is none, another one."
+    """A child and a grandchild with convolutions, and any module further down, drawn at random; where there
+    is none, another one."""
     draw, modules = random.Random(f"{RELEASE} {name}"), {path: m for path, m in model.named_modules() if path}
-    spatial = [path for path, m in modules.items() if any(isinstance(part, nn.Conv2d) for part in m.modules())]
+    spatial = [
+        path for path, m in modules.items() if any(isinstance(part, nn.Conv2d) for part in m.modules())
+    ]
     found = []
     for depth, wanted in ((0, spatial), (1, spatial), (2, list(modules))):
-        left = [path for path in wanted if path not in found] or [path for path in modules if path not in found]
+        left = [path for path in wanted if path not in found] or [
+            path for path in modules if path not in found
+        ]
         found.append(draw.choice([path for path in left if min(path.count("."), 2) == depth] or left))
     return found
 
@@ -130,7 +150,10 @@ def came_of(library, family, place):
     model, images = network(library, name)
     check_network(model, images)
     targets = torch.arange(len(images))
-    return [[library, family, name, cut, check_cut(model, cut, images, targets) or "worked"] for cut in cuts(model, name)]
+    return [
+        [library, family, name, cut, check_cut(model, cut, images, targets) or "worked"]
+        for cut in cuts(model, name)
+    ]
 
 
 def recorded():
@@ -145,11 +168,18 @@ def test_every_cut_works_or_is_refused(library, family, place, record_property, 
     for row in rows:
         record_property("zoo", row)
     if not request.config.getoption("--zoo"):
-        assert rows == [row for row in recorded() if row[:3] == rows[0][:3]], "results/zoo.csv has other cuts or outcomes; `make zoo` writes it anew"
+        assert rows == [row for row in recorded() if row[:3] == rows[0][:3]], (
+            "results/zoo.csv has other cuts or outcomes; `make zoo` writes it anew"
+        )
 
 
 def test_the_table_has_every_family_and_most_networks_work():
     rows = recorded()
     networks = {tuple(row[:3]) for row in rows}  # and a family whose networks are all too large
-    assert sorted(network[:2] for network in networks) == sorted(place[:2] for place in PLACES), "results/zoo.csv has other families; `make zoo` writes it anew"
-    assert len([network for _, _, network in networks if network]) >= 120 and len({tuple(row[:3]) for row in rows if row[4] == "worked"}) >= 100
+    assert sorted(network[:2] for network in networks) == sorted(place[:2] for place in PLACES), (
+        "results/zoo.csv has other families; `make zoo` writes it anew"
+    )
+    assert (
+        len([network for _, _, network in networks if network]) >= 120
+        and len({tuple(row[:3]) for row in rows if row[4] == "worked"}) >= 100
+    )

@@ -20,21 +20,31 @@ from ..networks.weights import save_state
 
 # %% ../../nbs/adapters/02_huggingface.ipynb #b0da5b89
 def _logits_alone(model):
-    "A classifier of `transformers` that shares everything with `model`, and whose own forward hands on its logits alone."
+    """A classifier of `transformers` that shares everything with `model`, and whose own forward hands on its
+    logits alone."""
     cls, model = type(model), copy.copy(model)
-    model.__class__ = type(cls.__name__, (cls,), {"forward": lambda self, pixel_values: cls.forward(self, pixel_values=pixel_values).logits})
+    model.__class__ = type(
+        cls.__name__,
+        (cls,),
+        {"forward": lambda self, pixel_values: cls.forward(self, pixel_values=pixel_values).logits},
+    )
     return model
 
 
-_LOSSES = {"regression": "lambda logits, labels: F.mse_loss(logits.squeeze(), labels)", "multi_label_classification": "F.binary_cross_entropy_with_logits"}
+_LOSSES = {
+    "regression": "lambda logits, labels: F.mse_loss(logits.squeeze(), labels)",
+    "multi_label_classification": "F.binary_cross_entropy_with_logits",
+}
 
 
 class AdvBNForImageClassification(nn.Module):
-    """`model`, cut after the module at the path `after`, for `Trainer`: `pixel_values` and `labels` in, `{"loss", "logits"}` out.
+    """`model`, cut after the module at the path `after`, for `Trainer`: `pixel_values` and `labels` in,
+    `{"loss", "logits"}` out.
 
-    In train mode the loss is the sum of the clean and the adversarial one, otherwise the clean one. Options and errors are
-    those of `prepare`; of an `unpaired` batch the clean loss still takes the whole. Raises `ValueError` for a model of `transformers` made for
-    another loss than `loss_fn`, and for a training batch without labels."""
+    In train mode the loss is the sum of the clean and the adversarial one, otherwise the clean one.
+    Options and errors are those of `prepare`; of an `unpaired` batch the clean loss still takes the whole.
+    Raises `ValueError` for a model of `transformers` made for another loss than `loss_fn`, and for a
+    training batch without labels."""
 
     def __init__(self, model: nn.Module, after: str = "layer1", loss_fn=F.cross_entropy, **layer_options):
         super().__init__()
@@ -42,14 +52,24 @@ class AdvBNForImageClassification(nn.Module):
         self.config = model.config if own else PretrainedConfig()  # which Trainer and its loggers read
         problem = "regression" if self.config.num_labels == 1 else self.config.problem_type
         if loss_fn is F.cross_entropy and problem in _LOSSES:
-            raise ValueError(f"the model's problem_type is {problem!r}, and loss_fn is cross entropy; pass the loss that it is to be trained on, as in loss_fn={_LOSSES[problem]}")
-        self.net, self.loss_fn = prepare(_logits_alone(model) if own else model, after, **layer_options), loss_fn
+            raise ValueError(
+                f"the model's problem_type is {problem!r}, and loss_fn is cross entropy; pass the loss that "
+                f"it is to be trained on, as in loss_fn={_LOSSES[problem]}"
+            )
+        self.net, self.loss_fn = (
+            prepare(_logits_alone(model) if own else model, after, **layer_options),
+            loss_fn,
+        )
         self.seen = {}  # a device's sum and number of adversarial losses; the copies that DataParallel makes of this module share it
 
     def forward(self, pixel_values, labels=None):
         if self.training and labels is None:
-            raise ValueError("a training batch came without labels, which the attack needs; Trainer's label_smoothing_factor and compute_loss_func "
-                             "take them away, so give the loss to this model: loss_fn=partial(F.cross_entropy, label_smoothing=0.1)")
+            raise ValueError(
+                "a training batch came without labels, which the attack needs; Trainer's "
+                "label_smoothing_factor and compute_loss_func "
+                "take them away, so give the loss to this model: loss_fn=partial(F.cross_entropy, "
+                "label_smoothing=0.1)"
+            )
         logits = self.net(pixel_values)
         if labels is None:
             return {"logits": logits}
@@ -78,16 +98,22 @@ class AdvBNForImageClassification(nn.Module):
 
 
 class AdvBNCallback(TrainerCallback):
-    """Adds the adversarial loss to the logs, the mean since the last one as for `loss`, and writes both branches to the output folder as
-    `clean.safetensors` and `adversarial.safetensors` when training ends."""
+    """Adds the adversarial loss to the logs, the mean since the last one as for `loss`, and writes both
+    branches to the output folder as `clean.safetensors` and `adversarial.safetensors` when training ends."""
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         if not isinstance(model, AdvBNForImageClassification):
-            raise ValueError(f"Trainer got a {type(model).__name__}; give it AdvBNForImageClassification(model, after), which torch_compile=True in its arguments compiles")
+            raise ValueError(
+                f"Trainer got a {type(model).__name__}; give it AdvBNForImageClassification(model, after), "
+                f"which torch_compile=True in its arguments compiles"
+            )
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         if not model.seen:
-            raise ValueError("no adversarial loss is in this step's gradient; train on the `loss` that AdvBNForImageClassification returns in train mode")
+            raise ValueError(
+                "no adversarial loss is in this step's gradient; train on the `loss` that "
+                "AdvBNForImageClassification returns in train mode"
+            )
 
     def on_log(self, args, state, control, model=None, logs=None, **kwargs):
         if logs is not None and "loss" in logs and model.seen:

@@ -21,16 +21,33 @@ from ..networks.weights import load_state
 
 # %% ../../nbs/adapters/01_lightning.ipynb #f9386928
 class AdvBNCallback(Callback):
-    """Train the classifier that a `LightningModule` holds under the name `attribute`, cut after the module at the path `after`, with AdvBN.
+    """Train the classifier that a `LightningModule` holds under the name `attribute`, cut after the module at
+    the path `after`, with AdvBN.
 
-    A batch is `(images, targets)`, or `unpack(batch)` makes it so. When training ends, `attribute` is a plain network with the weights of
-    `branch`; `export` gives those of either. Further options and errors are those of `prepare`; of an `unpaired` batch
-    the clean loss still takes the whole. Raises `ValueError` for a module that optimises by hand."""
+    A batch is `(images, targets)`, or `unpack(batch)` makes it so. When training ends, `attribute` is a
+    plain network with the weights of `branch`; `export` gives those of either. Further options and errors
+    are those of `prepare`; of an `unpaired` batch the clean loss still takes the whole. Raises
+    `ValueError` for a module that optimises by hand."""
 
-    def __init__(self, after: str = "layer1", attribute: str = "model", branch: str = "adversarial", loss_fn=F.cross_entropy, unpack=tuple, **layer_options):
+    def __init__(
+        self,
+        after: str = "layer1",
+        attribute: str = "model",
+        branch: str = "adversarial",
+        loss_fn=F.cross_entropy,
+        unpack=tuple,
+        **layer_options,
+    ):
         if branch not in BRANCHES:
             raise ValueError(f"branch is {branch!r}; allowed are 'clean' and 'adversarial'")
-        self.after, self.attribute, self.branch, self.loss_fn, self.unpack, self.layer_options = after, attribute, branch, loss_fn, unpack, layer_options
+        self.after, self.attribute, self.branch, self.loss_fn, self.unpack, self.layer_options = (
+            after,
+            attribute,
+            branch,
+            loss_fn,
+            unpack,
+            layer_options,
+        )
         self.net = self.plain = None  # `plain` is there while the network is cut
 
     def setup(self, trainer, pl_module, stage):
@@ -39,7 +56,11 @@ class AdvBNCallback(Callback):
             return
         plain = self._classifier(trainer, pl_module)
         self.net = prepare(plain, self.after, **self.layer_options)
-        self.plain, self.own_step, clean_step = plain, vars(pl_module).get("training_step"), pl_module.training_step
+        self.plain, self.own_step, clean_step = (
+            plain,
+            vars(pl_module).get("training_step"),
+            pl_module.training_step,
+        )
 
         @functools.wraps(clean_step)
         def training_step(batch, *args, **kwargs):
@@ -58,26 +79,47 @@ class AdvBNCallback(Callback):
         "The network to be cut; raises `ValueError` where it or the loop around it cannot be trained so."
         name = type(pl_module).__name__
         if not pl_module.automatic_optimization:
-            raise ValueError(f"{name} optimises by hand (automatic_optimization = False), so that no loss can be added to its own; leave the "
-                             f"callback out, and train on both of prepare(model, {self.after!r}).losses(images, targets) in its training_step")
-        early = [type(c).__name__ for c in trainer.callbacks[:trainer.callbacks.index(self)] if hasattr(c, "_average_model")]
+            raise ValueError(
+                f"{name} optimises by hand (automatic_optimization = False), so that no loss can be added to "
+                f"its own; leave the "
+                f"callback out, and train on both of prepare(model, {self.after!r}).losses(images, targets) "
+                f"in its training_step"
+            )
+        early = [
+            type(c).__name__
+            for c in trainer.callbacks[: trainer.callbacks.index(self)]
+            if hasattr(c, "_average_model")
+        ]
         if early:
-            raise ValueError(f"{early[0]} comes before AdvBNCallback and averages the network that is not cut yet; list it after AdvBNCallback")
+            raise ValueError(
+                f"{early[0]} comes before AdvBNCallback and averages the network that is not cut yet; list "
+                f"it after AdvBNCallback"
+            )
         if not isinstance(getattr(pl_module, self.attribute, None), nn.Module):
-            raise ValueError(f"{name} has no {self.attribute!r}; attribute is the name under which it holds its classifier, from __init__ on")
+            raise ValueError(
+                f"{name} has no {self.attribute!r}; attribute is the name under which it holds its "
+                f"classifier, from __init__ on"
+            )
         return getattr(pl_module, self.attribute)
 
     def _images_and_targets(self, batch):
         parts = self.unpack(batch)
         if len(parts) != 2 or not isinstance(parts[0], torch.Tensor):
-            raise ValueError(f"unpack makes {', '.join(type(p).__name__ for p in parts)} of a batch, a {type(batch).__name__}; "
-                             "it is to make images and targets, as unpack=lambda batch: (batch['image'], batch['label']) does")
+            raise ValueError(
+                f"unpack makes {', '.join(type(p).__name__ for p in parts)} of a batch, a "
+                f"{type(batch).__name__}; "
+                "it is to make images and targets, as unpack=lambda batch: (batch['image'], batch['label']) "
+                "does"
+            )
         return parts
 
     def on_fit_start(self, trainer, pl_module):
         "Raise `ValueError` if the network has been replaced since it was cut."
         if not any(m is self.net for m in getattr(pl_module, self.attribute).modules()):
-            raise ValueError(f"{type(pl_module).__name__} makes {self.attribute!r} anew in setup or configure_model, after AdvBNCallback has cut it; make it in __init__")
+            raise ValueError(
+                f"{type(pl_module).__name__} makes {self.attribute!r} anew in setup or configure_model, "
+                f"after AdvBNCallback has cut it; make it in __init__"
+            )
 
     def on_fit_end(self, trainer, pl_module):
         "Put a plain network in the place of the cut one, with what it has learnt."
@@ -103,11 +145,14 @@ class AdvBNCallback(Callback):
         self.plain = None
 
     def export(self, branch: str = "adversarial", checkpoint=None) -> dict:
-        "A plain state dict of one branch of the trained network, or of what it was when Lightning wrote the file `checkpoint`."
+        """A plain state dict of one branch of the trained network, or of what it was when Lightning wrote the
+        file `checkpoint`."""
         if self.net is None:
             raise ValueError("nothing has been trained yet; pass the callback to a Trainer and call fit")
         if checkpoint is None:
             return self.net.export(branch)
         net, prefix = copy.deepcopy(self.net), f"{self.attribute}."
-        net.load_state_dict({k.removeprefix(prefix): v for k, v in load_state(checkpoint).items() if k.startswith(prefix)})
+        net.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in load_state(checkpoint).items() if k.startswith(prefix)}
+        )
         return net.export(branch)

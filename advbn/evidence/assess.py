@@ -30,10 +30,15 @@ from ..training.runs import score
 
 # %% ../../nbs/evidence/06_assess.ipynb #0eb5f1ef
 def class_names(folder: Path, listed: Path | None = None) -> tuple:
-    "The classes of a network: a line each of the file `listed`, or the folders under `folder`, sorted. Raises `DataError` if there are none."
+    """The classes of a network: a line each of the file `listed`, or the folders under `folder`, sorted.
+    Raises `DataError` if there are none."""
     if listed is not None:
         try:
-            names = tuple(line.strip() for line in Path(listed).read_text(encoding="utf-8-sig").splitlines() if line.strip())
+            names = tuple(
+                line.strip()
+                for line in Path(listed).read_text(encoding="utf-8-sig").splitlines()
+                if line.strip()
+            )
         except UnicodeDecodeError:
             raise DataError(f"{listed} is no text in UTF-8; expected is a name per line") from None
     elif Path(folder).is_dir():
@@ -41,16 +46,23 @@ def class_names(folder: Path, listed: Path | None = None) -> tuple:
     else:
         raise DataError(f"no images at {folder}; expected is a folder with a folder for each class")
     if not names:
-        raise DataError(f"{listed or folder} names no class; expected is {'a name per line' if listed else 'a folder for each class'}")
+        raise DataError(
+            f"{listed or folder} names no class; expected is "
+            f"{'a name per line' if listed else 'a folder for each class'}"
+        )
     check_distinct(names)
     return names
 
 
 def load_network(name: str, weights: str, classes: int) -> nn.Module:
-    """The classifier `name`, with or without `torchvision/` before it, or `timm/NAME`, in eval mode; it remembers how it wants its images.
+    """The classifier `name`, with or without `torchvision/` before it, or `timm/NAME`, in eval mode; it
+    remembers how it wants its images.
 
-    `weights` is a file with a state dict or the name of published weights. Raises `ValueError` for an unknown name and for another network's weights."""
-    return build_model(name if "/" in name or name in SMALL else f"torchvision/{name}", classes, weights).eval()
+    `weights` is a file with a state dict or the name of published weights. Raises `ValueError` for an
+    unknown name and for another network's weights."""
+    return build_model(
+        name if "/" in name or name in SMALL else f"torchvision/{name}", classes, weights
+    ).eval()
 
 # %% ../../nbs/evidence/06_assess.ipynb #ee85efdc
 MADE = ("clean", "corruptions", "instagram", "sketch")  # the shifts that need nothing but the images
@@ -62,7 +74,10 @@ def chosen_shifts(words: str) -> tuple:
     for name in names:
         if name not in MADE:
             near = difflib.get_close_matches(name, MADE, 1, 0.4)
-            raise ValueError(f"shifts has {name!r}; allowed are all, {', '.join(MADE)}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise ValueError(
+                f"shifts has {name!r}; allowed are all, {', '.join(MADE)}"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
     if not names:
         raise ValueError(f"shifts is empty; allowed are all, {', '.join(MADE)}")
     return tuple(s for s in MADE if s in names)
@@ -70,6 +85,7 @@ def chosen_shifts(words: str) -> tuple:
 
 class _Tests:
     "A folder of test images with the interface that `cells` asks for."
+
     published, sketch_name, size = (), "edges", None
 
     def __init__(self, images, workers):
@@ -86,12 +102,16 @@ class _Tests:
 
 
 def _check_size(name, model, size):
-    "Raise a `ValueError` if `model` cannot take images of `size` pixels, as small ones of networks that pool often and others than a transformer's own."
+    """Raise a `ValueError` if `model` cannot take images of `size` pixels, as small ones of networks that
+    pool often and others than a transformer's own."""
     try:
         if size:
             predict(model, torch.zeros(1, 3, size, size, dtype=torch.uint8))
     except Exception as error:  # in whatever layer it comes to light
-        raise ValueError(f"{name} cannot take images of {size} x {size} pixels ({' '.join(str(error).split())[:100]}); say another size") from None
+        raise ValueError(
+            f"{name} cannot take images of {size} x {size} pixels ({' '.join(str(error).split())[:100]}); "
+            f"say another size"
+        ) from None
 
 
 def evaluate_networks(
@@ -100,17 +120,19 @@ def evaluate_networks(
     classes,  # the classes' names in the networks' order; the folder may have only some of them
     shifts=MADE,  # some of `MADE`
     size: int | None = None,  # pixels that the networks are given; None is each network's own
-    resize: int | None = None,  # the shorter side before the middle is cut out; None is the network's own, in proportion to size; 0 leaves it as it is
+    resize: int
+    | None = None,  # the shorter side before the middle is cut out; None is the network's own, in proportion to size; 0 leaves it as it is
     most: int | None = None,  # test on so many images of a fixed mixed order
     workers: int = 2,  # decoding processes
     device="cpu",
     bad: BadImages | None = None,  # what is done about images that cannot be read
 ) -> pd.DataFrame:  # a row per network and cell: branch (the network's name), shift, cell, correct, images, accuracy (percent)
-    """Top-1 accuracy of each network on every cell of the shifts, made on the way. Images are turned as their EXIF tags say; those of the `imagenet`
-    profile are not, see `FolderData`.
+    """Top-1 accuracy of each network on every cell of the shifts, made on the way. Images are turned as their
+    EXIF tags say; those of the `imagenet` profile are not, see `FolderData`.
 
-    Raises `DataError` for a missing folder, for classes that the networks do not have, for images that differ in size where no size is said and for
-    those that are smaller than what is cut out, and `ValueError` for a `resize` below the size and a size that a network cannot take."""
+    Raises `DataError` for a missing folder, for classes that the networks do not have, for images that
+    differ in size where no size is said and for those that are smaller than what is cut out, and
+    `ValueError` for a `resize` below the size and a size that a network cannot take."""
     if not Path(folder).is_dir():
         raise DataError(f"no images at {folder}; expected is a folder with a folder for each class")
     tree, alike, tables = NamedFolder(folder, classes, "the test set"), {}, []
@@ -120,21 +142,27 @@ def evaluate_networks(
         alike.setdefault(wanted, {})[name] = model.to(device)
     for wanted, group in alike.items():
         images = FolderImages(tree, classes, wanted.size, wanted.resize, most, bad, wanted.interpolation)
-        tables.append(score(group, cells(_Tests(images, workers), 0, device=device, shifts=shifts), "evaluation")[0])
+        tables.append(
+            score(group, cells(_Tests(images, workers), 0, device=device, shifts=shifts), "evaluation")[0]
+        )
     table = pd.concat(tables, ignore_index=True)
     return table.assign(accuracy=100 * table.correct / table.images)
 
 
 def summary(table: pd.DataFrame, imagenet: bool = False) -> pd.DataFrame:
-    """Accuracy in percent, a row per shift and per corruption (mean over severities) and a column per network, then the mean corruption error
-    without normalisation and, if the classes are ImageNet's, mCE against AlexNet."""
+    """Accuracy in percent, a row per shift and per corruption (mean over severities) and a column per
+    network, then the mean corruption error without normalisation and, if the classes are ImageNet's, mCE
+    against AlexNet."""
     rows = OrderedDict()
     for name, found in table.groupby("branch", sort=False):
         column = {}
         for shift, cells_ in found.groupby("shift", sort=False):
             column[shift] = cells_.accuracy.mean()
             if shift == "corruptions":
-                errors = {c: (1 - cells_[cells_.cell.str.startswith(f"{c}/")].accuracy / 100).tolist() for c in CORRUPTIONS}
+                errors = {
+                    c: (1 - cells_[cells_.cell.str.startswith(f"{c}/")].accuracy / 100).tolist()
+                    for c in CORRUPTIONS
+                }
                 column.update({f"  {c}": 100 - 100 * sum(e) / len(e) for c, e in errors.items()})
                 column["  mean error, unnormalised"] = mean_error(errors)
                 if imagenet:
@@ -144,7 +172,8 @@ def summary(table: pd.DataFrame, imagenet: bool = False) -> pd.DataFrame:
 
 # %% ../../nbs/evidence/06_assess.ipynb #bc43b25c
 class Pictures:
-    """The pictures of a tree, each in its own size, read when asked for: `names`, a length, and `[positions]` gives those `Images`, which must be of one size.
+    """The pictures of a tree, each in its own size, read when asked for: `names`, a length, and `[positions]`
+    gives those `Images`, which must be of one size.
 
     One with a side under `least` pixels counts as one that cannot be read."""
 
@@ -154,7 +183,9 @@ class Pictures:
             try:
                 width, height = self.tree.loader(path).size
                 if min(width, height) < least:
-                    raise ImageError(f"{path} is {width} x {height} pixels; allowed are at least {least} on a side")
+                    raise ImageError(
+                        f"{path} is {width} x {height} pixels; allowed are at least {least} on a side"
+                    )
                 sizes.add((width, height))
                 self.samples.append((path, target))
             except ImageError as error:
@@ -170,4 +201,9 @@ class Pictures:
     def __getitem__(self, positions) -> Images:
         chosen = [int(i) for i in torch.as_tensor(positions)]
         images = [pil_to_tensor(self.tree.loader(self.samples[i][0])) for i in chosen]
-        return Images(torch.stack(images), torch.tensor([self.samples[i][1] for i in chosen]), tuple(self.names[i] for i in chosen), self.classes)
+        return Images(
+            torch.stack(images),
+            torch.tensor([self.samples[i][1] for i in chosen]),
+            tuple(self.names[i] for i in chosen),
+            self.classes,
+        )

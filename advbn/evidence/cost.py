@@ -26,7 +26,8 @@ from ..training.runs import branches, load_data, wanted_images
 
 # %% ../../nbs/evidence/03_cost.ipynb #155ef853
 def step_flops(net: AdvBNNet, images: torch.Tensor, targets: torch.Tensor) -> float:
-    "Floating point operations per image of one training step of `net`, forward and backward; a multiplication and its addition are two."
+    """Floating point operations per image of one training step of `net`, forward and backward; a
+    multiplication and its addition are two."""
     net.train()
     with FlopCounterMode(display=False) as counter:
         clean, adversarial = net.losses(images, targets)
@@ -37,52 +38,82 @@ def step_flops(net: AdvBNNet, images: torch.Tensor, targets: torch.Tensor) -> fl
 
 # %% ../../nbs/evidence/03_cost.ipynb #784d8d83
 def run_flops(run: Run, classes: int, size: int) -> float:
-    "Operations per image of a training step of `run` on images of `size` pixels; zero where nothing is trained."
+    """Operations per image of a training step of `run` on images of `size` pixels; zero where nothing is
+    trained."""
     if run.method.train == "nothing":
         return 0.0
     net = finetuning_net(build_model(run.network.name, classes), run.after, run.method.options)
-    return step_flops(net, torch.zeros(8, 3, size, size).uniform_(-1, 1), torch.arange(8) % classes)  # eight: a quarter of half of them is one
+    return step_flops(
+        net, torch.zeros(8, 3, size, size).uniform_(-1, 1), torch.arange(8) % classes
+    )  # eight: a quarter of half of them is one
 
 
 def relative_costs(params: Params, study: str | None, size: int) -> dict:
     "Each run's cost of a step, with the clean fine-tune called `finetune` of the same base as one."
     runs = params.runs(study)
     flops = {name: run_flops(run, params.current.data.classes, size) for name, run in runs.items()}
-    return {name: flops[name] / flops[f"{run.base}/finetune" if run.base else "finetune"] for name, run in runs.items()}
+    return {
+        name: flops[name] / flops[f"{run.base}/finetune" if run.base else "finetune"]
+        for name, run in runs.items()
+    }
 
 # %% ../../nbs/evidence/03_cost.ipynb #0b307231
-SIZES = {"openmoji": (1424, 474, 40), "cifar10": (50_000, 10_000, 32), "imagenet": (1_281_167, 50_000, 224)}  # training and test images, pixels
+SIZES = {
+    "openmoji": (1424, 474, 40),
+    "cifar10": (50_000, 10_000, 32),
+    "imagenet": (1_281_167, 50_000, 224),
+}  # training and test images, pixels
 
 
-_LAYOUTS = {"openmoji": (("openmoji", "sketch"),), "cifar10": (("train", "test"), ("cifar-10-batches-py",)), "imagenet": (("train", "val"),)}
+_LAYOUTS = {
+    "openmoji": (("openmoji", "sketch"),),
+    "cifar10": (("train", "test"), ("cifar-10-batches-py",)),
+    "imagenet": (("train", "val"),),
+}
 
 
 def missing_sets(params: Params) -> list:
-    "A line for each folder of images that the profile needs and that is not there, or is there and empty; nothing is downloaded."
+    """A line for each folder of images that the profile needs and that is not there, or is there and empty;
+    nothing is downloaded."""
     section, lines = params.current.data, []
-    for key, path in (("root", section.root), *((f"sets.{k}", v) for k, v in section.sets.model_dump().items() if v)):
+    for key, path in (
+        ("root", section.root),
+        *((f"sets.{k}", v) for k, v in section.sets.model_dump().items() if v),
+    ):
         try:
             folder = filled_path(path, project_root())
             if not folder.is_dir() or not any(folder.iterdir()):
                 lines.append(f"profiles.{params.profile}.data.{key}: no images at {folder}")
-            elif key == "root" and not any(all((folder / part).is_dir() for part in parts) for parts in _LAYOUTS[section.name]):
-                lines.append(f"profiles.{params.profile}.data.root: {folder} has not {' nor '.join('/ and '.join(p) + '/' for p in _LAYOUTS[section.name])}")
+            elif key == "root" and not any(
+                all((folder / part).is_dir() for part in parts) for parts in _LAYOUTS[section.name]
+            ):
+                lines.append(
+                    f"profiles.{params.profile}.data.root: {folder} has not "
+                    f"{' nor '.join('/ and '.join(p) + '/' for p in _LAYOUTS[section.name])}"
+                )
         except DataError as error:
             lines.append(f"profiles.{params.profile}.data.{key}: {error}")
     return lines
 
 
 def set_sizes(params: Params) -> tuple:
-    "`(training images, test images, pixels)` of a seed: counted where the set is there, as published where it is not."
+    """`(training images, test images, pixels)` of a seed: counted where the set is there, as published where
+    it is not."""
     section = params.current.data
     train, test, size = SIZES[section.name]
     size = wanted_images(params).size or size
     if not missing_sets(params):
         data = load_data(params)
         if data.in_memory:
-            train, test, size = len(data.train(params.seeds[0])), len(data.test_indices(params.seeds[0])), data.images.images.shape[-1]
+            train, test, size = (
+                len(data.train(params.seeds[0])),
+                len(data.test_indices(params.seeds[0])),
+                data.images.images.shape[-1],
+            )
         else:
-            train, test = (sum(len(files) for _, _, files in os.walk(data.root / part)) for part in ("train", "val"))
+            train, test = (
+                sum(len(files) for _, _, files in os.walk(data.root / part)) for part in ("train", "val")
+            )
     return train, min(test, section.test_images or test), size
 
 
@@ -97,14 +128,18 @@ def _median_seconds(work, repeats=3):
 
 
 def timed_rates(params: Params, size: int) -> dict:
-    "Operations a second of a training step and of a forward pass, and seconds to corrupt an image, on one process of this machine."
+    """Operations a second of a training step and of a forward pass, and seconds to corrupt an image, on one
+    process of this machine."""
     device, run = "cuda" if torch.cuda.is_available() else "cpu", params.runs()["finetune"]
     if params.current.threads:
         torch.set_num_threads(params.current.threads)
     model = build_model(run.network.name, params.current.data.classes)
     net = finetuning_net(model, run.after, None).to(device, memory_format=torch.channels_last)
     n = min(run.finetune.batch_size, max(4, 2**18 // size**2))
-    images, targets = torch.randn(n, 3, size, size, device=device), torch.zeros(n, dtype=torch.long, device=device)
+    images, targets = (
+        torch.randn(n, 3, size, size, device=device),
+        torch.zeros(n, dtype=torch.long, device=device),
+    )
     photos = torch.randint(256, (8, 3, size, size), dtype=torch.uint8, device=device)
 
     def step():
@@ -120,33 +155,63 @@ def timed_rates(params: Params, size: int) -> dict:
     with FlopCounterMode(display=False) as counter:
         look()
     forward = counter.get_total_flops() / n
-    return {"step": n * step_flops(net, images, targets) / _median_seconds(step), "forward": n * forward / _median_seconds(look),
-            "corrupt": sum(_median_seconds(lambda: corrupt(photos, name, 3), 1) for name in CORRUPTIONS) / len(CORRUPTIONS) / len(photos)}
+    return {
+        "step": n * step_flops(net, images, targets) / _median_seconds(step),
+        "forward": n * forward / _median_seconds(look),
+        "corrupt": sum(_median_seconds(lambda: corrupt(photos, name, 3), 1) for name in CORRUPTIONS)
+        / len(CORRUPTIONS)
+        / len(photos),
+    }
 
 
 def plan(params: Params, studies: bool = True) -> pd.DataFrame:
-    """A row per stage of the profile: runs, images that pass, operations (in 10^12), and minutes expected on this machine.
+    """A row per stage of the profile: runs, images that pass, operations (in 10^12), and minutes expected on
+    this machine.
 
-    Operations are counted and their rate is timed; reading, augmenting and start-up are left out, so the minutes are a lower bound."""
+    Operations are counted and their rate is timed; reading, augmenting and start-up are left out, so the
+    minutes are a lower bound."""
     profile, (train, test, size) = params.current, set_sizes(params)
     rates = timed_rates(params, size)
     cores = os.cpu_count() if profile.threads and not torch.cuda.is_available() else 1
     side = max(1, min(len(params.seeds), cores // (profile.threads or 1)))
-    stages = [*_main_stages(params, train, test, size), *(_study_stages(params, train, test, size) if profile.short and studies else [])]
-    return pd.DataFrame([
-        {"stage": stage, "runs": runs, "images": int(images), "TFLOP": (training + forward) / 1e12,
-         "minutes": (training / rates["step"] + forward / rates["forward"] + corrupted * rates["corrupt"]) / side / 60}
-        for stage, runs, images, training, forward, corrupted in stages])
+    stages = [
+        *_main_stages(params, train, test, size),
+        *(_study_stages(params, train, test, size) if profile.short and studies else []),
+    ]
+    return pd.DataFrame(
+        [
+            {
+                "stage": stage,
+                "runs": runs,
+                "images": int(images),
+                "TFLOP": (training + forward) / 1e12,
+                "minutes": (
+                    training / rates["step"] + forward / rates["forward"] + corrupted * rates["corrupt"]
+                )
+                / side
+                / 60,
+            }
+            for stage, runs, images, training, forward, corrupted in stages
+        ]
+    )
 
 
 def _main_stages(params, train, test, size):
-    "Yield the main table's stages: name, runs, images, operations of training, operations of forward passes, images to be corrupted."
+    """Yield the main table's stages: name, runs, images, operations of training, operations of forward
+    passes, images to be corrupted."""
     profile, seeds, classes = params.current, len(params.seeds), params.current.data.classes
     seen = seeds * test * (1 + 75 + len(FILTERS) + 4)
     streamed = profile.data.streamed  # its shifts are made anew for each network, not kept
     if profile.pretrain:
         images = seeds * profile.pretrain.epochs * train
-        yield "pretrain", seeds, images, images * _pretraining_flops(profile.network.name, classes, size), 0, 0
+        yield (
+            "pretrain",
+            seeds,
+            images,
+            images * _pretraining_flops(profile.network.name, classes, size),
+            0,
+            0,
+        )
     for name, run in params.runs().items():
         images = seeds * run.finetune.epochs * train if run.method.train != "nothing" else 0
         yield f"train {name}", seeds, images, images * run_flops(run, classes, size), 0, 0
@@ -155,7 +220,14 @@ def _main_stages(params, train, test, size):
     yield "autoencoder", 1, images, images * _pretraining_flops(pictures.network, classes, size), 0, 0
     yield "shifts", seeds, 0 if streamed else seen, 0, 0, 0 if streamed else seen
     for name, run in params.runs().items():
-        yield f"evaluate {name}", seeds, seen, 0, seen * _looking_flops(run, classes, size), seen if streamed else 0
+        yield (
+            f"evaluate {name}",
+            seeds,
+            seen,
+            0,
+            seen * _looking_flops(run, classes, size),
+            seen if streamed else 0,
+        )
 
 
 def _study_stages(params, train, test, size):
@@ -166,15 +238,27 @@ def _study_stages(params, train, test, size):
 
     def row(stage, runs, pretrained=0, flops=0):
         trained = sum(run.method.train != "nothing" for run in runs)
-        return (stage, seeds * (len(runs) + bool(pretrained)), pretrained + images * trained + seen * len(runs),
-                flops + images * sum(run_flops(run, classes, size) for run in runs), seen * sum(_looking_flops(run, classes, size) for run in runs), 0)
+        return (
+            stage,
+            seeds * (len(runs) + bool(pretrained)),
+            pretrained + images * trained + seen * len(runs),
+            flops + images * sum(run_flops(run, classes, size) for run in runs),
+            seen * sum(_looking_flops(run, classes, size) for run in runs),
+            0,
+        )
 
     for name, base in params.bases.items():
         pretrained = seeds * short.pretrain_epochs * train
-        yield row(f"bases {name}", params.base_runs(name).values(), pretrained,
-                  pretrained * _pretraining_flops((base.network or params.current.network).name, classes, size))
+        yield row(
+            f"bases {name}",
+            params.base_runs(name).values(),
+            pretrained,
+            pretrained * _pretraining_flops((base.network or params.current.network).name, classes, size),
+        )
     for study, section in params.studies.items():
-        yield row(f"study {study}", [run for run in params.runs(study).values() if run.name in section.methods])
+        yield row(
+            f"study {study}", [run for run in params.runs(study).values() if run.name in section.methods]
+        )
 
 
 def _bytes(network, classes):
@@ -190,15 +274,37 @@ def _looking_flops(run, classes, size):
 
 
 def _pretraining_flops(name, classes, size):
-    return step_flops(pretraining_net(build_model(name, classes)), torch.zeros(4, 3, size, size).uniform_(-1, 1), torch.arange(4) % classes)
+    return step_flops(
+        pretraining_net(build_model(name, classes)),
+        torch.zeros(4, 3, size, size).uniform_(-1, 1),
+        torch.arange(4) % classes,
+    )
 
 
 def disk_bytes(params: Params) -> dict:
-    "Bytes that a profile leaves on disk: checkpoints, which DVC keeps a second time in its cache, and the shifted images where they are kept."
+    """Bytes that a profile leaves on disk: checkpoints, which DVC keeps a second time in its cache, and the
+    shifted images where they are kept."""
     _, test, size = set_sizes(params)
-    weights = {name: _bytes(name, params.current.data.classes) for name in {params.current.network.name, params.current.pictures.network}}
-    own = len(params.seeds) * (1 + sum(len(branches(run)) for run in params.runs().values())) * weights[params.current.network.name]
-    bases = sum(len(params.current.short.seeds) * _bytes((base.network or params.current.network).name, params.current.data.classes)
-                for base in params.bases.values()) if params.current.short else 0
+    weights = {
+        name: _bytes(name, params.current.data.classes)
+        for name in {params.current.network.name, params.current.pictures.network}
+    }
+    own = (
+        len(params.seeds)
+        * (1 + sum(len(branches(run)) for run in params.runs().values()))
+        * weights[params.current.network.name]
+    )
+    bases = (
+        sum(
+            len(params.current.short.seeds)
+            * _bytes((base.network or params.current.network).name, params.current.data.classes)
+            for base in params.bases.values()
+        )
+        if params.current.short
+        else 0
+    )
     kept = min(test, 64) if params.current.data.streamed else test
-    return {"checkpoints": 2 * (own + bases + 2 * weights[params.current.pictures.network]), "shifted": len(params.seeds) * (80 + len(FILTERS)) * kept * 3 * size**2}
+    return {
+        "checkpoints": 2 * (own + bases + 2 * weights[params.current.pictures.network]),
+        "shifted": len(params.seeds) * (80 + len(FILTERS)) * kept * 3 * size**2,
+    }

@@ -27,32 +27,44 @@ from ..shifts.filters import check_images
 
 # %% ../../nbs/evidence/01_evaluation.ipynb #8962224b
 def _place(*modules):
-    "`(device, dtype)` of the first floating point parameter of these modules; float32 on the CPU where there is none."
-    first = next((p for m in modules for p in m.parameters() if p.is_floating_point()), torch.empty(0, dtype=torch.float32))
+    """`(device, dtype)` of the first floating point parameter of these modules; float32 on the CPU where
+    there is none."""
+    first = next(
+        (p for m in modules for p in m.parameters() if p.is_floating_point()),
+        torch.empty(0, dtype=torch.float32),
+    )
     return first.device, first.dtype
 
 
 def _logits(output):
     if not isinstance(output, torch.Tensor):
-        raise ValueError(f"the network returns a {type(output).__name__}; needed are logits [N, K], one tensor; wrap it in a module that takes them out")
+        raise ValueError(
+            f"the network returns a {type(output).__name__}; needed are logits [N, K], one tensor; wrap it "
+            f"in a module that takes them out"
+        )
     return output
 
 
 @torch.inference_mode()
 def predict(model: nn.Module, images: torch.Tensor, batch_size: int = 256, top: int = 1) -> tuple:
-    "`(classes, probabilities)`, each `[N, top]`, of uint8 `[N, 3, H, W]` images, normalised as `model` wants them; it is used in eval mode and left as found. Raises `ValueError` for other images."
+    """`(classes, probabilities)`, each `[N, top]`, of uint8 `[N, 3, H, W]` images, normalised as `model`
+    wants them; it is used in eval mode and left as found. Raises `ValueError` for other images."""
     check_images(images)
     (device, dtype), wanted = _place(model), preprocessing_of(model)
     with in_mode(model, False):
-        found = [_logits(model(normalize(batch.to(device), wanted).to(dtype))).float().softmax(1).topk(top) for batch in images.split(batch_size)]
+        found = [
+            _logits(model(normalize(batch.to(device), wanted).to(dtype))).float().softmax(1).topk(top)
+            for batch in images.split(batch_size)
+        ]
     return torch.cat([f.indices for f in found]).cpu(), torch.cat([f.values for f in found]).cpu()
 
 
 def for_inference(part: nn.Module) -> nn.Module:
     """A faster copy of a network or a part of one, in eval mode and channels last in memory.
 
-    Its forward is the network's own. Batch norms that alone follow a convolution, both called once, are folded into it, see `fold`, which
-    changes the last digits of the output. A network that cannot be copied is run itself, in eval mode, and left as it is."""
+    Its forward is the network's own. Batch norms that alone follow a convolution, both called once, are
+    folded into it, see `fold`, which changes the last digits of the output. A network that cannot be
+    copied is run itself, in eval mode, and left as it is."""
     try:
         copied = copy.deepcopy(part).eval()
     except Exception:  # a module can refuse in many ways
@@ -74,7 +86,8 @@ class _InEvalMode(nn.Module):
 
 @torch.inference_mode()
 def predict_each(networks: dict, images: torch.Tensor, batch_size: int = 64) -> dict:
-    "Top classes `[N]` of each of several `networks`, all in eval mode, by its own forward and on images as it wants them."
+    """Top classes `[N]` of each of several `networks`, all in eval mode, by its own forward and on images as
+    it wants them."""
     check_images(images)
     found = {name: [] for name in networks}
     for batch in images.split(batch_size):
@@ -85,96 +98,171 @@ def predict_each(networks: dict, images: torch.Tensor, batch_size: int = 64) -> 
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def top1_accuracy(model: nn.Module, images: torch.Tensor, targets: torch.Tensor, batch_size: int = 256) -> float:
-    "Top-1 accuracy in percent, of uint8 images and a class index `[N]` for each; raises `ValueError` for others."
+def top1_accuracy(
+    model: nn.Module, images: torch.Tensor, targets: torch.Tensor, batch_size: int = 256
+) -> float:
+    """Top-1 accuracy in percent, of uint8 images and a class index `[N]` for each; raises `ValueError` for
+    others."""
     check_images(images)
     if targets.shape != images.shape[:1]:
-        raise ValueError(f"targets are {targets.dtype} {tuple(targets.shape)}; needed is one class index for each of {len(images)} images")
+        raise ValueError(
+            f"targets are {targets.dtype} {tuple(targets.shape)}; needed is one class index for each of "
+            f"{len(images)} images"
+        )
     return 100 * (predict(model, images, batch_size)[0][:, 0] == targets.cpu()).double().mean().item()
 
 # %% ../../nbs/evidence/01_evaluation.ipynb #de518f9a
 def mean_interval(values, level: float = 0.95) -> tuple:
     "Mean and half-width of its Student interval; the half-width of a single value is NaN."
     from scipy.stats import t
+
     values = np.asarray(values, dtype=float)
     if len(values) < 2:
         return float(values.mean()), math.nan
-    return float(values.mean()), float(t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    return float(values.mean()), float(
+        t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    )
 
 # %% ../../nbs/evidence/01_evaluation.ipynb #0839f9e2
 def summarize(runs: pd.DataFrame, control: str) -> pd.DataFrame:
-    """Mean accuracy with interval, and the paired difference to the method `control` with its own, for each method, branch and shift.
+    """Mean accuracy with interval, and the paired difference to the method `control` with its own, for each
+    method, branch and shift.
 
-    `runs` has the columns method, branch, shift, seed, accuracy (percent). Raises `ValueError` if a row lacks a seed."""
+    `runs` has the columns method, branch, shift, seed, accuracy (percent). Raises `ValueError` if a row
+    lacks a seed."""
     seeds = sorted(runs.seed.unique())
     base = runs[(runs.method == control) & (runs.branch == "clean")].set_index(["shift", "seed"]).accuracy
     rows = []
     for (method, branch, shift), group in runs.groupby(["method", "branch", "shift"], sort=False):
         values = group.set_index("seed").accuracy
         if sorted(values.index) != seeds:
-            raise ValueError(f"{method}, {branch} branch, {shift} has the seeds {sorted(values.index)}; the others have {seeds}")
+            raise ValueError(
+                f"{method}, {branch} branch, {shift} has the seeds {sorted(values.index)}; the others have "
+                f"{seeds}"
+            )
         mean, interval = mean_interval(values)
         difference = mean_interval(values - base[shift]) if method != control else (math.nan, math.nan)
-        rows.append({"method": method, "branch": branch, "shift": shift, "accuracy": mean, "ci95": interval,
-                     "difference": difference[0], "difference_ci95": difference[1], "seeds": len(seeds)})
+        rows.append(
+            {
+                "method": method,
+                "branch": branch,
+                "shift": shift,
+                "accuracy": mean,
+                "ci95": interval,
+                "difference": difference[0],
+                "difference_ci95": difference[1],
+                "seeds": len(seeds),
+            }
+        )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/evidence/01_evaluation.ipynb #a4be5439
-ALEXNET = dict(zip(CORRUPTIONS, (  # mean error over the severities on ImageNet-C
-    0.886428, 0.894468, 0.922640, 0.819880, 0.826268, 0.785948, 0.798360, 0.866816, 0.826572, 0.819324, 0.564592, 0.853204, 0.646056,
-    0.717840, 0.606500)))
+ALEXNET = dict(
+    zip(
+        CORRUPTIONS,
+        (  # mean error over the severities on ImageNet-C
+            0.886428,
+            0.894468,
+            0.922640,
+            0.819880,
+            0.826268,
+            0.785948,
+            0.798360,
+            0.866816,
+            0.826572,
+            0.819324,
+            0.564592,
+            0.853204,
+            0.646056,
+            0.717840,
+            0.606500,
+        ),
+    )
+)
 
 
 def _five(name, values) -> list:
     "A corruption's errors at the severities 1 to 5, checked."
     if isinstance(values, Mapping):
         if set(values) != set(range(1, 6)):
-            raise ValueError(f"{name} has the severities {', '.join(map(repr, values)) or 'none'}; needed are 1, 2, 3, 4 and 5")
+            raise ValueError(
+                f"{name} has the severities {', '.join(map(repr, values)) or 'none'}; needed are 1, 2, 3, 4 "
+                f"and 5"
+            )
         values = [values[severity] for severity in range(1, 6)]
     values = values.tolist() if isinstance(values, torch.Tensor) else values
-    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
-        raise ValueError(f"{name} is {' '.join(repr(values).split())[:80]}; needed are five fractions, one for each severity, or a mapping of the severities 1 to 5")
+    if (
+        isinstance(values, (str, bytes))
+        or not isinstance(values, Iterable)
+        or getattr(values, "ndim", 1) == 0
+    ):
+        raise ValueError(
+            f"{name} is {' '.join(repr(values).split())[:80]}; needed are five fractions, one for each "
+            f"severity, or a mapping of the severities 1 to 5"
+        )
     values = [v.item() if isinstance(v, torch.Tensor) and v.ndim == 0 else v for v in values]
     if len(values) != 5:
         raise ValueError(f"{name} has {len(values)} errors; needed is one for each of five severities")
     if not all(isinstance(v, Real) and not isinstance(v, bool) and 0 <= v <= 1 for v in values):
-        raise ValueError(f"{name} has the errors {' '.join(repr(values).split())[:120]}; allowed are fractions from 0 to 1")
+        raise ValueError(
+            f"{name} has the errors {' '.join(repr(values).split())[:120]}; allowed are fractions from 0 to 1"
+        )
     return values
 
 
 def _mean_errors(errors, whose="") -> dict:
     "Mean over five severities for each of the fifteen corruptions, checked; messages begin with `whose`."
     if not hasattr(errors, "keys"):
-        raise ValueError(f"{whose}the errors are {' '.join(repr(errors).split())[:80]}; needed is a mapping from each of the fifteen corruptions "
-                         "to its five errors")
+        raise ValueError(
+            f"{whose}the errors are {' '.join(repr(errors).split())[:80]}; needed is a mapping from each of "
+            f"the fifteen corruptions "
+            "to its five errors"
+        )
     extra = [name for name in errors.keys() if name in EXTRA_CORRUPTIONS]
     if extra:
-        raise ValueError(f"{whose}{extra[0]!r} is an extra corruption; mCE and the mean error take the fifteen of CORRUPTIONS alone, leave it out")
+        raise ValueError(
+            f"{whose}{extra[0]!r} is an extra corruption; mCE and the mean error take the fifteen of "
+            f"CORRUPTIONS alone, leave it out"
+        )
     unknown = [name for name in errors.keys() if name not in CORRUPTIONS]
     if unknown:
         near = difflib.get_close_matches(str(unknown[0]), CORRUPTIONS, 1, 0.4)
-        raise ValueError(f"{whose}no corruption {unknown[0]!r}" + (f"; did you mean {near[0]!r}?" if near else f"; allowed are {', '.join(CORRUPTIONS)}"))
+        raise ValueError(
+            f"{whose}no corruption {unknown[0]!r}"
+            + (f"; did you mean {near[0]!r}?" if near else f"; allowed are {', '.join(CORRUPTIONS)}")
+        )
     missing = [name for name in CORRUPTIONS if name not in errors.keys()]
     if missing:
-        raise ValueError(f"{whose}the errors of {', '.join(missing)} are missing; needed are those of all fifteen corruptions")
+        raise ValueError(
+            f"{whose}the errors of {', '.join(missing)} are missing; needed are those of all fifteen "
+            f"corruptions"
+        )
     return {name: sum(_five(whose + name, errors[name])) / 5 for name in CORRUPTIONS}
 
 
 def mean_corruption_error(errors, baseline="alexnet") -> float:
-    """mCE in percent, from top-1 errors as fractions: a mapping from each of the fifteen corruptions to its five severities,
-    as five numbers or as a mapping from 1 to 5.
+    """mCE in percent, from top-1 errors as fractions: a mapping from each of the fifteen corruptions to its
+    five severities, as five numbers or as a mapping from 1 to 5.
 
-    `baseline` is "alexnet" or another network's errors in the same form. Raises `ValueError` for a missing, unknown or extra corruption,
-    a missing severity, and errors that are not fractions."""
+    `baseline` is "alexnet" or another network's errors in the same form. Raises `ValueError` for a
+    missing, unknown or extra corruption, a missing severity, and errors that are not fractions."""
     if isinstance(baseline, str):
         if baseline != "alexnet":
-            raise ValueError(f"baseline is {baseline!r}; allowed are 'alexnet' and another network's errors in the form of errors")
+            raise ValueError(
+                f"baseline is {baseline!r}; allowed are 'alexnet' and another network's errors in the form "
+                f"of errors"
+            )
         reference = ALEXNET
     else:
         reference = _mean_errors(baseline, "baseline: ")
     if not all(reference.values()):
-        raise ValueError(f"the baseline makes no error on {[n for n, v in reference.items() if not v][0]}; nothing can be divided by it")
-    return float(100 * sum(error / reference[name] for name, error in _mean_errors(errors).items()) / len(CORRUPTIONS))
+        raise ValueError(
+            f"the baseline makes no error on {[n for n, v in reference.items() if not v][0]}; nothing can be "
+            f"divided by it"
+        )
+    return float(
+        100 * sum(error / reference[name] for name, error in _mean_errors(errors).items()) / len(CORRUPTIONS)
+    )
 
 
 def mean_error(errors) -> float:
@@ -183,6 +271,7 @@ def mean_error(errors) -> float:
 
 # %% ../../nbs/evidence/01_evaluation.ipynb #0ea1c42f
 def corruption_errors(runs: pd.DataFrame) -> dict:
-    "From the rows of one network's `corruptions` cells, such as `fog/3` with an accuracy in percent, to errors as fractions."
+    """From the rows of one network's `corruptions` cells, such as `fog/3` with an accuracy in percent, to
+    errors as fractions."""
     cells = runs[runs["shift"] == "corruptions"].set_index("cell").accuracy
     return {name: [1 - cells[f"{name}/{severity}"] / 100 for severity in range(1, 6)] for name in CORRUPTIONS}

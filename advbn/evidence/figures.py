@@ -21,19 +21,31 @@ from ..training.runs import load_autoencoder, load_data, load_model, picture_att
 def caption(model, images: torch.Tensor, classes) -> list:
     "The top class and its probability for each of the uint8 images."
     found, probability = predict(model, images)
-    return [f"{classes[c]}\n{100 * p:.0f} %" for c, p in zip(found[:, 0].tolist(), probability[:, 0].tolist())]
+    return [
+        f"{classes[c]}\n{100 * p:.0f} %" for c, p in zip(found[:, 0].tolist(), probability[:, 0].tolist())
+    ]
 
 
 def adversarial_figure(params: Params, strengths=(0.25, 0.5, 1.1), columns: int = 8):
-    "A figure: originals, reconstructions and adversarial images of several `eps`, each with the standard network's top class and confidence."
+    """A figure: originals, reconstructions and adversarial images of several `eps`, each with the standard
+    network's top class and confidence."""
     import matplotlib.pyplot as plt
+
     seed, data, autoencoder = params.seeds[0], load_data(params), load_autoencoder(params)
     model = load_model(params, "pretrained", seed)
     test = data.test(seed)
     batch = test[mixed_order(len(test))[:32]]  # the first batch of the -AdvBN set; its first images are shown
     shown = range(columns)
-    rows = {"original": batch.images, "reconstructed": reconstructed(autoencoder, batch.images),
-            **{f"eps {eps}": adversarial(autoencoder, batch.images, batch.targets, picture_attack(params, autoencoder, eps=eps)) for eps in strengths}}
+    rows = {
+        "original": batch.images,
+        "reconstructed": reconstructed(autoencoder, batch.images),
+        **{
+            f"eps {eps}": adversarial(
+                autoencoder, batch.images, batch.targets, picture_attack(params, autoencoder, eps=eps)
+            )
+            for eps in strengths
+        },
+    }
     fig, axes = plt.subplots(len(rows), columns, figsize=(1.25 * columns, 1.6 * len(rows)), squeeze=False)
     for (name, images), line in zip(rows.items(), axes):
         captions = caption(model, images, data.classes)
@@ -52,28 +64,44 @@ def shift_examples(data, params: Params, seed: int):
     for shift, group in groupby(shifted(params, data, seed), key=lambda c: c[0]):
         group = list(group)
         if shift == "corruptions":  # one of each family, at severity 3
-            yield from (c for c in group if c[1] in ("gaussian_noise/3", "defocus_blur/3", "snow/3", "contrast/3"))
+            yield from (
+                c for c in group if c[1] in ("gaussian_noise/3", "defocus_blur/3", "snow/3", "contrast/3")
+            )
         elif shift != "reconstructed":
             yield group[len(group) // 2]
 
 
 def predictions_figure(params: Params, image: int = 100, before: str = "finetune", after: str = "advbn"):
-    "A figure: test image number `image` under every shift, with the three likeliest classes of two methods' networks."
+    """A figure: test image number `image` under every shift, with the three likeliest classes of two methods'
+    networks."""
     import matplotlib.pyplot as plt
+
     seed, data = params.seeds[0], load_data(params)
-    networks = {params.methods[before].label: load_model(params, before, seed),
-                **{f"{params.methods[after].label}, {b}": load_model(params, after, seed, b) for b in ("clean", "adversarial")}}
+    networks = {
+        params.methods[before].label: load_model(params, before, seed),
+        **{
+            f"{params.methods[after].label}, {b}": load_model(params, after, seed, b)
+            for b in ("clean", "adversarial")
+        },
+    }
     cells = list(shift_examples(data, params, seed))
     image %= len(cells[0][2])
-    fig, axes = plt.subplots(1 + len(networks), len(cells), figsize=(1.75 * len(cells), 1.75 + 1.05 * len(networks)),
-                             height_ratios=[1.5] + [1] * len(networks), squeeze=False)
+    fig, axes = plt.subplots(
+        1 + len(networks),
+        len(cells),
+        figsize=(1.75 * len(cells), 1.75 + 1.05 * len(networks)),
+        height_ratios=[1.5] + [1] * len(networks),
+        squeeze=False,
+    )
     for (shift, cell, images), column in zip(cells, axes.T):
         column[0].imshow(images.images[image].permute(1, 2, 0))
-        column[0].set_title(TITLES[shift] + (f"\n{cell}" if cell not in (shift, "decoded") else "\n"), fontsize=8)
+        column[0].set_title(
+            TITLES[shift] + (f"\n{cell}" if cell not in (shift, "decoded") else "\n"), fontsize=8
+        )
         column[0].axis("off")
         truth = data.classes[images.targets[image]]
         for (name, model), ax in zip(networks.items(), column[1:]):
-            found, probability = predict(model, images.images[image:image + 1], top=3)
+            found, probability = predict(model, images.images[image : image + 1], top=3)
             names = [data.classes[c] for c in found[0].tolist()]
             ax.barh(range(3), probability[0], color=["tab:green" if n == truth else "0.8" for n in names])
             for y, n in enumerate(names):
@@ -87,33 +115,49 @@ def predictions_figure(params: Params, image: int = 100, before: str = "finetune
 
 # %% ../../nbs/evidence/05_figures.ipynb #650630e1
 def make_set(images: Images | FolderImages, root, make, settings: dict, batch_size: int = 32) -> int:
-    """Write `make(batch)`, uint8 images for each batch of `images`, as an ImageFolder tree of PNGs at `root`, under the images' names.
+    """Write `make(batch)`, uint8 images for each batch of `images`, as an ImageFolder tree of PNGs at `root`,
+    under the images' names.
 
-    Batches are of mixed classes. A batch whose files are all there is not made again. `settings` tell how the images are made and are kept
-    in `settings.json`; a tree with others raises `FileExistsError`, as does a finished one that lacks images; names that differ only in
-    their suffix would share a file and raise `ValueError`. Returns the number of files written. The tree is called `root` with `.partial` behind
-    until it is whole."""
+    Batches are of mixed classes. A batch whose files are all there is not made again. `settings` tell how
+    the images are made and are kept in `settings.json`; a tree with others raises `FileExistsError`, as
+    does a finished one that lacks images; names that differ only in their suffix would share a file and
+    raise `ValueError`. Returns the number of files written. The tree is called `root` with `.partial`
+    behind until it is whole."""
     import json
     from pathlib import Path
     from tqdm import tqdm
     from advbn.files import held
     from advbn.images.openmoji import write_png
+
     owners = {}
     for name in images.names:
         file = Path(name).with_suffix(".png")
         if (owner := owners.setdefault(file, name)) != name:
-            raise ValueError(f"{owner} and {name} would both be written as {file}; names must differ in more than their suffix")
+            raise ValueError(
+                f"{owner} and {name} would both be written as {file}; names must differ in more than their "
+                f"suffix"
+            )
     root = Path(root).absolute()
-    partial, written, text = root.with_name(f"{root.name}.partial"), 0, json.dumps(settings, indent=1, sort_keys=True) + "\n"
+    partial, written, text = (
+        root.with_name(f"{root.name}.partial"),
+        0,
+        json.dumps(settings, indent=1, sort_keys=True) + "\n",
+    )
     with held(root, "written"):
         for folder in (root, partial):
             stamp = folder / "settings.json"
             if folder.exists() and (not stamp.exists() or stamp.read_text() != text):
-                raise FileExistsError(f"{folder} exists and was made with other settings ({stamp.name}); remove it or name another folder")
+                raise FileExistsError(
+                    f"{folder} exists and was made with other settings ({stamp.name}); remove it or name "
+                    f"another folder"
+                )
         if root.exists():
             missing = [n for n in images.names if not (root / n).with_suffix(".png").exists()]
             if missing:
-                raise FileExistsError(f"{root} exists and lacks {len(missing)} of {len(images)} images, such as {missing[0]}; name another folder")
+                raise FileExistsError(
+                    f"{root} exists and lacks {len(missing)} of {len(images)} images, such as {missing[0]}; "
+                    f"name another folder"
+                )
             return 0
         partial.mkdir(parents=True, exist_ok=True)
         (partial / "settings.json").write_text(text)

@@ -32,7 +32,8 @@ def check_name(name: str, section: dict, kind: str):
 
 
 def settings(run: Run) -> dict:
-    "All options of the attack of a run, as said in `params.yaml`, by its recipe or by default; empty where nothing is attacked."
+    """All options of the attack of a run, as said in `params.yaml`, by its recipe or by default; empty where
+    nothing is attacked."""
     if run.method.options is None:
         return {}
     options = recipe_options(**run.method.options)
@@ -41,25 +42,43 @@ def settings(run: Run) -> dict:
 
 
 def table_of_runs(params: Params, study: str) -> pd.DataFrame:
-    "A row for each run of a study: base, network, cut, augmentation, training, the layer's settings and the seeds. Empty where there are none."
+    """A row for each run of a study: base, network, cut, augmentation, training, the layer's settings and the
+    seeds. Empty where there are none."""
     rows = []
     for name, run in params.runs(study).items():
-        rows.append({"run": name, "base": run.base, "method": name.partition("/")[2], "network": run.network.name, "after": run.after,
-                     "augmentation": run.augmentation, "train": run.method.train, **settings(run), "epochs": run.finetune.epochs,
-                     "seeds": params.current.short.seeds})
+        rows.append(
+            {
+                "run": name,
+                "base": run.base,
+                "method": name.partition("/")[2],
+                "network": run.network.name,
+                "after": run.after,
+                "augmentation": run.augmentation,
+                "train": run.method.train,
+                **settings(run),
+                "epochs": run.finetune.epochs,
+                "seeds": params.current.short.seeds,
+            }
+        )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/evidence/02_studies.ipynb #eaabdd65
 def is_short(params: Params):
     "A function of shift and cell: do the studies test on it?"
     short = params.current.short
-    kept = {"corruptions": {f"{name}/{severity}" for name in _spread(CORRUPTIONS, short.corruptions) for severity in short.severities},
-            "instagram": {name.lstrip("_") for name in _spread(FILTERS, short.filters)}}
+    kept = {
+        "corruptions": {
+            f"{name}/{severity}"
+            for name in _spread(CORRUPTIONS, short.corruptions)
+            for severity in short.severities
+        },
+        "instagram": {name.lstrip("_") for name in _spread(FILTERS, short.filters)},
+    }
     return lambda shift, cell: shift in SHIFTS and cell in kept.get(shift, [cell])
 
 
 def _spread(names, n):
-    return names[::len(names) // n][:n]
+    return names[:: len(names) // n][:n]
 
 
 _images = {}  # of the profile that this process works for, read once
@@ -74,7 +93,9 @@ def short_run(params: Params, name: str, run: Run, seed: int) -> pd.DataFrame:
         _images[section] = load_data(params)
     data = _images[section]
     accelerator = build_accelerator(run.finetune.precision)
-    model = load_into(build_model(run.network.name, len(data.classes)), checkpoint(params, f"bases/{run.base}", seed)).eval()
+    model = load_into(
+        build_model(run.network.name, len(data.classes)), checkpoint(params, f"bases/{run.base}", seed)
+    ).eval()
     net, _ = finetuned(params, run, copy.deepcopy(model), data, seed, accelerator)
     networks = {}
     for branch in branches(run):
@@ -87,49 +108,77 @@ def short_run(params: Params, name: str, run: Run, seed: int) -> pd.DataFrame:
 
 
 def run_base(params: Params, base: str, seed: int) -> tuple:
-    "Pretrain a base for one seed, then train and test it with each of the `base_methods`: `(rows per epoch, rows per run, branch and cell)`."
+    """Pretrain a base for one seed, then train and test it with each of the `base_methods`: `(rows per epoch,
+    rows per run, branch and cell)`."""
     history = pretrain(params, base, seed)
-    return history, pd.concat([short_run(params, name, run, seed) for name, run in params.base_runs(base).items()], ignore_index=True)
+    return history, pd.concat(
+        [short_run(params, name, run, seed) for name, run in params.base_runs(base).items()],
+        ignore_index=True,
+    )
 
 
 _COLUMNS = ["branch", "shift", "cell", "correct", "images", "run", "seed", "accuracy"]
 
 
 def run_bases(params: Params, base: str) -> tuple:
-    "What `run_base` returns, of all seeds side by side where cores are free; empty tables where the profile has no section `short`."
+    """What `run_base` returns, of all seeds side by side where cores are free; empty tables where the profile
+    has no section `short`."""
     check_name(base, params.bases, "base")
     seeds = params.current.short.seeds if params.current.short else []
     found = side_by_side(run_base, params, [(base, seed) for seed in seeds], base)
-    empty = pd.DataFrame(columns=["epoch", "lr", "clean_loss", "adversarial_loss", "accuracy", "seed"]), pd.DataFrame(columns=_COLUMNS)
+    empty = (
+        pd.DataFrame(columns=["epoch", "lr", "clean_loss", "adversarial_loss", "accuracy", "seed"]),
+        pd.DataFrame(columns=_COLUMNS),
+    )
     return tuple(pd.concat(tables, ignore_index=True) for tables in zip(*found)) if found else empty
 
 
 def run_study(params: Params, study: str, shared: pd.DataFrame) -> pd.DataFrame:
-    """Rows of all runs of a study: those of its bases from `shared`, the rows of `run_bases`, the others trained and tested here, side by side
-    where cores are free and the longest first."""
+    """Rows of all runs of a study: those of its bases from `shared`, the rows of `run_bases`, the others
+    trained and tested here, side by side where cores are free and the longest first."""
     check_name(study, params.studies, "study")
     runs = params.runs(study)
     own = {name: run for name, run in runs.items() if run.name in params.studies[study].methods}
     steps = {name: settings(run).get("steps", -1) + 2 for name, run in own.items()}
-    tasks = [(name, own[name], seed) for name in sorted(own, key=steps.get, reverse=True) for seed in params.current.short.seeds]
+    tasks = [
+        (name, own[name], seed)
+        for name in sorted(own, key=steps.get, reverse=True)
+        for seed in params.current.short.seeds
+    ]
     found = [shared[shared.run.isin(runs)], *side_by_side(short_run, params, tasks, study)]
-    found = pd.concat([rows for rows in found if len(rows)] or [pd.DataFrame(columns=_COLUMNS)], ignore_index=True)
+    found = pd.concat(
+        [rows for rows in found if len(rows)] or [pd.DataFrame(columns=_COLUMNS)], ignore_index=True
+    )
     order = {name: i for i, name in enumerate(runs)}
-    return found.sort_values("run", key=lambda column: column.map(order), kind="stable").reset_index(drop=True)
+    return found.sort_values("run", key=lambda column: column.map(order), kind="stable").reset_index(
+        drop=True
+    )
 
 # %% ../../nbs/evidence/02_studies.ipynb #1e818391
 def control_of(run: Run, runs: dict) -> str:
     "The clean fine-tune that a run is compared with: same base, same cut."
-    return next(name for name, other in runs.items() if other.method.train == "clean" and (other.base, other.after) == (run.base, run.after))
+    return next(
+        name
+        for name, other in runs.items()
+        if other.method.train == "clean" and (other.base, other.after) == (run.base, run.after)
+    )
 
 
 def study_table(found: pd.DataFrame, params: Params, study: str) -> pd.DataFrame:
-    """Accuracy of each run, branch and shift with its interval, and the paired difference to its control with its own.
+    """Accuracy of each run, branch and shift with its interval, and the paired difference to its control with
+    its own.
 
-    `found` has a row per run, branch, cell and seed. The shift `mean` is the mean over all shifts but clean."""
+    `found` has a row per run, branch, cell and seed. The shift `mean` is the mean over all shifts but
+    clean."""
     runs = params.runs(study)
     means = found.groupby(["run", "branch", "shift", "seed"], sort=False).accuracy.mean().reset_index()
-    over = means[means["shift"] != "clean"].groupby(["run", "branch", "seed"], sort=False).accuracy.mean().reset_index().assign(shift="mean")
+    over = (
+        means[means["shift"] != "clean"]
+        .groupby(["run", "branch", "seed"], sort=False)
+        .accuracy.mean()
+        .reset_index()
+        .assign(shift="mean")
+    )
     values = pd.concat([means, over]).set_index(["run", "branch", "shift", "seed"]).accuracy.sort_index()
     rows = []
     for name, run in runs.items():
@@ -138,9 +187,41 @@ def study_table(found: pd.DataFrame, params: Params, study: str) -> pd.DataFrame
             for shift in (*SHIFTS, "mean"):
                 own = values[name, branch, shift]
                 mean, interval = mean_interval(own)
-                difference = mean_interval(own - values[control, "clean", shift]) if name != control else (float("nan"),) * 2
-                rows.append({"profile": params.profile, "study": study, "base": run.base, "method": name.partition("/")[2], "branch": branch,
-                             "shift": shift, "accuracy": mean, "ci95": interval, "difference": difference[0], "difference_ci95": difference[1],
-                             "control": control, "seeds": len(own)})
-    return pd.DataFrame(rows, columns=["profile", "study", "base", "method", "branch", "shift", "accuracy", "ci95", "difference", "difference_ci95",
-                                       "control", "seeds"])
+                difference = (
+                    mean_interval(own - values[control, "clean", shift])
+                    if name != control
+                    else (float("nan"),) * 2
+                )
+                rows.append(
+                    {
+                        "profile": params.profile,
+                        "study": study,
+                        "base": run.base,
+                        "method": name.partition("/")[2],
+                        "branch": branch,
+                        "shift": shift,
+                        "accuracy": mean,
+                        "ci95": interval,
+                        "difference": difference[0],
+                        "difference_ci95": difference[1],
+                        "control": control,
+                        "seeds": len(own),
+                    }
+                )
+    return pd.DataFrame(
+        rows,
+        columns=[
+            "profile",
+            "study",
+            "base",
+            "method",
+            "branch",
+            "shift",
+            "accuracy",
+            "ci95",
+            "difference",
+            "difference_ci95",
+            "control",
+            "seeds",
+        ],
+    )

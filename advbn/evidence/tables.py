@@ -15,18 +15,47 @@ from pathlib import Path
 import pandas as pd
 
 from ..config import Params
-from .evaluation import corruption_errors, mean_corruption_error, mean_error, mean_interval, summarize
+from advbn.evidence.evaluation import (
+    corruption_errors,
+    mean_corruption_error,
+    mean_error,
+    mean_interval,
+    summarize,
+)
 from ..shifts.cells import DECODED, SHIFTS
 from ..shifts.corruptions import CORRUPTIONS
 
 # %% ../../nbs/evidence/04_tables.ipynb #1607ff25
 CONTROL = "finetune"  # the method that others are compared with
 BASELINE = "standard"  # the network whose corruption errors are 100 % where AlexNet's are not known
-COLUMNS = ("profile", "method", "branch", "shift", "accuracy", "ci95", "difference", "difference_ci95", "seeds")
-TITLES = {"clean": "Clean", "corruptions": "-C", "instagram": "Instagram", "sketch": "Sketch", "stylized": "Stylized",
-          "reconstructed": "Reconstructed", "advbn": "-AdvBN"}
-PAPER_BRANCH = {"clean": "clean", "corruptions": "clean", "instagram": "clean", "sketch": "adversarial", "stylized": "adversarial",
-                "advbn": "adversarial"}
+COLUMNS = (
+    "profile",
+    "method",
+    "branch",
+    "shift",
+    "accuracy",
+    "ci95",
+    "difference",
+    "difference_ci95",
+    "seeds",
+)
+TITLES = {
+    "clean": "Clean",
+    "corruptions": "-C",
+    "instagram": "Instagram",
+    "sketch": "Sketch",
+    "stylized": "Stylized",
+    "reconstructed": "Reconstructed",
+    "advbn": "-AdvBN",
+}
+PAPER_BRANCH = {
+    "clean": "clean",
+    "corruptions": "clean",
+    "instagram": "clean",
+    "sketch": "adversarial",
+    "stylized": "adversarial",
+    "advbn": "adversarial",
+}
 
 
 def read_runs(results: Path, profile: str, methods) -> pd.DataFrame:
@@ -57,27 +86,55 @@ def decoded_table(runs: pd.DataFrame, profile: str) -> pd.DataFrame:
     "Table 5 with the columns `COLUMNS`: clean, reconstructed and -AdvBN images."
     means = shift_means(runs[runs["shift"].isin(DECODED)])
     means["shift"] = pd.Categorical(means["shift"], DECODED)
-    return summarize(means.sort_values("shift", kind="stable"), CONTROL).assign(profile=profile)[list(COLUMNS)]
+    return summarize(means.sort_values("shift", kind="stable"), CONTROL).assign(profile=profile)[
+        list(COLUMNS)
+    ]
 
 
 def mce_table(runs: pd.DataFrame, profile: str, baseline: str = BASELINE) -> pd.DataFrame:
     """mCE and unnormalised mean error of the corruptions, in percent with intervals, per method and branch.
 
     The baseline is "alexnet", whose errors on ImageNet-C are known, or else a method, of the same seed."""
-    errors = {key: corruption_errors(group) for key, group in runs.groupby(["method", "branch", "seed"], sort=False)}
+    errors = {
+        key: corruption_errors(group) for key, group in runs.groupby(["method", "branch", "seed"], sort=False)
+    }
     rows = []
     for method, branch in dict.fromkeys(key[:2] for key in errors):
         seeds = [s for m, b, s in errors if (m, b) == (method, branch)]
-        mce = mean_interval([mean_corruption_error(errors[method, branch, s], baseline if baseline == "alexnet" else errors[baseline, "clean", s])
-                             for s in seeds])
+        mce = mean_interval(
+            [
+                mean_corruption_error(
+                    errors[method, branch, s],
+                    baseline if baseline == "alexnet" else errors[baseline, "clean", s],
+                )
+                for s in seeds
+            ]
+        )
         plain = mean_interval([mean_error(errors[method, branch, s]) for s in seeds])
-        rows.append({"profile": profile, "method": method, "branch": branch, "baseline": baseline, "mce": mce[0], "mce_ci95": mce[1],
-                     "mean_error": plain[0], "mean_error_ci95": plain[1], "seeds": len(seeds)})
+        rows.append(
+            {
+                "profile": profile,
+                "method": method,
+                "branch": branch,
+                "baseline": baseline,
+                "mce": mce[0],
+                "mce_ci95": mce[1],
+                "mean_error": plain[0],
+                "mean_error_ci95": plain[1],
+                "seeds": len(seeds),
+            }
+        )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/evidence/04_tables.ipynb #22c01576
 PUBLISHED = {  # accuracy in percent; the second column is mCE, lower is better
-    "Standard training": {"clean": 76.1, "corruptions": 76.7, "instagram": 67.2, "sketch": 24.1, "stylized": 7.4},
+    "Standard training": {
+        "clean": 76.1,
+        "corruptions": 76.7,
+        "instagram": 67.2,
+        "sketch": 24.1,
+        "stylized": 7.4,
+    },
     "AdvBN": {"clean": 77.0, "corruptions": 72.7, "instagram": 69.5, "sketch": 27.9, "stylized": 11.9},
 }
 
@@ -109,7 +166,8 @@ def row_label(params: Params, method: str, branch: str, has_two: bool) -> str:
 
 
 def accuracy_markdown(table: pd.DataFrame, params: Params, shifts, extra=None) -> list:
-    "The lines of a table of accuracies; `extra` is a (title, function of method and branch) for one more column."
+    """The lines of a table of accuracies; `extra` is a (title, function of method and branch) for one more
+    column."""
     titles = [TITLES[s] for s in shifts] + ([extra[0]] if extra else [])
     lines = ["| accuracy in % | " + " | ".join(titles) + " |", "|---|" + "---:|" * len(titles)]
     for method, branch, has_two, rows in rows_of(table):
@@ -117,68 +175,140 @@ def accuracy_markdown(table: pd.DataFrame, params: Params, shifts, extra=None) -
         for shift in shifts:
             r = rows.loc[shift]
             star = "\\*" if has_two and PAPER_BRANCH.get(shift) == branch else ""
-            cells.append(f"{measured(r.accuracy, r.ci95)}{star} {signed(r.difference, r.difference_ci95)}".strip())
-        lines.append("| " + " | ".join([row_label(params, method, branch, has_two), *cells, *([extra[1](method, branch)] if extra else [])]) + " |")
+            cells.append(
+                f"{measured(r.accuracy, r.ci95)}{star} {signed(r.difference, r.difference_ci95)}".strip()
+            )
+        lines.append(
+            "| "
+            + " | ".join(
+                [
+                    row_label(params, method, branch, has_two),
+                    *cells,
+                    *([extra[1](method, branch)] if extra else []),
+                ]
+            )
+            + " |"
+        )
     seeds = table.seeds.iloc[0]
-    how = f"Mean over {seeds} seeds ± half the width of the 95 % interval" if seeds > 1 else "One seed, hence no intervals"
-    return [*lines, "", f"{how}; in brackets the paired difference to the clean fine-tune, bold where its interval excludes zero. "
-            "\\* marks the branch that the paper's evaluation uses for the column."]
+    how = (
+        f"Mean over {seeds} seeds ± half the width of the 95 % interval"
+        if seeds > 1
+        else "One seed, hence no intervals"
+    )
+    return [
+        *lines,
+        "",
+        f"{how}; in brackets the paired difference to the clean fine-tune, bold where its interval excludes "
+        f"zero. "
+        "\\* marks the branch that the paper's evaluation uses for the column.",
+    ]
 
 
 def origin(runs: pd.DataFrame, shifts=SHIFTS[1:]) -> str:
     "Which of the shifts were generated from the test images, and which are published sets."
-    names = {source: [TITLES[s] for s in shifts if s in set(part["shift"])] for source, part in runs.groupby("source")}
+    names = {
+        source: [TITLES[s] for s in shifts if s in set(part["shift"])]
+        for source, part in runs.groupby("source")
+    }
     told = {"generated": "generated from the test images", "published": "published as a set of images"}
-    return "; ".join(f"{', '.join(names[source])}: {told[source]}" for source in told if names.get(source)) + "."
+    return (
+        "; ".join(f"{', '.join(names[source])}: {told[source]}" for source in told if names.get(source)) + "."
+    )
 
 
 def robustness_markdown(table: pd.DataFrame, mce: pd.DataFrame, params: Params, runs: pd.DataFrame) -> str:
     "Table 1 with the corruption errors, and the published one below it, as Markdown."
     by_row, baseline = mce.set_index(["method", "branch"]), mce.baseline.iloc[0]
-    against = "AlexNet's errors" if baseline == "alexnet" else (f"{params.methods[baseline].label.lower()} of the same seed as 100 % "
-                                                               "(no AlexNet was measured on these images)")
+    against = (
+        "AlexNet's errors"
+        if baseline == "alexnet"
+        else (
+            f"{params.methods[baseline].label.lower()} of the same seed as 100 % "
+            "(no AlexNet was measured on these images)"
+        )
+    )
 
     def corruption_error(method, branch):
         r = by_row.loc[(method, branch)]
         return f"{measured(r.mce, r.mce_ci95)} ({r.mean_error:.1f})"
 
     columns = [s for s in TITLES if s in SHIFTS]
-    return "\n".join([
-        *accuracy_markdown(table, params, SHIFTS, ("-C: mCE (mean error)", corruption_error)),
-        "", f"-C: mean accuracy over 15 corruptions x 5 severities, and mCE against {against}, lower is better; in brackets the "
-        f"unnormalised mean error. {origin(runs)}", "",
-        "Published, ImageNet, ResNet-50 (official README" + ("" if baseline == "alexnet" else "; other data, for orientation only") + "):", "",
-        "| accuracy in % | " + " | ".join(TITLES[s] + (": mCE against AlexNet" if s == "corruptions" else "") for s in columns) + " |",
-        "|---|" + "---:|" * len(columns),
-        *(f"| {name} | " + " | ".join(f"{values[s]:.1f}" for s in columns) + " |" for name, values in PUBLISHED.items())]) + "\n"
+    return (
+        "\n".join(
+            [
+                *accuracy_markdown(table, params, SHIFTS, ("-C: mCE (mean error)", corruption_error)),
+                "",
+                f"-C: mean accuracy over 15 corruptions x 5 severities, and mCE against {against}, lower is "
+                f"better; in brackets the "
+                f"unnormalised mean error. {origin(runs)}",
+                "",
+                "Published, ImageNet, ResNet-50 (official README"
+                + ("" if baseline == "alexnet" else "; other data, for orientation only")
+                + "):",
+                "",
+                "| accuracy in % | "
+                + " | ".join(
+                    TITLES[s] + (": mCE against AlexNet" if s == "corruptions" else "") for s in columns
+                )
+                + " |",
+                "|---|" + "---:|" * len(columns),
+                *(
+                    f"| {name} | " + " | ".join(f"{values[s]:.1f}" for s in columns) + " |"
+                    for name, values in PUBLISHED.items()
+                ),
+            ]
+        )
+        + "\n"
+    )
 
 
 def decoded_markdown(table: pd.DataFrame, params: Params) -> str:
     "Table 5 as Markdown."
-    return "\n".join([*accuracy_markdown(table, params, DECODED), "", "Reconstructed: encoded and decoded, nothing else, the control. -AdvBN: decoded from "
-                      "adversarially re-normalised features. The paper's numbers: not available."]) + "\n"
+    return (
+        "\n".join(
+            [
+                *accuracy_markdown(table, params, DECODED),
+                "",
+                "Reconstructed: encoded and decoded, nothing else, the control. -AdvBN: decoded from "
+                "adversarially re-normalised features. The paper's numbers: not available.",
+            ]
+        )
+        + "\n"
+    )
 
 # %% ../../nbs/evidence/04_tables.ipynb #7a8b2e9a
 def robustness_chart(table: pd.DataFrame, params: Params):
     "A figure: paired differences to the clean fine-tune with 95 % intervals, a panel per shift."
     import matplotlib.pyplot as plt
+
     shifts = [s for s in SHIFTS if s in set(table["shift"])]
     rows = [r for r in rows_of(table) if r[0] != CONTROL]
     control = table[table.method == CONTROL].set_index("shift").accuracy
     colours = dict(zip(dict.fromkeys(r[0] for r in rows), plt.get_cmap("tab10").colors))
-    fig, axes = plt.subplots(1, len(shifts), figsize=(2.6 + 1.75 * len(shifts), 0.9 + 0.32 * len(rows)), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(
+        1, len(shifts), figsize=(2.6 + 1.75 * len(shifts), 0.9 + 0.32 * len(rows)), sharey=True, squeeze=False
+    )
     for shift, ax in zip(shifts, axes[0]):
         for y, (method, branch, has_two, values) in enumerate(rows):
             r = values.loc[shift]
-            ax.errorbar(r.difference, y, xerr=r.difference_ci95, fmt="s" if branch == "adversarial" else "o", color=colours[method],
-                        capsize=3, markerfacecolor="white" if branch == "adversarial" else None)
+            ax.errorbar(
+                r.difference,
+                y,
+                xerr=r.difference_ci95,
+                fmt="s" if branch == "adversarial" else "o",
+                color=colours[method],
+                capsize=3,
+                markerfacecolor="white" if branch == "adversarial" else None,
+            )
         ax.axvline(0, color="0.6", lw=0.8, zorder=0)
         ax.set_title(f"{TITLES[shift]}\n({control[shift]:.1f} %)", fontsize=9)
         ax.tick_params(labelsize=8)
         ax.spines[["top", "right", "left"]].set_visible(False)
     axes[0, 0].set_yticks(range(len(rows)), [row_label(params, *r[:3]) for r in rows])
     axes[0, 0].invert_yaxis()
-    fig.supxlabel("difference to the clean fine-tune, percentage points (its accuracy in brackets)", fontsize=9)
+    fig.supxlabel(
+        "difference to the clean fine-tune, percentage points (its accuracy in brackets)", fontsize=9
+    )
     fig.tight_layout()
     return fig
 
@@ -186,11 +316,22 @@ def robustness_chart(table: pd.DataFrame, params: Params):
 def corruption_chart(table: pd.DataFrame, params: Params, method: str = "advbn"):
     "A figure: paired differences to the clean fine-tune on each corruption, both branches of `method`."
     import matplotlib.pyplot as plt
+
     fig, ax = plt.subplots(figsize=(9, 2.8))
-    for offset, (name, branch, has_two, rows) in zip((-0.15, 0.15), [r for r in rows_of(table) if r[0] == method]):
+    for offset, (name, branch, has_two, rows) in zip(
+        (-0.15, 0.15), [r for r in rows_of(table) if r[0] == method]
+    ):
         r = rows.loc[[f"corruptions/{c}" for c in CORRUPTIONS]]
-        ax.errorbar([i + offset for i in range(15)], r.difference, yerr=r.difference_ci95, fmt="s" if branch == "adversarial" else "o", capsize=2,
-                    markerfacecolor="white" if branch == "adversarial" else None, color="tab:green", label=row_label(params, name, branch, has_two))
+        ax.errorbar(
+            [i + offset for i in range(15)],
+            r.difference,
+            yerr=r.difference_ci95,
+            fmt="s" if branch == "adversarial" else "o",
+            capsize=2,
+            markerfacecolor="white" if branch == "adversarial" else None,
+            color="tab:green",
+            label=row_label(params, name, branch, has_two),
+        )
     ax.axhline(0, color="0.6", lw=0.8, zorder=0)
     ax.set_xticks(range(15), [c.replace("_", "\n") for c in CORRUPTIONS], fontsize=7)
     ax.set_ylabel("difference, points", fontsize=9)
@@ -212,22 +353,38 @@ def study_label(params: Params, study: str, base: str, method: str, remark: bool
 
 
 def study_rows(table: pd.DataFrame, params: Params):
-    "`(label, cost, rows)` for each run and branch of a study's table, in its order; `rows` are indexed by shift."
+    """`(label, cost, rows)` for each run and branch of a study's table, in its order; `rows` are indexed by
+    shift."""
     for (study, base, method), group in table.groupby(["study", "base", "method"], sort=False):
         for branch, rows in group.groupby("branch", sort=False):
             label = study_label(params, study, base, method)
-            yield label + (f", {branch} branch" if group.branch.nunique() > 1 else ""), rows.cost.iloc[0], rows.set_index("shift")
+            yield (
+                label + (f", {branch} branch" if group.branch.nunique() > 1 else ""),
+                rows.cost.iloc[0],
+                rows.set_index("shift"),
+            )
 
 
 def study_notes(table: pd.DataFrame, params: Params) -> list:
     "What a reader of a study's table should know, a sentence each."
     section, short = params.studies[table.study.iloc[0]], params.current.short
-    cuts = "; ".join(f"{params.bases[b].label} after {(params.bases[b].network or params.current.network).after}" for b in section.bases)
-    return [f"Mean over {table.seeds.iloc[0]} seeds ± half the width of the 95 % interval; in brackets the paired difference to the clean fine-tune of the "
-            "same base and cut.", "Cost: operations of a training step, the clean fine-tune of the base, cut where the profile cuts, being 1.",
-            f"Cut, where a row does not say otherwise: {cuts}.", f"Pretraining {short.pretrain_epochs} epochs, fine-tuning {short.finetune_epochs}; -C: {short.corruptions} of the corruptions at severity "
-            f"{', '.join(map(str, short.severities))}, Instagram: {short.filters} of the filters.", *(f"{params.bases[b].label}: {params.bases[b].note}." for b in section.bases if params.bases[b].note),
-            "Published numbers: not available."]
+    cuts = "; ".join(
+        f"{params.bases[b].label} after {(params.bases[b].network or params.current.network).after}"
+        for b in section.bases
+    )
+    return [
+        f"Mean over {table.seeds.iloc[0]} seeds ± half the width of the 95 % interval; in brackets the "
+        f"paired difference to the clean fine-tune of the "
+        "same base and cut.",
+        "Cost: operations of a training step, the clean fine-tune of the base, cut where the profile cuts, "
+        "being 1.",
+        f"Cut, where a row does not say otherwise: {cuts}.",
+        f"Pretraining {short.pretrain_epochs} epochs, fine-tuning {short.finetune_epochs}; -C: "
+        f"{short.corruptions} of the corruptions at severity "
+        f"{', '.join(map(str, short.severities))}, Instagram: {short.filters} of the filters.",
+        *(f"{params.bases[b].label}: {params.bases[b].note}." for b in section.bases if params.bases[b].note),
+        "Published numbers: not available.",
+    ]
 
 
 def study_markdown(table: pd.DataFrame, params: Params) -> str:
@@ -237,15 +394,23 @@ def study_markdown(table: pd.DataFrame, params: Params) -> str:
     titles = [TITLES.get(s, "Mean of shifts") for s in STUDY_COLUMNS]
     lines = ["| accuracy in % | cost | " + " | ".join(titles) + " |", "|---|---:|" + "---:|" * len(titles)]
     for label, cost, r in study_rows(table, params):
-        cells = [f"{measured(r.accuracy[s], r.ci95[s])} {signed(r.difference[s], r.difference_ci95[s])}".strip() for s in STUDY_COLUMNS]
+        cells = [
+            f"{measured(r.accuracy[s], r.ci95[s])} {signed(r.difference[s], r.difference_ci95[s])}".strip()
+            for s in STUDY_COLUMNS
+        ]
         lines.append(f"| {label} | {cost:.2f} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", " ".join(study_notes(table, params)) + " Bold: the interval excludes zero."]) + "\n"
+    return (
+        "\n".join([*lines, "", " ".join(study_notes(table, params)) + " Bold: the interval excludes zero."])
+        + "\n"
+    )
 
 
 def cost_chart(table: pd.DataFrame, params: Params):
-    """A figure: what each run of a study gains on the mean of the shifts, on its adversarial branch, over the clean fine-tune of the same base
-    and cut, against what its step costs; side by side where all cost the same."""
+    """A figure: what each run of a study gains on the mean of the shifts, on its adversarial branch, over the
+    clean fine-tune of the same base and cut, against what its step costs; side by side where all cost the
+    same."""
     import matplotlib.pyplot as plt
+
     fig, ax = plt.subplots(figsize=(8.5, 4.2))
     if table.empty:
         ax.axis("off")
@@ -254,18 +419,39 @@ def cost_chart(table: pd.DataFrame, params: Params):
     rows = table[(table["shift"] == "mean") & table.difference.notna() & (table.branch == "adversarial")]
     labels = [study_label(params, r.study, r.base, r.method, remark=False) for r in rows.itertuples()]
     rank = rows.groupby("cost").cumcount() - (rows.groupby("cost").cost.transform("size") - 1) / 2
-    place = range(len(rows)) if rows.cost.nunique() == 1 else rows.cost + 0.012 * (rows.cost.max() - rows.cost.min()) * rank
+    place = (
+        range(len(rows))
+        if rows.cost.nunique() == 1
+        else rows.cost + 0.012 * (rows.cost.max() - rows.cost.min()) * rank
+    )
     for n, (x, r, label) in enumerate(zip(place, rows.itertuples(), labels)):
-        ax.errorbar(x, r.difference, yerr=r.difference_ci95, fmt="o", color=plt.get_cmap("tab20")(n % 20), capsize=2, lw=0.8, label=label)
+        ax.errorbar(
+            x,
+            r.difference,
+            yerr=r.difference_ci95,
+            fmt="o",
+            color=plt.get_cmap("tab20")(n % 20),
+            capsize=2,
+            lw=0.8,
+            label=label,
+        )
     ax.axhline(0, color="0.6", lw=0.8, zorder=0)
     if rows.cost.nunique() == 1:
         ax.set_xticks(place, [label.replace(": ", ":\n") for label in labels], fontsize=8)
         ax.set_xlim(-0.6, len(rows) - 0.4)
-        ax.set_xlabel(f"a training step of every row costs {rows.cost.iloc[0]:.2f} times the clean fine-tune's", fontsize=9)
+        ax.set_xlabel(
+            f"a training step of every row costs {rows.cost.iloc[0]:.2f} times the clean fine-tune's",
+            fontsize=9,
+        )
     else:
-        ax.set_xlabel("cost of a training step, clean fine-tune = 1 (equal costs are drawn side by side)", fontsize=9)
+        ax.set_xlabel(
+            "cost of a training step, clean fine-tune = 1 (equal costs are drawn side by side)", fontsize=9
+        )
         ax.legend(frameon=False, fontsize=7, bbox_to_anchor=(1.01, 1), loc="upper left")
-    ax.set_ylabel("gain on the mean of the shifts, points,\nover the clean fine-tune of the same base and cut", fontsize=9)
+    ax.set_ylabel(
+        "gain on the mean of the shifts, points,\nover the clean fine-tune of the same base and cut",
+        fontsize=9,
+    )
     ax.spines[["top", "right"]].set_visible(False)
     fig.tight_layout()
     return fig

@@ -25,7 +25,9 @@ from .preprocessing import IMAGENET, Preprocessing
 # %% ../../nbs/images/05_batches.ipynb #bbd9354a
 @dataclass(frozen=True)
 class Images:
-    "A set in memory: uint8 `images` `[N, 3, H, W]`, `targets` `[N]`, the `names` of the images and of the `classes`."
+    """A set in memory: uint8 `images` `[N, 3, H, W]`, `targets` `[N]`, the `names` of the images and of the
+    `classes`."""
+
     images: torch.Tensor
     targets: torch.Tensor
     names: tuple
@@ -36,7 +38,12 @@ class Images:
 
     def __getitem__(self, indices) -> "Images":
         indices = torch.as_tensor(indices)
-        return Images(self.images[indices], self.targets[indices], tuple(self.names[i] for i in indices.tolist()), self.classes)
+        return Images(
+            self.images[indices],
+            self.targets[indices],
+            tuple(self.names[i] for i in indices.tolist()),
+            self.classes,
+        )
 
     def to(self, device) -> "Images":
         "The same set with its tensors on `device`."
@@ -49,7 +56,8 @@ def list_images(root: Path) -> Tree:
 
 
 def read_images(root: Path, bad: BadImages | None = None) -> Images:
-    """Read an ImageFolder tree of equally large images into memory; `bad` says what is done about those that cannot be read.
+    """Read an ImageFolder tree of equally large images into memory; `bad` says what is done about those that
+    cannot be read.
 
     Raises `DataError` if the tree is missing or sizes differ, and the errors of `Tree`."""
     root, bad, read = Path(root), bad or BadImages(), []
@@ -65,41 +73,58 @@ def read_images(root: Path, bad: BadImages | None = None) -> Images:
     odd = [path for path, image in zip(paths, images) if image.shape != images[0].shape]
     if odd:
         raise DataError(f"{len(odd)} images under {root} differ in size from {paths[0]}, such as {odd[0]}")
-    return Images(torch.stack(images), torch.tensor(targets), tuple(str(Path(p).relative_to(root)) for p in paths), tuple(tree.classes))
+    return Images(
+        torch.stack(images),
+        torch.tensor(targets),
+        tuple(str(Path(p).relative_to(root)) for p in paths),
+        tuple(tree.classes),
+    )
 
 
 def duplicates(one: Images, other: Images) -> list:
     "`(name, name)` of each image of `one` that has the same pixels as an image of `other`."
-    seen = {hashlib.sha256(image.numpy().tobytes()).digest(): name for image, name in zip(other.images.cpu(), other.names)}
+    seen = {
+        hashlib.sha256(image.numpy().tobytes()).digest(): name
+        for image, name in zip(other.images.cpu(), other.names)
+    }
     keys = (hashlib.sha256(image.numpy().tobytes()).digest() for image in one.images.cpu())
     return [(name, seen[key]) for name, key in zip(one.names, keys) if key in seen]
 
 # %% ../../nbs/images/05_batches.ipynb #3335750e
 def split_indices(targets: torch.Tensor, names: tuple, seed: int, test: float = 0.25) -> tuple:
-    "`(train, test)` index tensors: the fraction `test` of each class, drawn by `seed` from the images' names."
+    """`(train, test)` index tensors: the fraction `test` of each class, drawn by `seed` from the images'
+    names."""
     rank = np.array([step_seed(seed, "split", Path(name).as_posix()) for name in names])
     held = []
     for c in targets.unique():
         members = (targets == c).nonzero().flatten().numpy()
-        held.append(members[np.argsort(rank[members])][:round(test * len(members))])
+        held.append(members[np.argsort(rank[members])][: round(test * len(members))])
     held = np.sort(np.concatenate(held))
     return torch.from_numpy(np.setdiff1d(np.arange(len(names)), held)), torch.from_numpy(held)
 
 # %% ../../nbs/images/05_batches.ipynb #c0729bf7
 def normalize(images: torch.Tensor, preprocessing: Preprocessing = IMAGENET) -> torch.Tensor:
-    "bytes `[N, 3, H, W]`, or floats from 0 to 255, to float32, divided by 255 and normalised as `preprocessing` says, channels last."
-    mean, std = (255 * torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
+    """bytes `[N, 3, H, W]`, or floats from 0 to 255, to float32, divided by 255 and normalised as
+    `preprocessing` says, channels last."""
+    mean, std = (
+        255 * torch.tensor(v, device=images.device).view(1, 3, 1, 1)
+        for v in (preprocessing.mean, preprocessing.std)
+    )
     return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 def to_pixels(normalized: torch.Tensor, preprocessing: Preprocessing = IMAGENET) -> torch.Tensor:
     "The way back: normalised images as float pixels from 0 to 1."
-    mean, std = (torch.tensor(v, device=normalized.device).view(1, 3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
+    mean, std = (
+        torch.tensor(v, device=normalized.device).view(1, 3, 1, 1)
+        for v in (preprocessing.mean, preprocessing.std)
+    )
     return normalized * std + mean
 
 # %% ../../nbs/images/05_batches.ipynb #c2fb450c
 def to_channels_last(module: nn.Module, device="cpu") -> nn.Module:
-    "`module` on `device`, its 4-D weights channels last in memory; weights of another number of axes, as of 3-D convolutions, stay as they lie."
+    """`module` on `device`, its 4-D weights channels last in memory; weights of another number of axes, as of
+    3-D convolutions, stay as they lie."""
     for tensor in (*module.to(device).parameters(), *module.buffers()):
         if tensor.ndim == 4:
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
@@ -107,15 +132,31 @@ def to_channels_last(module: nn.Module, device="cpu") -> nn.Module:
 
 # %% ../../nbs/images/05_batches.ipynb #b5d8ed5c
 class MemoryBatches:
-    """Training batches from an `Images` set on its device; `batch_size` counts the images of all processes together.
+    """Training batches from an `Images` set on its device; `batch_size` counts the images of all processes
+    together.
 
-    Images go through the `policy`, one of `POLICIES`, and then through the random affine map and flip of `augment`, if there are any.
-    `preprocessing` says how they are normalised; their size they keep."""
+    Images go through the `policy`, one of `POLICIES`, and then through the random affine map and flip of
+    `augment`, if there are any. `preprocessing` says how they are normalised; their size they keep."""
 
-    def __init__(self, images: Images, batch_size: int, seed: int, augment=None, policy: str = "none", rank: int = 0, world: int = 1,
-                 preprocessing: Preprocessing = IMAGENET):
+    def __init__(
+        self,
+        images: Images,
+        batch_size: int,
+        seed: int,
+        augment=None,
+        policy: str = "none",
+        rank: int = 0,
+        world: int = 1,
+        preprocessing: Preprocessing = IMAGENET,
+    ):
         check_batch_size(batch_size, len(images), world)
-        self.images, self.batch_size, self.seed, self.augment, self.policy = images, batch_size, seed, augment, policy
+        self.images, self.batch_size, self.seed, self.augment, self.policy = (
+            images,
+            batch_size,
+            seed,
+            augment,
+            policy,
+        )
         self.rank, self.world, self.preprocessing = rank, world, preprocessing
 
     def __len__(self):
@@ -123,23 +164,44 @@ class MemoryBatches:
 
     def identity(self) -> str:
         "SHA-256 of all that the batches are made of."
-        digest = hashlib.sha256(repr((self.batch_size, self.seed, self.augment, self.policy, self.world,
-                                      self.images.classes, self.preprocessing.mean, self.preprocessing.std)).encode())
+        digest = hashlib.sha256(
+            repr(
+                (
+                    self.batch_size,
+                    self.seed,
+                    self.augment,
+                    self.policy,
+                    self.world,
+                    self.images.classes,
+                    self.preprocessing.mean,
+                    self.preprocessing.std,
+                )
+            ).encode()
+        )
         for tensor in (self.images.images, self.images.targets):
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     def batches(self, epoch: int, start: int = 0):
         "Yield `(images, targets)` of `epoch`, from the batch number `start` on."
-        for step, indices in enumerate(epoch_order(len(self.images), self.seed, epoch).split(self.batch_size)[:len(self)]):
+        for step, indices in enumerate(
+            epoch_order(len(self.images), self.seed, epoch).split(self.batch_size)[: len(self)]
+        ):
             if step < start:
                 continue
-            chosen = indices[self.rank::self.world].to(self.images.images.device)
-            images, targets = apply_policy(self.policy, self.images.images[chosen], self.images.targets[chosen], len(self.images.classes),
-                                           step_seed(self.seed, "policy", epoch, step, self.rank))
+            chosen = indices[self.rank :: self.world].to(self.images.images.device)
+            images, targets = apply_policy(
+                self.policy,
+                self.images.images[chosen],
+                self.images.targets[chosen],
+                len(self.images.classes),
+                step_seed(self.seed, "policy", epoch, step, self.rank),
+            )
             images = normalize(images, self.preprocessing)
             if self.augment is not None:
-                generator = torch.Generator().manual_seed(step_seed(self.seed, "augment", epoch, step, self.rank))
+                generator = torch.Generator().manual_seed(
+                    step_seed(self.seed, "augment", epoch, step, self.rank)
+                )
                 images = augment_batch(images, self.augment, generator)
             yield images, targets
 
@@ -149,17 +211,19 @@ def epoch_order(n: int, seed: int, epoch: int) -> torch.Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(step_seed(seed, "order", epoch)))
 
 
-
 def check_batch_size(batch_size, n, world):
     "Raise a `ValueError` unless `n` images give a batch that `world` processes can share."
     if n < batch_size:
         raise ValueError(f"batch_size is {batch_size} and the set has {n} images; allowed is at most that")
     if batch_size % world:
-        raise ValueError(f"batch_size is {batch_size} and there are {world} processes; it must be a multiple of that")
+        raise ValueError(
+            f"batch_size is {batch_size} and there are {world} processes; it must be a multiple of that"
+        )
 
 # %% ../../nbs/images/05_batches.ipynb #81ad1ebd
 class _Decoded(torch.utils.data.Dataset):
-    "`(epoch, index)` to a transformed uint8 image, its target and `None`, or to `None`, its target and what is wrong; what the transform draws depends on `seed` and both."
+    """`(epoch, index)` to a transformed uint8 image, its target and `None`, or to `None`, its target and what
+    is wrong; what the transform draws depends on `seed` and both."""
 
     def __init__(self, folder, transform, seed=0):
         self.folder, self.transform, self.seed = folder, transform, seed
@@ -180,97 +244,173 @@ class _Decoded(torch.utils.data.Dataset):
 
 
 def _together(samples):
-    """`(images, targets, which could be read, what is wrong with the others)`; `images` is `None` where there are none, and the set of their
-    shapes where those differ."""
+    """`(images, targets, which could be read, what is wrong with the others)`; `images` is `None` where there
+    are none, and the set of their shapes where those differ."""
     read = [image is not None for image, _, _ in samples]
-    images, targets = [image for image, _, _ in samples if image is not None], [target for image, target, _ in samples if image is not None]
+    images, targets = (
+        [image for image, _, _ in samples if image is not None],
+        [target for image, target, _ in samples if image is not None],
+    )
     shapes = {tuple(image.shape) for image in images}
     images = torch.stack(images) if len(shapes) == 1 else shapes or None
     return images, torch.tensor(targets), torch.tensor(read), [wrong for _, _, wrong in samples if wrong]
 
 
 def _load(decoded, keys, workers, bad, **options):
-    "Yield `(images, targets, which could be read)` for each list of `keys`; what cannot be read is told to `bad`, in this process."
-    loader = torch.utils.data.DataLoader(decoded, batch_sampler=keys, num_workers=workers, generator=torch.Generator(), collate_fn=_together, **options)
+    """Yield `(images, targets, which could be read)` for each list of `keys`; what cannot be read is told to
+    `bad`, in this process."""
+    loader = torch.utils.data.DataLoader(
+        decoded,
+        batch_sampler=keys,
+        num_workers=workers,
+        generator=torch.Generator(),
+        collate_fn=_together,
+        **options,
+    )
     for images, targets, read, wrong in loader:
         for path, reason in wrong:
             bad.note(path, reason)
         if isinstance(images, set):
             one, other = sorted(images)[:2]
-            raise DataError(f"images differ in size, such as {one[2]} x {one[1]} and {other[2]} x {other[1]} pixels; say which size the network is given")
+            raise DataError(
+                f"images differ in size, such as {one[2]} x {one[1]} and {other[2]} x {other[1]} pixels; say "
+                f"which size the network is given"
+            )
         yield images, targets, read
 
 
 class FolderBatches:
-    """Training batches streamed from an ImageFolder tree: RandomResizedCrop, flip and one of `POLICIES`; `workers` processes decode.
+    """Training batches streamed from an ImageFolder tree: RandomResizedCrop, flip and one of `POLICIES`;
+    `workers` processes decode.
 
-    A batch is smaller by the images that could not be read, if `bad` leaves them out. `upright` is that of `read_picture`;
-    `preprocessing` gives interpolation and normalisation."""
+    A batch is smaller by the images that could not be read, if `bad` leaves them out. `upright` is that of
+    `read_picture`; `preprocessing` gives interpolation and normalisation."""
 
-    def __init__(self, root: Path, size: int, batch_size: int, seed: int, device="cpu", policy: str = "none", rank: int = 0, world: int = 1,
-                 workers: int = 2, bad: BadImages | None = None, upright: bool = True, preprocessing: Preprocessing = IMAGENET):
+    def __init__(
+        self,
+        root: Path,
+        size: int,
+        batch_size: int,
+        seed: int,
+        device="cpu",
+        policy: str = "none",
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 2,
+        bad: BadImages | None = None,
+        upright: bool = True,
+        preprocessing: Preprocessing = IMAGENET,
+    ):
         check_policy(policy)
         self.folder, self.bad = Tree(root, upright=upright), bad or BadImages()
         check_batch_size(batch_size, len(self.folder), world)
         each = [EACH_IMAGE[policy]()] if policy in EACH_IMAGE else []
         self.preprocessing = preprocessing
-        crop = v2.RandomResizedCrop(size, interpolation=InterpolationMode(preprocessing.interpolation), antialias=True)
+        crop = v2.RandomResizedCrop(
+            size, interpolation=InterpolationMode(preprocessing.interpolation), antialias=True
+        )
         self.decoded = _Decoded(self.folder, v2.Compose([crop, v2.RandomHorizontalFlip(), *each]), seed)
         self.blend = policy if policy in BLENDS else "none"
-        self.batch_size, self.seed, self.device, self.rank, self.world, self.workers = batch_size, seed, torch.device(device), rank, world, workers
+        self.batch_size, self.seed, self.device, self.rank, self.world, self.workers = (
+            batch_size,
+            seed,
+            torch.device(device),
+            rank,
+            world,
+            workers,
+        )
 
     def __len__(self):
         return len(self.folder) // self.batch_size
 
     def identity(self) -> str:
         "SHA-256 of all that the batches are made of, the images by their paths and classes."
-        names = [(str(Path(path).relative_to(self.folder.root)), target) for path, target in self.folder.samples]
-        parts = (self.batch_size, self.seed, str(self.decoded.transform), self.blend, self.world, names, self.preprocessing.mean, self.preprocessing.std)
+        names = [
+            (str(Path(path).relative_to(self.folder.root)), target) for path, target in self.folder.samples
+        ]
+        parts = (
+            self.batch_size,
+            self.seed,
+            str(self.decoded.transform),
+            self.blend,
+            self.world,
+            names,
+            self.preprocessing.mean,
+            self.preprocessing.std,
+        )
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def batches(self, epoch: int, start: int = 0):
         "Yield `(images, targets)` of `epoch`, from the batch number `start` on."
-        order = epoch_order(len(self.folder), self.seed, epoch).split(self.batch_size)[start:len(self)]
-        keys = [[(epoch, i) for i in indices[self.rank::self.world].tolist()] for indices in order]
+        order = epoch_order(len(self.folder), self.seed, epoch).split(self.batch_size)[start : len(self)]
+        keys = [[(epoch, i) for i in indices[self.rank :: self.world].tolist()] for indices in order]
         loaded = _load(self.decoded, keys, self.workers, self.bad, pin_memory=self.device.type == "cuda")
         for step, (images, targets, _) in enumerate(loaded, start):
             if images is None:
                 raise DataError(f"no image of a batch could be read; {self.bad.report()}")
-            images, targets = apply_policy(self.blend, images.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True),
-                                           len(self.folder.classes), step_seed(self.seed, "policy", epoch, step, self.rank))
+            images, targets = apply_policy(
+                self.blend,
+                images.to(self.device, non_blocking=True),
+                targets.to(self.device, non_blocking=True),
+                len(self.folder.classes),
+                step_seed(self.seed, "policy", epoch, step, self.rank),
+            )
             yield normalize(images, self.preprocessing), targets
 
 # %% ../../nbs/images/05_batches.ipynb #2587c030
 def mixed_order(n: int) -> torch.Tensor:
-    "A fixed random order of `n` images: test sets are sorted by class, and a batch of one class would be attacked as one class."
+    """A fixed random order of `n` images: test sets are sorted by class, and a batch of one class would be
+    attacked as one class."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(step_seed("mixed order", n)))
 
 
 def sized(size: int | None, resize: int | None = None, interpolation: str = "bilinear"):
-    """A transform that resizes the shorter side of an image to `resize` and cuts out the middle `size` pixels; `None` leaves that step out.
+    """A transform that resizes the shorter side of an image to `resize` and cuts out the middle `size`
+    pixels; `None` leaves that step out.
 
     It raises `ImageError` for an image that is smaller than what is cut out, and would get black borders."""
-    steps = [v2.Resize(resize, interpolation=InterpolationMode(interpolation), antialias=True)] if resize else []
+    steps = (
+        [v2.Resize(resize, interpolation=InterpolationMode(interpolation), antialias=True)] if resize else []
+    )
     return v2.Compose([*steps, partial(_middle, size=size) if size else v2.Identity()])
 
 
 def _middle(image, size):
     if min(image.shape[-2:]) < size:
-        raise ImageError(f"{image.shape[-1]} x {image.shape[-2]} pixels are fewer than the {size} that are cut out of the middle; resize to {size} or more, or take a smaller size")
+        raise ImageError(
+            f"{image.shape[-1]} x {image.shape[-2]} pixels are fewer than the {size} that are cut out of the "
+            f"middle; resize to {size} or more, or take a smaller size"
+        )
     return v2.functional.center_crop(image, [size, size])
 
 
 class FolderImages:
-    """A tree of images as a set that is read when it is asked: `names`, a length, and `[positions]` gives those `Images`, each `sized`.
+    """A tree of images as a set that is read when it is asked: `names`, a length, and `[positions]` gives
+    those `Images`, each `sized`.
 
-    Its order is `mixed_order`, its length at most `most`; `indices` are the images' places in the folder. Raises `DataError` for images that differ in size.
-    What cannot be read is missing where it is asked for, if `bad` leaves it out."""
+    Its order is `mixed_order`, its length at most `most`; `indices` are the images' places in the folder.
+    Raises `DataError` for images that differ in size. What cannot be read is missing where it is asked
+    for, if `bad` leaves it out."""
 
-    def __init__(self, folder: Tree, classes, size: int | None, resize: int | None = None, most: int | None = None, bad: BadImages | None = None,
-                 interpolation: str = "bilinear"):
-        self.decoded, self.classes, self.bad = _Decoded(folder, sized(size, resize, interpolation)), tuple(classes), bad or BadImages()
+    def __init__(
+        self,
+        folder: Tree,
+        classes,
+        size: int | None,
+        resize: int | None = None,
+        most: int | None = None,
+        bad: BadImages | None = None,
+        interpolation: str = "bilinear",
+    ):
+        self.decoded, self.classes, self.bad = (
+            _Decoded(folder, sized(size, resize, interpolation)),
+            tuple(classes),
+            bad or BadImages(),
+        )
         self.indices = mixed_order(len(folder))[:most]
-        self.names = tuple(str(Path(folder.samples[i][0]).relative_to(folder.root)) for i in self.indices.tolist())
+        self.names = tuple(
+            str(Path(folder.samples[i][0]).relative_to(folder.root)) for i in self.indices.tolist()
+        )
 
     def __len__(self):
         return len(self.names)
@@ -282,7 +422,8 @@ class FolderImages:
         return found[1]
 
     def pieces(self, batch_size: int = 64, workers: int = 0, rank: int = 0, world: int = 1):
-        "Yield `(indices, Images)`. Several processes get a share of the pieces each; together they see every image once."
+        """Yield `(indices, Images)`. Several processes get a share of the pieces each; together they see
+        every image once."""
         yield from self._read(torch.arange(len(self)).split(batch_size)[rank::world], workers)
 
     def _read(self, parts, workers=0):
@@ -290,4 +431,7 @@ class FolderImages:
         for part, (images, targets, read) in zip(parts, _load(self.decoded, keys, workers, self.bad)):
             if images is not None:
                 part = part[read]
-                yield self.indices[part], Images(images, targets, tuple(self.names[i] for i in part.tolist()), self.classes)
+                yield (
+                    self.indices[part],
+                    Images(images, targets, tuple(self.names[i] for i in part.tolist()), self.classes),
+                )

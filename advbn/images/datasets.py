@@ -15,7 +15,17 @@ import torch
 from torchvision.datasets import CIFAR10
 
 from ..errors import DataError
-from .batches import duplicates, FolderBatches, FolderImages, Images, list_images, MemoryBatches, mixed_order, read_images, split_indices
+from advbn.images.batches import (
+    duplicates,
+    FolderBatches,
+    FolderImages,
+    Images,
+    list_images,
+    MemoryBatches,
+    mixed_order,
+    read_images,
+    split_indices,
+)
 from .decoding import BadImages
 from .preprocessing import IMAGENET, Preprocessing
 from ..shifts.corruptions import CORRUPTIONS
@@ -26,6 +36,7 @@ from ..shifts.filters import edges
 # %% ../../nbs/images/06_datasets.ipynb #5a10cfd4
 class MemorySet:
     "What sets in memory have in common: `images` and how a seed divides them; a subclass says how."
+
     in_memory, published, size, bad = True, (), None, BadImages()
 
     def train(self, seed: int) -> Images:
@@ -53,26 +64,49 @@ class MemorySet:
         "Yield `(shift, cell, Images)` of the shifts in `published`."
         return iter(())
 
-    def batches(self, batch_size: int, seed: int, accelerator, augment=None, policy: str = "none", common=None,
-                preprocessing: Preprocessing = IMAGENET) -> MemoryBatches:
-        "Training batches of `seed`, or of the images that no seed of `common` tests on, normalised as `preprocessing` says."
+    def batches(
+        self,
+        batch_size: int,
+        seed: int,
+        accelerator,
+        augment=None,
+        policy: str = "none",
+        common=None,
+        preprocessing: Preprocessing = IMAGENET,
+    ) -> MemoryBatches:
+        """Training batches of `seed`, or of the images that no seed of `common` tests on, normalised as
+        `preprocessing` says."""
         images = self.train(seed) if common is None else self.common_train(common)
-        return MemoryBatches(images.to(accelerator.device), batch_size, seed, augment, policy, accelerator.process_index, accelerator.num_processes,
-                             preprocessing)
+        return MemoryBatches(
+            images.to(accelerator.device),
+            batch_size,
+            seed,
+            augment,
+            policy,
+            accelerator.process_index,
+            accelerator.num_processes,
+            preprocessing,
+        )
 
 
 class EmbeddedData(MemorySet):
-    """The embedded emoji under `root`, `images` and their `line_art`, divided per seed; each is read when it is first asked for.
+    """The embedded emoji under `root`, `images` and their `line_art`, divided per seed; each is read when it
+    is first asked for.
 
     Raises `DataError` if they are missing."""
+
     sketch_name = "line art"
 
     def __init__(self, root: Path):
         self.root = Path(root)
         coloured, drawn = (list_images(self.root / part) for part in ("openmoji", "sketch"))
-        names, others = ([Path(path).relative_to(tree.root) for path, _ in tree.samples] for tree in (coloured, drawn))
+        names, others = (
+            [Path(path).relative_to(tree.root) for path, _ in tree.samples] for tree in (coloured, drawn)
+        )
         if names != others:
-            raise DataError(f"{root}: openmoji and sketch hold different emoji; build them again with 'advbn data'")
+            raise DataError(
+                f"{root}: openmoji and sketch hold different emoji; build them again with 'advbn data'"
+            )
         self.classes = tuple(coloured.classes)
 
     @cached_property
@@ -99,33 +133,60 @@ class EmbeddedData(MemorySet):
 
 # %% ../../nbs/images/06_datasets.ipynb #257a1d78
 def read_cifar10(root: Path, bad: BadImages | None = None) -> tuple:
-    """`(train, test)` from `root/train` and `root/test` in ImageFolder layout, or from the original batches, which torchvision downloads
-    to `root` if nothing is there. Raises `DataError` if that fails."""
+    """`(train, test)` from `root/train` and `root/test` in ImageFolder layout, or from the original batches,
+    which torchvision downloads to `root` if nothing is there. Raises `DataError` if that fails."""
     root = Path(root)
     if (root / "train").is_dir() or (root / "test").is_dir():
         return read_images(root / "train", bad), read_images(root / "test", bad)
     try:
-        parts = [CIFAR10(root, train=train, download=not (root / "cifar-10-batches-py").is_dir()) for train in (True, False)]
+        parts = [
+            CIFAR10(root, train=train, download=not (root / "cifar-10-batches-py").is_dir())
+            for train in (True, False)
+        ]
     except (OSError, RuntimeError) as error:
-        raise DataError(f"no CIFAR-10 at {root}: neither train/ and test/ with a folder for each class, nor cifar-10-batches-py, "
-                        f"nor could it be downloaded ({' '.join(str(error).split())[:120]})") from None
-    return tuple(Images(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets),
-                        tuple(f"{part.classes[t]}/{i:05d}" for i, t in enumerate(part.targets)), tuple(part.classes)) for part in parts)
+        raise DataError(
+            f"no CIFAR-10 at {root}: neither train/ and test/ with a folder for each class, nor "
+            f"cifar-10-batches-py, "
+            f"nor could it be downloaded ({' '.join(str(error).split())[:120]})"
+        ) from None
+    return tuple(
+        Images(
+            torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(),
+            torch.tensor(part.targets),
+            tuple(f"{part.classes[t]}/{i:05d}" for i, t in enumerate(part.targets)),
+            tuple(part.classes),
+        )
+        for part in parts
+    )
 
 
 class Cifar10Data(MemorySet):
-    """CIFAR-10 under `root`, see `read_cifar10`: the same division for every seed. `test_images` tests on the first so many of a fixed
-    mixed order; `corrupted` is the folder of CIFAR-10-C's arrays; `bad` says what is done about images that cannot be read. Warns of test images
-    that are training images, too."""
+    """CIFAR-10 under `root`, see `read_cifar10`: the same division for every seed. `test_images` tests on the
+    first so many of a fixed mixed order; `corrupted` is the folder of CIFAR-10-C's arrays; `bad` says what is
+    done about images that cannot be read. Warns of test images that are training images, too."""
+
     sketch_name = "edges"
 
-    def __init__(self, root: Path, corrupted: Path | None = None, test_images: int | None = None, bad: BadImages | None = None):
+    def __init__(
+        self,
+        root: Path,
+        corrupted: Path | None = None,
+        test_images: int | None = None,
+        bad: BadImages | None = None,
+    ):
         self.bad = bad or BadImages()
         self.training, self.images = read_cifar10(root, self.bad)
         if self.training.classes != self.images.classes:
-            raise DataError(f"{root}: train and test have different classes, {sorted(set(self.training.classes) ^ set(self.images.classes))}")
+            raise DataError(
+                f"{root}: train and test have different classes, "
+                f"{sorted(set(self.training.classes) ^ set(self.images.classes))}"
+            )
         if twice := duplicates(self.images, self.training):
-            warnings.warn(f"{len(twice)} test images of {root} are training images, too, such as {twice[0][0]} and {twice[0][1]}", stacklevel=2)
+            warnings.warn(
+                f"{len(twice)} test images of {root} are training images, too, such as {twice[0][0]} and "
+                f"{twice[0][1]}",
+                stacklevel=2,
+            )
         self.classes, self.corrupted = self.images.classes, corrupted
         if test_images is not None and test_images < len(self.images):
             self.images = self.images[mixed_order(len(self.images))[:test_images].sort().values]
@@ -148,42 +209,93 @@ class Cifar10Data(MemorySet):
         for name in CORRUPTIONS if self.corrupted else ():
             for severity in range(1, 6):
                 cell = cifar10_c(self.corrupted, name, severity, self.classes)
-                yield "corruptions", f"{name}/{severity}", cell[range(min(len(cell), most or len(self.images)))]
+                yield (
+                    "corruptions",
+                    f"{name}/{severity}",
+                    cell[range(min(len(cell), most or len(self.images)))],
+                )
 
 # %% ../../nbs/images/06_datasets.ipynb #7539e37f
 class FolderData:
-    """`root/train` and `root/val` in ImageFolder layout, streamed. `sets` maps shifts to the folders of published sets.
+    """`root/train` and `root/val` in ImageFolder layout, streamed. `sets` maps shifts to the folders of
+    published sets.
 
-    Images are not turned as their EXIF tags say, as in the paper's code; `bad` says what is done about those that cannot be read. Raises `DataError`
-    for a missing folder, with the page of a published set, and for classes that the training images do not have or the validation images lack."""
+    Images are not turned as their EXIF tags say, as in the paper's code; `bad` says what is done about
+    those that cannot be read. Raises `DataError` for a missing folder, with the page of a published set,
+    and for classes that the training images do not have or the validation images lack."""
+
     in_memory, sketch_name = False, "edges"
 
-    def __init__(self, root: Path, sets: dict | None = None, size: int = 224, resize: int = 256, workers: int = 2, test_images: int | None = None,
-                 rank: int = 0, world: int = 1, bad: BadImages | None = None, interpolation: str = "bilinear"):
+    def __init__(
+        self,
+        root: Path,
+        sets: dict | None = None,
+        size: int = 224,
+        resize: int = 256,
+        workers: int = 2,
+        test_images: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+        bad: BadImages | None = None,
+        interpolation: str = "bilinear",
+    ):
         self.bad = bad or BadImages()
-        self.root, self.sets, self.size, self.resize, self.workers = Path(root), {k: v for k, v in (sets or {}).items() if v}, size, resize, workers
-        self.most, self.rank, self.world, self.published, self.interpolation = test_images, rank, world, tuple(self.sets), interpolation
+        self.root, self.sets, self.size, self.resize, self.workers = (
+            Path(root),
+            {k: v for k, v in (sets or {}).items() if v},
+            size,
+            resize,
+            workers,
+        )
+        self.most, self.rank, self.world, self.published, self.interpolation = (
+            test_images,
+            rank,
+            world,
+            tuple(self.sets),
+            interpolation,
+        )
         for part in ("train", "val"):
             if not (self.root / part).is_dir():
-                raise DataError(f"no images at {self.root / part}; expected are train/ and val/ with a folder for each class; "
-                                f"ImageNet is offered at {PAGES['ImageNet']}")
+                raise DataError(
+                    f"no images at {self.root / part}; expected are train/ and val/ with a folder for each "
+                    f"class; "
+                    f"ImageNet is offered at {PAGES['ImageNet']}"
+                )
         self.classes = tuple(sorted(p.name for p in (self.root / "train").iterdir() if p.is_dir()))
         if not self.classes:
-            raise DataError(f"{self.root / 'train'} has no class folders; expected is a folder with pictures for each class")
+            raise DataError(
+                f"{self.root / 'train'} has no class folders; expected is a folder with pictures for each "
+                f"class"
+            )
         self.folders = {(shift, cell): folder for shift, cell, folder in self._folders()}
         if lacking := sorted(set(self.classes) - set(self.folders["clean", "clean"].classes)):
-            raise DataError(f"{self.root / 'val'} lacks {len(lacking)} of the {len(self.classes)} classes of {self.root / 'train'}, such as {lacking[0]!r}")
+            raise DataError(
+                f"{self.root / 'val'} lacks {len(lacking)} of the {len(self.classes)} classes of "
+                f"{self.root / 'train'}, such as {lacking[0]!r}"
+            )
 
     def _folders(self):
         "Open every test folder, so that a missing one is found before anything is computed."
-        yield "clean", "clean", NamedFolder(self.root / "val", self.classes, "the validation set", upright=False)
+        yield (
+            "clean",
+            "clean",
+            NamedFolder(self.root / "val", self.classes, "the validation set", upright=False),
+        )
         if path := self.sets.get("corruptions"):
             for name in CORRUPTIONS:
                 for severity in range(1, 6):
-                    yield "corruptions", f"{name}/{severity}", imagenet_c(path, name, severity, self.classes, upright=False)
+                    yield (
+                        "corruptions",
+                        f"{name}/{severity}",
+                        imagenet_c(path, name, severity, self.classes, upright=False),
+                    )
         if path := self.sets.get("instagram"):
             for name in instagram_filters(path):
-                yield "instagram", name, NamedFolder(Path(path) / name, self.classes, "ImageNet-Instagram", upright=False)
+                yield (
+                    "instagram",
+                    name,
+                    NamedFolder(Path(path) / name, self.classes, "ImageNet-Instagram", upright=False),
+                )
         for shift, title in (("sketch", "ImageNet-Sketch"), ("stylized", "Stylized-ImageNet")):
             if path := self.sets.get(shift):
                 yield shift, title, NamedFolder(path, self.classes, title, upright=False)
@@ -191,15 +303,27 @@ class FolderData:
     def _images(self, shift, cell, most=None, wide=False):
         resize = None if shift in ("corruptions", "stylized") else self.resize
         limit = min((n for n in (most, self.most) if n is not None), default=None)
-        return FolderImages(self.folders[shift, cell], self.classes, self.resize if wide else self.size, resize, limit, self.bad, self.interpolation)
+        return FolderImages(
+            self.folders[shift, cell],
+            self.classes,
+            self.resize if wide else self.size,
+            resize,
+            limit,
+            self.bad,
+            self.interpolation,
+        )
 
     def _pieces(self, shift, cell, most, wide=False):
-        return self._images(shift, cell, most, wide).pieces(workers=self.workers, rank=self.rank, world=self.world)
+        return self._images(shift, cell, most, wide).pieces(
+            workers=self.workers, rank=self.rank, world=self.world
+        )
 
     def pieces(self, seed: int, most: int | None = None, wide: bool = False):
-        """Yield the validation images, at most `most`, as `(indices, Images)`; several processes get a share each.
+        """Yield the validation images, at most `most`, as `(indices, Images)`; several processes get a share
+        each.
 
-        `wide` images are `resize` pixels square, not yet cropped to `size`: what decoded images are made from (AdvBN, section 4.3)."""
+        `wide` images are `resize` pixels square, not yet cropped to `size`: what decoded images are made
+        from (AdvBN, section 4.3)."""
         return self._pieces("clean", "clean", most, wide)
 
     def test(self, seed: int, wide: bool = False) -> FolderImages:
@@ -221,25 +345,64 @@ class FolderData:
         "Edge renderings."
         return edges(test.images)
 
-    def batches(self, batch_size: int, seed: int, accelerator, augment=None, policy: str = "none", common=None,
-                preprocessing: Preprocessing = IMAGENET) -> FolderBatches:
-        "Training batches: RandomResizedCrop, flip and `policy`, normalised as `preprocessing` says; `augment` is for sets in memory."
-        return FolderBatches(self.root / "train", self.size, batch_size, seed, accelerator.device, policy, accelerator.process_index,
-                             accelerator.num_processes, self.workers, self.bad, upright=False, preprocessing=preprocessing)
+    def batches(
+        self,
+        batch_size: int,
+        seed: int,
+        accelerator,
+        augment=None,
+        policy: str = "none",
+        common=None,
+        preprocessing: Preprocessing = IMAGENET,
+    ) -> FolderBatches:
+        """Training batches: RandomResizedCrop, flip and `policy`, normalised as `preprocessing` says;
+        `augment` is for sets in memory."""
+        return FolderBatches(
+            self.root / "train",
+            self.size,
+            batch_size,
+            seed,
+            accelerator.device,
+            policy,
+            accelerator.process_index,
+            accelerator.num_processes,
+            self.workers,
+            self.bad,
+            upright=False,
+            preprocessing=preprocessing,
+        )
 
 # %% ../../nbs/images/06_datasets.ipynb #ec3c24fc
 def open_set(section, base: Path, rank: int = 0, world: int = 1, wanted: Preprocessing = IMAGENET):
-    """The image set of a `Data` section; relative paths start at `base`. Streamed images are made as `wanted` says.
+    """The image set of a `Data` section; relative paths start at `base`. Streamed images are made as `wanted`
+    says.
 
     Raises `DataError` if something is missing or the classes are not as many."""
     bad = BadImages(section.on_bad_image)
-    root, sets = filled_path(section.root, base), {k: v and filled_path(v, base) for k, v in section.sets.model_dump().items()}
+    root, sets = (
+        filled_path(section.root, base),
+        {k: v and filled_path(v, base) for k, v in section.sets.model_dump().items()},
+    )
     if section.name == "openmoji":
         data = EmbeddedData(root)
     elif section.name == "cifar10":
         data = Cifar10Data(root, sets["corruptions"], section.test_images, bad)
     else:
-        data = FolderData(root, sets, wanted.size, wanted.resize, section.workers, section.test_images, rank, world, bad, wanted.interpolation)
+        data = FolderData(
+            root,
+            sets,
+            wanted.size,
+            wanted.resize,
+            section.workers,
+            section.test_images,
+            rank,
+            world,
+            bad,
+            wanted.interpolation,
+        )
     if len(data.classes) != section.classes:
-        raise DataError(f"classes is {section.classes} and {root} has {len(data.classes)} classes, {data.classes[0]!r} and so on")
+        raise DataError(
+            f"classes is {section.classes} and {root} has {len(data.classes)} classes, {data.classes[0]!r} "
+            f"and so on"
+        )
     return data

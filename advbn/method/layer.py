@@ -23,7 +23,8 @@ from .statistics import channel_mean, check_features, mean_over_processes, proce
 
 # %% ../../nbs/method/04_layer.ipynb #9931ab05
 def module_of(head):
-    "The module that a callable runs: itself, the owner of a bound method, what a `functools.partial` holds; `None` for other callables."
+    """The module that a callable runs: itself, the owner of a bound method, what a `functools.partial` holds;
+    `None` for other callables."""
     if isinstance(head, partial):
         return module_of(head.func)
     return next((m for m in (head, getattr(head, "__self__", None)) if isinstance(m, nn.Module)), None)
@@ -31,7 +32,8 @@ def module_of(head):
 
 @contextmanager
 def _uncached():
-    "Keep what is computed inside the `with` block out of the weights that `torch.nn.utils.parametrize.cached` keeps: it carries no gradient."
+    """Keep what is computed inside the `with` block out of the weights that
+    `torch.nn.utils.parametrize.cached` keeps: it carries no gradient."""
     kept, parametrize._cache = parametrize._cache, {}
     try:
         yield
@@ -43,20 +45,39 @@ def _uncached():
 def borrowed(head, batch_statistics: bool = False):
     """`head` in eval mode, adversarial branch, parameters without gradient; all put back on the way out.
 
-    With `batch_statistics` its batch norms normalise by the batch, and do not keep what they see; without, those that `split` has
-    found right after a convolution do their work inside it, see `folded`. A bound method or a
-    `functools.partial` stands for its module. Raises `ValueError` for parameters that were made in inference mode, and for those that are views of others."""
+    With `batch_statistics` its batch norms normalise by the batch, and do not keep what they see; without,
+    those that `split` has found right after a convolution do their work inside it, see `folded`. A bound
+    method or a `functools.partial` stands for its module. Raises `ValueError` for parameters that were
+    made in inference mode, and for those that are views of others."""
     module = module_of(head)
     parameters = list(module.parameters()) if module is not None else []
     if any(p.is_inference() for p in parameters):
-        raise ValueError("the head's parameters were made under torch.inference_mode, where no gradient can pass; make or load the network outside it")
+        raise ValueError(
+            "the head's parameters were made under torch.inference_mode, where no gradient can pass; make or "
+            "load the network outside it"
+        )
     if not all(p.is_leaf for p in parameters):
-        raise ValueError("the head's parameters are computed from others, as FullyShardedDataParallel makes them; shard with torch.distributed.fsdp.fully_shard")
-    norms = [(m, m.track_running_stats) for m in module.modules() if isinstance(m, _BatchNorm)] if batch_statistics and module is not None else []
+        raise ValueError(
+            "the head's parameters are computed from others, as FullyShardedDataParallel makes them; shard "
+            "with torch.distributed.fsdp.fully_shard"
+        )
+    norms = (
+        [(m, m.track_running_stats) for m in module.modules() if isinstance(m, _BatchNorm)]
+        if batch_statistics and module is not None
+        else []
+    )
     asking = [p for p in parameters if p.requires_grad]
-    pairs = module.convolutions_and_norms() if hasattr(module, "convolutions_and_norms") and not batch_statistics else []
+    pairs = (
+        module.convolutions_and_norms()
+        if hasattr(module, "convolutions_and_norms") and not batch_statistics
+        else []
+    )
     try:
-        with use_branch(module, "adversarial"), in_mode(nn.Identity() if module is None else module, False), _uncached():
+        with (
+            use_branch(module, "adversarial"),
+            in_mode(nn.Identity() if module is None else module, False),
+            _uncached(),
+        ):
             for m, _ in norms:
                 m.training, m.track_running_stats = True, False
             for p in asking:
@@ -71,36 +92,54 @@ def borrowed(head, batch_statistics: bool = False):
 
 # %% ../../nbs/method/04_layer.ipynb #59fe77d7
 def _are_several(targets, images):
-    "Are these a mapping, or several tensors of which each is for the whole batch, so that no slice of them is a part of the batch?"
-    tensors = [t for t in targets if isinstance(t, torch.Tensor) and t.ndim] if isinstance(targets, (tuple, list)) else []
+    """Are these a mapping, or several tensors of which each is for the whole batch, so that no slice of them
+    is a part of the batch?"""
+    tensors = (
+        [t for t in targets if isinstance(t, torch.Tensor) and t.ndim]
+        if isinstance(targets, (tuple, list))
+        else []
+    )
     return isinstance(targets, Mapping) or (len(tensors) > 0 and all(len(t) == images for t in tensors))
 
 
 def check_batch(features, targets):
-    "Raise a `ValueError` unless `features` is a floating point `[N, C, H, W]` batch and `targets` has N entries, a part of which is a part of the batch."
+    """Raise a `ValueError` unless `features` is a floating point `[N, C, H, W]` batch and `targets` has N
+    entries, a part of which is a part of the batch."""
     check_features(features)
     if features.numel() == 0:
         raise ValueError(f"features are empty: {tuple(features.shape)}")
     if _are_several(targets, len(features)):
-        raise ValueError(f"targets are a {type(targets).__name__} of several, each for the whole batch of {len(features)}; make one tensor of them whose "
-                         "first axis is the batch, such as the mixed probabilities [N, K] of mixup, and let loss_fn take it apart")
+        raise ValueError(
+            f"targets are a {type(targets).__name__} of several, each for the whole batch of "
+            f"{len(features)}; make one tensor of them whose "
+            "first axis is the batch, such as the mixed probabilities [N, K] of mixup, and let loss_fn take "
+            "it apart"
+        )
     if isinstance(targets, (int, float)) or getattr(targets, "ndim", 1) == 0:
         found = "a single number"
     else:
         found = len(targets) if hasattr(targets, "__len__") else f"are {targets!r}"
     if found != len(features):
-        raise ValueError(f"features hold {len(features)} images and targets {found}; the two must agree: "
-                         "N class indices, N rows of probabilities, or whatever N things loss_fn takes")
+        raise ValueError(
+            f"features hold {len(features)} images and targets {found}; the two must agree: "
+            "N class indices, N rows of probabilities, or whatever N things loss_fn takes"
+        )
 
 
-NO_GRADIENT = "no gradient flows from the loss to the features; the head or loss_fn detaches them, runs without gradient or does not use them"
+NO_GRADIENT = (
+    "no gradient flows from the loss to the features; the head or loss_fn detaches them, runs "
+    "without gradient or does not use them"
+)
 
 
 def check_loss(loss):
     "Raise a `ValueError` unless `loss` is a scalar with a gradient."
     if not isinstance(loss, torch.Tensor) or loss.ndim:
         found = f"a tensor {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
-        raise ValueError(f"loss_fn must return one scalar tensor for the whole batch, got {found}; take the mean or the sum")
+        raise ValueError(
+            f"loss_fn must return one scalar tensor for the whole batch, got {found}; take the mean or the "
+            f"sum"
+        )
     if not loss.requires_grad:
         raise ValueError(NO_GRADIENT)
 
@@ -118,10 +157,12 @@ def check_finite(features, mu):
 
 # %% ../../nbs/method/04_layer.ipynb #6388b2d4
 class AdvBN(nn.Module):
-    """Adversarial channel statistics by projected sign-gradient ascent (AdvBN, section 3.1; defaults of the official code).
+    """Adversarial channel statistics by projected sign-gradient ascent (AdvBN, section 3.1; defaults of the
+    official code).
 
-    `layer(features, targets, head)` returns the re-normalised features, `layer.attack(...)` the factors behind them.
-    `start="clean"` begins at the factor one, `start="random"` uniformly in `[1 - eps, 1 + eps]`."""
+    `layer(features, targets, head)` returns the re-normalised features, `layer.attack(...)` the factors
+    behind them. `start="clean"` begins at the factor one, `start="random"` uniformly in `[1 - eps, 1 +
+    eps]`."""
 
     def __init__(
         self,
@@ -137,22 +178,41 @@ class AdvBN(nn.Module):
     ):
         super().__init__()
         for name, value in (("eps", eps), ("step_size", step_size)):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, (int, float))
+                or not math.isfinite(value)
+                or value < 0
+            ):
                 raise ValueError(f"{name} is {value!r}; allowed is a finite number that is not negative")
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
             raise ValueError(f"share is {share!r}; allowed is a fraction of the batch above 0, up to 1")
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
             raise ValueError(f"steps is {steps!r}; allowed is a whole number from 0")
-        for name, value, allowed in (("rectify", rectify, (True, False)), ("start", start, ("clean", "random")),
-                                     ("perturb", perturb, ("both", "mean", "std")), ("batch_statistics", batch_statistics, (True, False)), ("sync_statistics", sync_statistics, (True, False))):
+        for name, value, allowed in (
+            ("rectify", rectify, (True, False)),
+            ("start", start, ("clean", "random")),
+            ("perturb", perturb, ("both", "mean", "std")),
+            ("batch_statistics", batch_statistics, (True, False)),
+            ("sync_statistics", sync_statistics, (True, False)),
+        ):
             if not any(value is a or (isinstance(a, str) and value == a) for a in allowed):
                 raise ValueError(f"{name} is {value!r}; allowed are {' and '.join(map(repr, allowed))}")
         self.eps, self.step_size, self.steps, self.rectify, self.start = eps, step_size, steps, rectify, start
-        self.perturb, self.batch_statistics, self.share, self.sync_statistics = perturb, batch_statistics, share, sync_statistics
+        self.perturb, self.batch_statistics, self.share, self.sync_statistics = (
+            perturb,
+            batch_statistics,
+            share,
+            sync_statistics,
+        )
 
     def extra_repr(self):
-        return (f"eps={self.eps}, step_size={self.step_size}, steps={self.steps}, rectify={self.rectify}, start={self.start!r}, "
-                f"perturb={self.perturb!r}, batch_statistics={self.batch_statistics}, share={self.share}, sync_statistics={self.sync_statistics}")
+        return (
+            f"eps={self.eps}, step_size={self.step_size}, steps={self.steps}, rectify={self.rectify}, "
+            f"start={self.start!r}, "
+            f"perturb={self.perturb!r}, batch_statistics={self.batch_statistics}, share={self.share}, "
+            f"sync_statistics={self.sync_statistics}"
+        )
 
     def _ascend(self, features, mu, targets, head, loss_fn):
         "The factors `[2, 1, C, 1, 1]` of mean and standard deviation for detached `features`."
@@ -165,23 +225,35 @@ class AdvBN(nn.Module):
             factors[moved].uniform_(1 - self.eps, 1 + self.eps)
             if self.sync_statistics and processes() > 1:
                 dist.broadcast(factors, 0)
-        half = torch.float16 in (features.dtype, torch.get_autocast_dtype(features.device.type)
-                                 if torch.is_autocast_enabled(features.device.type) else None)
+        half = torch.float16 in (
+            features.dtype,
+            torch.get_autocast_dtype(features.device.type)
+            if torch.is_autocast_enabled(features.device.type)
+            else None,
+        )
         broken = torch.zeros((), dtype=torch.bool, device=mu.device)
         with borrowed(head, self.batch_statistics):
             for _ in range(self.steps if self.eps else 0):  # without room there is nothing to find
                 factors.requires_grad_()
                 loss = loss_fn(head(rescale(features, mu, *factors, self.rectify)), targets)
                 check_loss(loss)
-                gradient, = torch.autograd.grad(loss.float() * 2**10 if half else loss, factors, allow_unused=True)
+                (gradient,) = torch.autograd.grad(
+                    loss.float() * 2**10 if half else loss, factors, allow_unused=True
+                )
                 if gradient is None:
                     raise ValueError(NO_GRADIENT)
                 factors, gradient = factors.detach(), self._shared(gradient, features)
-                factors[moved] = (factors[moved] + self.step_size * gradient[moved].sign()).clamp_(1 - self.eps, 1 + self.eps)
+                factors[moved] = (factors[moved] + self.step_size * gradient[moved].sign()).clamp_(
+                    1 - self.eps, 1 + self.eps
+                )
                 broken |= ~loss.detach().isfinite() | gradient.isnan().any()
         if self._shared(broken.float(), features):
-            raise NotFinite(f"the loss or its gradient became NaN or infinite during the attack on {len(features)} images; check the head's parameters, "
-                            "loss_fn, and whether it has targets to judge: the mean over none, as where ignore_index or weights of 0 ignore them all, is NaN")
+            raise NotFinite(
+                f"the loss or its gradient became NaN or infinite during the attack on {len(features)} "
+                f"images; check the head's parameters, "
+                "loss_fn, and whether it has targets to judge: the mean over none, as where ignore_index or "
+                "weights of 0 ignore them all, is NaN"
+            )
         return factors
 
     def _shared(self, value, features):
@@ -194,7 +266,8 @@ class AdvBN(nn.Module):
         head,  # what follows the features: a module, or any differentiable callable
         loss_fn=F.cross_entropy,  # `loss_fn(head(features), targets)` is a scalar to be increased
     ) -> tuple:  # `(mean_scale, std_scale)`, each `[1, C, 1, 1]`
-        """The factors of mean and standard deviation that increase the loss most, one pair per channel for the whole batch.
+        """The factors of mean and standard deviation that increase the loss most, one pair per channel for
+        the whole batch.
 
         A module `head`, also as a bound method or inside a `functools.partial`, is run in eval mode on its adversarial branch
         and is left exactly as found; any other callable is run as it is. Raises `ValueError` for features that are not finite
@@ -212,7 +285,8 @@ class AdvBN(nn.Module):
             return (features, mu), tuple(self._ascend(features, mu, targets, head, loss_fn).unbind())
 
     def forward(self, features, targets, head, loss_fn=F.cross_entropy):
-        """Adversarially re-normalised features: the shape, dtype, device and memory format of `features`, detached.
+        """Adversarially re-normalised features: the shape, dtype, device and memory format of `features`,
+        detached.
 
         Arguments and errors are those of `attack`."""
         (features, mu), factors = self._attack(features, targets, head, loss_fn)

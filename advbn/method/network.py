@@ -33,20 +33,32 @@ def _named(part):
 
 
 class AdvBNNet(nn.Module):
-    """A frozen `stem`, a trainable `head` with dual batch norms, and the `layer` between them (AdvBN, section 3).
+    """A frozen `stem`, a trainable `head` with dual batch norms, and the `layer` between them (AdvBN, section
+    3).
 
     `stem` maps images to features `[N, C, H, W]`, `head` those to logits. `layer=None` trains on the clean
-    loss alone. `parent`, the plain network's state dict, says under which names `export` gives what the parts hold, holds the rest, and says how
-    images are wanted. An `unpaired` batch is divided: the first half is the clean branch's, the second the attack's and the adversarial branch's;
-    a batch of one image is not."""
+    loss alone. `parent`, the plain network's state dict, says under which names `export` gives what the
+    parts hold, holds the rest, and says how images are wanted. An `unpaired` batch is divided: the first
+    half is the clean branch's, the second the attack's and the adversarial branch's; a batch of one image
+    is not."""
 
-    def __init__(self, stem: nn.Module, head: nn.Module, layer: AdvBN | None = None, parent: dict | None = None, unpaired: bool = False):
+    def __init__(
+        self,
+        stem: nn.Module,
+        head: nn.Module,
+        layer: AdvBN | None = None,
+        parent: dict | None = None,
+        unpaired: bool = False,
+    ):
         super().__init__()
         if unpaired not in (True, False):
             raise ValueError(f"unpaired is {unpaired!r}; allowed are True and False")
         for name, part in (("stem", stem), ("head", head)):
             if not isinstance(part, nn.Module):
-                raise ValueError(f"{name} is a {type(part).__name__}; needed is an nn.Module, whose weights can be trained and exported; AdvBN alone takes any callable as a head")
+                raise ValueError(
+                    f"{name} is a {type(part).__name__}; needed is an nn.Module, whose weights can be "
+                    f"trained and exported; AdvBN alone takes any callable as a head"
+                )
         self.stem, self.head, self.layer, self.unpaired = stem.requires_grad_(False), head, layer, unpaired
         ours, theirs = (_named(part).state_dict(keep_vars=True) for part in (stem, head))
         held = {**ours, **theirs}
@@ -54,7 +66,11 @@ class AdvBNNet(nn.Module):
         by_memory = {_memory(value): name for name, value in held.items()}
         names = {k: by_memory.get(_memory(v), k if k in held else None) for k, v in (parent or held).items()}
         self.names = {k: name for k, name in names.items() if name is not None}
-        self.leftover = {k: copy.deepcopy(v.detach() if isinstance(v, torch.Tensor) else v) for k, v in (parent or {}).items() if k not in self.names}
+        self.leftover = {
+            k: copy.deepcopy(v.detach() if isinstance(v, torch.Tensor) else v)
+            for k, v in (parent or {}).items()
+            if k not in self.names
+        }
         self.metadata = getattr(parent, "_metadata", None)
         self.preprocessing = recorded(parent) or IMAGENET
         if layer is not None:
@@ -86,11 +102,21 @@ class AdvBNNet(nn.Module):
         return self.head(self.stem(images))
 
     def _check_statistics(self):
-        "Raise a `ValueError` for batch norms of the stem that were reset to be estimated anew; frozen, they will not be."
+        """Raise a `ValueError` for batch norms of the stem that were reset to be estimated anew; frozen, they
+        will not be."""
         for name, m in self.stem.named_modules():
-            if isinstance(m, _BatchNorm) and m.momentum is None and m.num_batches_tracked is not None and m.num_batches_tracked == 0:
-                raise ValueError(f"the stem is frozen and the statistics of its batch norm {name!r} are lost, and the other branch's with them, as "
-                                 "torch.optim.swa_utils.update_bn resets them all; load export(branch) into the plain network and call it on that")
+            if (
+                isinstance(m, _BatchNorm)
+                and m.momentum is None
+                and m.num_batches_tracked is not None
+                and m.num_batches_tracked == 0
+            ):
+                raise ValueError(
+                    f"the stem is frozen and the statistics of its batch norm {name!r} are lost, and the "
+                    f"other branch's with them, as "
+                    "torch.optim.swa_utils.update_bn resets them all; load export(branch) into the plain "
+                    "network and call it on that"
+                )
 
     def features(self, images):
         "The stem's features, without gradient."
@@ -121,12 +147,14 @@ class AdvBNNet(nn.Module):
             return loss.detach()
 
     def adversarial_loss(self, images, targets, loss_fn=F.cross_entropy):
-        "The second of the two `losses` alone, for a training loop that computes the first itself, on the whole batch. Needs a layer."
+        """The second of the two `losses` alone, for a training loop that computes the first itself, on the
+        whole batch. Needs a layer."""
         features, targets = self._parts(self.features(images), targets)[1]
         return self._loss("adversarial", self.layer(features, targets, self.head, loss_fn), targets, loss_fn)
 
     def _parts(self, features, targets):
-        "Features and targets of the clean branch, and those of the adversarial one: the whole batch twice, or a half each."
+        """Features and targets of the clean branch, and those of the adversarial one: the whole batch twice,
+        or a half each."""
         if self.layer is None or not self.unpaired or len(features) < 2:
             return ((features, targets),) * 2
         check_batch(features, targets)
@@ -134,18 +162,30 @@ class AdvBNNet(nn.Module):
         return (features[:half], targets[:half]), (features[half:], targets[half:])
 
     def export(self, branch: str = "clean") -> dict:
-        """A state dict of one branch, "clean" or "adversarial", for the plain network that this one was made from.
+        """A state dict of one branch, "clean" or "adversarial", for the plain network that this one was made
+        from.
 
-        It loads strictly there and gives the same outputs. Raises `ValueError` for another branch, for a stem and a head that
-        use one name for two tensors, for batch norms that have lost their second branch, and for weights that have been renamed."""
+        It loads strictly there and gives the same outputs. Raises `ValueError` for another branch, for a
+        stem and a head that use one name for two tensors, for batch norms that have lost their second
+        branch, and for weights that have been renamed."""
         if self.clashes:
-            raise ValueError(f"stem and head both hold {self.clashes[0]!r} and mean different tensors ({len(self.clashes)} such names), so that "
-                             "one state dict cannot hold them; give the parts the names that the plain network has, as split does")
-        held = {**branch_state_dict(_named(self.stem), branch), **branch_state_dict(_named(self.head), branch)}
+            raise ValueError(
+                f"stem and head both hold {self.clashes[0]!r} and mean different tensors "
+                f"({len(self.clashes)} such names), so that "
+                "one state dict cannot hold them; give the parts the names that the plain network has, as "
+                "split does"
+            )
+        held = {
+            **branch_state_dict(_named(self.stem), branch),
+            **branch_state_dict(_named(self.head), branch),
+        }
         lost = next((key for key in self.names.values() if key not in held), None)
         if lost:
-            raise ValueError(f"stem and head no longer hold {lost!r}; undo what renamed it, such as a parametrization by torch.nn.utils.parametrize.remove_parametrizations, "
-                             "or do it to the network before prepare")
+            raise ValueError(
+                f"stem and head no longer hold {lost!r}; undo what renamed it, such as a parametrization by "
+                f"torch.nn.utils.parametrize.remove_parametrizations, "
+                "or do it to the network before prepare"
+            )
         state = OrderedDict({**self.leftover, **{name: held[key] for name, key in self.names.items()}})
         if self.metadata is not None:
             state._metadata = self.metadata  # version marks that some torchvision networks insist on
@@ -156,43 +196,63 @@ RECIPES = {"faithful": {}, "fast": {"steps": 1, "start": "random", "share": 0.25
 
 
 def recipe_options(recipe: str = "faithful", **options) -> dict:
-    "The options that a recipe stands for, with `options` in place of its own. Raises `ValueError` for an unknown recipe."
+    """The options that a recipe stands for, with `options` in place of its own. Raises `ValueError` for an
+    unknown recipe."""
     if recipe not in RECIPES:
         near = difflib.get_close_matches(str(recipe), RECIPES, 1, 0.4)
-        raise ValueError(f"recipe is {recipe!r}; allowed are {' and '.join(map(repr, RECIPES))}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        raise ValueError(
+            f"recipe is {recipe!r}; allowed are {' and '.join(map(repr, RECIPES))}"
+            + (f"; did you mean {near[0]!r}?" if near else "")
+        )
     return {**RECIPES[recipe], **options}
 
 
-def joined(model: nn.Module, stem: nn.Module, head: nn.Module, layer: AdvBN | None = None, unpaired: bool = False) -> AdvBNNet:
+def joined(
+    model: nn.Module, stem: nn.Module, head: nn.Module, layer: AdvBN | None = None, unpaired: bool = False
+) -> AdvBNNet:
     """An `AdvBNNet` from the parts that `split` has made of `model`, which can be exported under its names.
 
-    Raises a `ValueError` for a state dict with values that `model` computes when it is written, which those of trained parts would lack."""
+    Raises a `ValueError` for a state dict with values that `model` computes when it is written, which
+    those of trained parts would lack."""
     state = model.state_dict(keep_vars=True)
     own = {_memory(value) for value in (*model.parameters(), *model.buffers())}
-    computed = [k for k, v in state.items() if isinstance(v, torch.Tensor) and _memory(v) not in own and not k.endswith("_extra_state")]
+    computed = [
+        k
+        for k, v in state.items()
+        if isinstance(v, torch.Tensor) and _memory(v) not in own and not k.endswith("_extra_state")
+    ]
     net = AdvBNNet(stem, head, layer, state, unpaired)
     exported = net.export() if computed and not net.clashes else {}
     for name in computed:
         if name not in net.names or not torch.equal(exported[name], state[name]):
-            raise ValueError(f"the network computes {name!r} when its state dict is written, which is none of its tensors, so that no trained one could be exported; "
-                             "remove the hook that does it, or write stem and head with such hooks of their own, for AdvBNNet(stem, head, layer)")
+            raise ValueError(
+                f"the network computes {name!r} when its state dict is written, which is none of its "
+                f"tensors, so that no trained one could be exported; "
+                "remove the hook that does it, or write stem and head with such hooks of their own, for "
+                "AdvBNNet(stem, head, layer)"
+            )
     return net
 
 
 def prepare(model: nn.Module, after: str = "layer1", recipe: str = "faithful", **options) -> AdvBNNet:
     """An `AdvBNNet` from a trained classifier, cut after the module at the path `after`.
 
-    `options` are those of `AdvBN`, and `unpaired` of `AdvBNNet`; `rectify` defaults to whether the features at the cut are rectified.
-    `recipe="faithful"` is the paper's attack, `"fast"` a cheaper one, see `RECIPES`; options that are given go before a recipe's.
-    `layer1` is the official default for ResNets, `features.transition1` for DenseNets.
-    Raises the `ValueError`s of `split`, of `recipe_options` and of `AdvBN`, and one for features with their channels in the last axis, those of
-    most transformers. `model` itself is not changed."""
+    `options` are those of `AdvBN`, and `unpaired` of `AdvBNNet`; `rectify` defaults to whether the
+    features at the cut are rectified. `recipe="faithful"` is the paper's attack, `"fast"` a cheaper one,
+    see `RECIPES`; options that are given go before a recipe's. `layer1` is the official default for
+    ResNets, `features.transition1` for DenseNets. Raises the `ValueError`s of `split`, of `recipe_options`
+    and of `AdvBN`, and one for features with their channels in the last axis, those of most transformers.
+    `model` itself is not changed."""
     options = recipe_options(recipe, **options)
     model = remember(copy.deepcopy(model))
     stem, head = split(model, after)
     if stem.last_axis:
-        raise ValueError(f"the features after {after!r} have their channels in the last axis, on which {stem.last_axis} works, and AdvBN needs "
-                         "[N, C, H, W]; cut after a convolution, or write a stem that ends and a head that begins by moving the axes, "
-                         "for AdvBNNet(stem, head, layer)")
+        raise ValueError(
+            f"the features after {after!r} have their channels in the last axis, on which {stem.last_axis} "
+            f"works, and AdvBN needs "
+            "[N, C, H, W]; cut after a convolution, or write a stem that ends and a head that begins by "
+            "moving the axes, "
+            "for AdvBNNet(stem, head, layer)"
+        )
     unpaired = options.pop("unpaired", False)
     return joined(model, stem, head, AdvBN(**{"rectify": stem.rectified, **options}), unpaired)

@@ -30,6 +30,7 @@ def _timm_leaves():
         return (), ()
     try:
         from timm.models import get_notrace_functions, get_notrace_modules
+
         return tuple(get_notrace_modules()), tuple(get_notrace_functions())
     except ImportError:
         return (), ()
@@ -50,7 +51,9 @@ def _without_gradient(value):
 
 
 def _autocast():
-    return [(torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in ("cpu", "cuda")]
+    return [
+        (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in ("cpu", "cuda")
+    ]
 
 
 _NUMBERS = {"size", "dim", "numel", "item", "stride", "nelement", "ndimension"}
@@ -73,6 +76,7 @@ def _in_place_operator(name):
         if _is_number(self.node) or isinstance(other, (tuple, list)):
             return NotImplemented  # Python then computes a new value, which is what these do
         return self.tracer.create_proxy("call_function", function, (self, other), {})
+
     return apply
 
 
@@ -82,6 +86,7 @@ _Proxy = type("_Proxy", (fx.Proxy,), {f"__{name}__": _in_place_operator(name) fo
 
 class _Tracer(fx.Tracer):
     "A tracer that marks and remembers the outputs of the module at the path `after`."
+
     proxy_buffer_attributes = True  # what is computed from buffers is computed from them each time
 
     def __init__(self, after):
@@ -90,11 +95,17 @@ class _Tracer(fx.Tracer):
         self.after, self.cuts, self.drawn, self.autocast = after, [], _drawn(), _autocast()
 
     def create_proxy(self, kind, *args, **kwargs):
-        "Record a step as usual, and what the modes that the forward sets for it make of its result: a graph has no modes."
+        """Record a step as usual, and what the modes that the forward sets for it make of its result: a graph
+        has no modes."""
         if self.autocast != _autocast():
             raise ValueError("its forward enters an autocast of its own, which a trace would forget")
         out = super().create_proxy(kind, *args, **kwargs)
-        if torch.is_grad_enabled() or not kind.startswith("call") or out.node.target is _marker or _is_number(out.node):
+        if (
+            torch.is_grad_enabled()
+            or not kind.startswith("call")
+            or out.node.target is _marker
+            or _is_number(out.node)
+        ):
             return out
         return super().create_proxy("call_function", _without_gradient, (out,), {})
 
@@ -106,9 +117,14 @@ class _Tracer(fx.Tracer):
         return keeps or isinstance(m, (_BatchNorm, *self.leaves)) or super().is_leaf_module(m, name)
 
     def to_bool(self, obj):
-        "A check that the images have three channels gets its answer; any other decision on values cannot be traced."
+        """A check that the images have three channels gets its answer; any other decision on values cannot be
+        traced."""
         node = obj.node
-        if node.target in (operator.eq, operator.ne) and _is_channels(node.args[0]) and isinstance(node.args[1], int):
+        if (
+            node.target in (operator.eq, operator.ne)
+            and _is_channels(node.args[0])
+            and isinstance(node.args[1], int)
+        ):
             return node.target(3, node.args[1])
         return super().to_bool(obj)
 
@@ -120,14 +136,19 @@ class _Tracer(fx.Tracer):
         out = super().call_module(m, forward, args, kwargs)
         self.check_draws(path)
         if path == self.after:
-            out = self.create_proxy("call_function", _marker, (out,), {}) if isinstance(out, fx.Proxy) else out
+            out = (
+                self.create_proxy("call_function", _marker, (out,), {}) if isinstance(out, fx.Proxy) else out
+            )
             self.cuts.append(out)
         return out
 
     def check_draws(self, path):
         "Raise a `ValueError` if random numbers have been drawn, which the trace would keep for good."
         if not _equal(self.drawn, _drawn()):
-            raise ValueError(f"{repr(path) if path else 'its forward'} draws random numbers that do not depend on the images, which a trace would draw only once")
+            raise ValueError(
+                f"{repr(path) if path else 'its forward'} draws random numbers that do not depend on the "
+                f"images, which a trace would draw only once"
+            )
 
 
 def _is_channels(node):
@@ -137,7 +158,12 @@ def _is_channels(node):
     if node.target == "size":
         return node.args[0].op == "placeholder" and node.args[1:] == (1,)
     shape = node.args[0] if node.target is operator.getitem and node.args[1] == 1 else None
-    return isinstance(shape, fx.Node) and shape.target is getattr and shape.args[1] == "shape" and shape.args[0].op == "placeholder"
+    return (
+        isinstance(shape, fx.Node)
+        and shape.target is getattr
+        and shape.args[1] == "shape"
+        and shape.args[0].op == "placeholder"
+    )
 
 # %% ../../nbs/method/05_splitting.ipynb #cabc8cf8
 BY_HAND = "write stem and head as two modules and pass them to AdvBNNet(stem, head, layer)"
@@ -150,8 +176,12 @@ def _drawn():
 
 
 def _equal(one, other):
-    return (one[1] == other[1] and all(map(torch.equal, one[0], other[0])) and one[2][2:] == other[2][2:]
-            and np.array_equal(one[2][1], other[2][1]))
+    return (
+        one[1] == other[1]
+        and all(map(torch.equal, one[0], other[0]))
+        and one[2][2:] == other[2][2:]
+        and np.array_equal(one[2][1], other[2][1])
+    )
 
 
 @contextmanager
@@ -169,27 +199,38 @@ def _undrawn():
 
 
 def _check_hooks(m, path):
-    "Raise a `ValueError` if a hook stands at a module that a trace takes to pieces, or the whole model has a forward of its own, which it would not see."
+    """Raise a `ValueError` if a hook stands at a module that a trace takes to pieces, or the whole model has
+    a forward of its own, which it would not see."""
     if m._forward_hooks or m._forward_pre_hooks or ("forward" in vars(m) and not path):
         what = "a forward of its own, set on the object" if "forward" in vars(m) else "a forward hook"
-        raise ValueError(f"{repr(path) if path else 'the model'} has {what}, which a trace would run only once; remove it before, and put it back on a single layer")
+        raise ValueError(
+            f"{repr(path) if path else 'the model'} has {what}, which a trace would run only once; remove it "
+            f"before, and put it back on a single layer"
+        )
 
 
 def _plain(model):
     "Numbers and texts among the attributes of all modules: path to value."
-    return {f"{path}.{name}".lstrip("."): value for path, m in model.named_modules() for name, value in vars(m).items()
-            if isinstance(value, (bool, int, float, str)) and name != "training"}
+    return {
+        f"{path}.{name}".lstrip("."): value
+        for path, m in model.named_modules()
+        for name, value in vars(m).items()
+        if isinstance(value, (bool, int, float, str)) and name != "training"
+    }
 
 
 def _traced_copy(model, before=None):
-    """A copy for one trace to work on, with the constants that a trace has left in the copy `before`; it shares the model's parameters and has buffers
-    of its own. Raises `ValueError` for a model that cannot be copied."""
+    """A copy for one trace to work on, with the constants that a trace has left in the copy `before`; it
+    shares the model's parameters and has buffers of its own. Raises `ValueError` for a model that cannot be
+    copied."""
     memo = {id(p): p for p in model.parameters()}
     memo.update((id(v), v) for m in model.modules() for v in vars(m).values() if isinstance(v, torch.Tensor))
     try:
         copied = copy.deepcopy(model, memo)
     except Exception as error:  # a module can refuse in many ways
-        raise ValueError(f"{type(model).__name__} cannot be copied ({' '.join(str(error).split())[:120]}); {BY_HAND}") from error
+        raise ValueError(
+            f"{type(model).__name__} cannot be copied ({' '.join(str(error).split())[:120]}); {BY_HAND}"
+        ) from error
     for name in _constants(before):
         setattr(copied, name, getattr(before, name))
     return copied
@@ -197,40 +238,58 @@ def _traced_copy(model, before=None):
 
 def _constants(traced):
     "The names under which torch.fx keeps tensors that were made in the trace."
-    return [name for name in vars(traced) if name.startswith("_tensor_constant")] if traced is not None else []
+    return (
+        [name for name in vars(traced) if name.startswith("_tensor_constant")] if traced is not None else []
+    )
 
 # %% ../../nbs/method/05_splitting.ipynb #19a4bbca
 def _graph(model, after, training):
-    "The tracer and the graph of `model`, in train or eval mode; `model` is a `_traced_copy`. Raises `ValueError` for what cannot be traced rightly."
+    """The tracer and the graph of `model`, in train or eval mode; `model` is a `_traced_copy`. Raises
+    `ValueError` for what cannot be traced rightly."""
     parameters = list(inspect.signature(model.forward).parameters.values())
-    needed = [p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    needed = [
+        p.name
+        for p in parameters
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
     if len(needed) > 1:
         raise ValueError(f"it takes {len(needed)} inputs, {', '.join(needed)}; needed is one, the images")
     _check_hooks(model, "")
     tracer, before = _Tracer(after), _plain(model)
     for m in model.modules():
         m.training = training
-    graph = tracer.trace(model, concrete_args={p.name: p.default for p in parameters if p.default is not p.empty} or None)
+    graph = tracer.trace(
+        model, concrete_args={p.name: p.default for p in parameters if p.default is not p.empty} or None
+    )
     tracer.check_draws("")
     changed = sorted(dict(before.items() ^ _plain(model).items()))
     if changed:
-        raise ValueError(f"its forward changes the attribute {changed[0]!r}, which a trace would read only once")
+        raise ValueError(
+            f"its forward changes the attribute {changed[0]!r}, which a trace would read only once"
+        )
     _take_logits(next(n for n in graph.nodes if n.op == "output"))
     for node in graph.nodes:
         if _in_place(node, model) and (base := _base(node, model)).op == "get_attr":
-            raise ValueError(f"its forward changes {base.target!r} in place, among other layers; a module of its own without children may")
+            raise ValueError(
+                f"its forward changes {base.target!r} in place, among other layers; a module of its own "
+                f"without children may"
+            )
     return tracer, graph
 
 
 def _take_logits(output):
-    "Of a named tuple with logits, as networks with auxiliary heads return in train mode, leave the logits; raise a `ValueError` for other collections."
+    """Of a named tuple with logits, as networks with auxiliary heads return in train mode, leave the logits;
+    raise a `ValueError` for other collections."""
     value = output.args[0]
     kind = value.target if isinstance(value, fx.Node) else type(value)
     if isinstance(kind, type) and "logits" in getattr(kind, "_fields", ()):
         place = kind._fields.index("logits")
         output.args = (value.args[place] if isinstance(value, fx.Node) else value[place],)
     elif not isinstance(value, fx.Node):
-        raise ValueError(f"it returns a {kind.__name__}{f' of {len(value)}' if hasattr(value, '__len__') else ''}; needed are logits, one tensor")
+        raise ValueError(
+            f"it returns a {kind.__name__}{f' of {len(value)}' if hasattr(value, '__len__') else ''}; needed "
+            f"are logits, one tensor"
+        )
 
 
 def _trace(model, after, training):
@@ -240,30 +299,126 @@ def _trace(model, after, training):
             tracer, graph = _graph(model, after, training)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{type(model).__name__} cannot be traced by torch.fx ({reason}); {BY_HAND}") from error
+        raise ValueError(
+            f"{type(model).__name__} cannot be traced by torch.fx ({reason}); {BY_HAND}"
+        ) from error
     if len(tracer.cuts) != 1:
-        raise _Refused(f"it is called {len(tracer.cuts)} times" if tracer.cuts else "it is not called by itself")
+        raise _Refused(
+            f"it is called {len(tracer.cuts)} times" if tracer.cuts else "it is not called by itself"
+        )
     if not isinstance(tracer.cuts[0], fx.Proxy):
         raise _Refused(f"it returns a {type(tracer.cuts[0]).__name__} and not one tensor")
     return graph, tracer.cuts[0].node
 
 # %% ../../nbs/method/05_splitting.ipynb #1d992d59
 _VIEWS = {  # functions and methods whose result may lie in their input's memory
-    "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "ravel", "squeeze", "unsqueeze", "expand", "expand_as", "broadcast_to",
-    "transpose", "permute", "t", "adjoint", "swapaxes", "swapdims", "movedim", "moveaxis", "rot90", "flip", "matrix_H", "numpy_T", "mT", "mH", "H", "T",
-    "getitem", "getattr", "narrow", "select", "slice_inverse", "diagonal", "unfold", "as_strided", "chunk", "split", "split_with_sizes", "tensor_split",
-    "unsafe_chunk", "hsplit", "vsplit", "dsplit", "unbind", "view_as_real", "view_as_complex", "real", "imag", "resolve_conj", "resolve_neg", "conj",
-    "contiguous", "to", "pin_memory", "type", "type_as", "float", "double", "half", "bfloat16", "int", "long", "bool", "cpu", "cuda", "detach", "data", "alias",
-    "positive", "values", "indices", "crow_indices", "col_indices", "ccol_indices", "row_indices", "to_dense", "coalesce", "narrow_copy",
-    "dropout", "dropout1d", "dropout2d", "alpha_dropout", "feature_dropout", "stochastic_depth", "identity", "_marker", "_without_gradient"}
-_VIEW_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)  # dropout hands on its input in eval mode
+    "view",
+    "view_as",
+    "reshape",
+    "reshape_as",
+    "flatten",
+    "unflatten",
+    "ravel",
+    "squeeze",
+    "unsqueeze",
+    "expand",
+    "expand_as",
+    "broadcast_to",
+    "transpose",
+    "permute",
+    "t",
+    "adjoint",
+    "swapaxes",
+    "swapdims",
+    "movedim",
+    "moveaxis",
+    "rot90",
+    "flip",
+    "matrix_H",
+    "numpy_T",
+    "mT",
+    "mH",
+    "H",
+    "T",
+    "getitem",
+    "getattr",
+    "narrow",
+    "select",
+    "slice_inverse",
+    "diagonal",
+    "unfold",
+    "as_strided",
+    "chunk",
+    "split",
+    "split_with_sizes",
+    "tensor_split",
+    "unsafe_chunk",
+    "hsplit",
+    "vsplit",
+    "dsplit",
+    "unbind",
+    "view_as_real",
+    "view_as_complex",
+    "real",
+    "imag",
+    "resolve_conj",
+    "resolve_neg",
+    "conj",
+    "contiguous",
+    "to",
+    "pin_memory",
+    "type",
+    "type_as",
+    "float",
+    "double",
+    "half",
+    "bfloat16",
+    "int",
+    "long",
+    "bool",
+    "cpu",
+    "cuda",
+    "detach",
+    "data",
+    "alias",
+    "positive",
+    "values",
+    "indices",
+    "crow_indices",
+    "col_indices",
+    "ccol_indices",
+    "row_indices",
+    "to_dense",
+    "coalesce",
+    "narrow_copy",
+    "dropout",
+    "dropout1d",
+    "dropout2d",
+    "alpha_dropout",
+    "feature_dropout",
+    "stochastic_depth",
+    "identity",
+    "_marker",
+    "_without_gradient",
+}
+_VIEW_MODULES = (
+    nn.Identity,
+    nn.Flatten,
+    nn.Unflatten,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.AlphaDropout,
+)  # dropout hands on its input in eval mode
 
 
 def _calls(node, model, names, modules=()):
     "Does the node call one of these functions, methods or modules?"
     if node.op == "call_module":
         return isinstance(model.get_submodule(node.target), modules)
-    return node.op in ("call_function", "call_method") and getattr(node.target, "__name__", node.target) in names
+    return (
+        node.op in ("call_function", "call_method") and getattr(node.target, "__name__", node.target) in names
+    )
 
 
 def _in_place(node, model):
@@ -271,8 +426,15 @@ def _in_place(node, model):
     if node.op == "call_module":
         return bool(getattr(model.get_submodule(node.target), "inplace", False))
     name = str(getattr(node.target, "__name__", node.target))
-    return (node.op in ("call_function", "call_method") and len(node.all_input_nodes) > 0
-            and (node.kwargs.get("inplace") is True or name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))))
+    return (
+        node.op in ("call_function", "call_method")
+        and len(node.all_input_nodes) > 0
+        and (
+            node.kwargs.get("inplace") is True
+            or name in _IN_PLACE
+            or (name.endswith("_") and not name.endswith("__"))
+        )
+    )
 
 
 def _base(node, model):
@@ -292,7 +454,10 @@ def _settle(graph, model):
         change.all_input_nodes[0].replace_all_uses_with(change, lambda user: order[user] > order[change])
     base, inputs, changed = {node: _base(node, model) for node in graph.nodes}, {}, defaultdict(list)
     for node in graph.nodes:
-        inputs[node] = {*node.all_input_nodes, *(c for i in node.all_input_nodes for c in changed[base[i]] if order[c] > order[i])}
+        inputs[node] = {
+            *node.all_input_nodes,
+            *(c for i in node.all_input_nodes for c in changed[base[i]] if order[c] > order[i]),
+        }
         if node in changes:
             changed[base[node]].append(node)
     return changes, inputs, base
@@ -313,10 +478,17 @@ def _ancestors(node, inputs, stop=None):
 def _halves(graph, cut, model):
     "Two graphs: image to features, features to output."
     changes, inputs, base = _settle(graph, model)
-    image, output = next(n for n in graph.nodes if n.op == "placeholder"), next(n for n in graph.nodes if n.op == "output")
+    image, output = (
+        next(n for n in graph.nodes if n.op == "placeholder"),
+        next(n for n in graph.nodes if n.op == "output"),
+    )
     below, above = _ancestors(cut, inputs), _ancestors(output, inputs, stop=cut)
     if image in above or cut not in above:
-        raise _Refused("the data flow crosses this cut in more than one place" if cut in above else "the output does not depend on it")
+        raise _Refused(
+            "the data flow crosses this cut in more than one place"
+            if cut in above
+            else "the output does not depend on it"
+        )
     stem, head = fx.Graph(), fx.Graph()
     made = {}
     for node in graph.nodes:
@@ -333,16 +505,23 @@ def _halves(graph, cut, model):
 
 # %% ../../nbs/method/05_splitting.ipynb #52cb7f64
 class _Names(nn.Module):
-    "Holds modules under the names that they have in the network. A part runs them one by one, so that this is never called, and takes no hooks."
+    """Holds modules under the names that they have in the network. A part runs them one by one, so that this
+    is never called, and takes no hooks."""
 
     def register_forward_hook(self, *_, **__):
-        raise ValueError("a part of a split network runs its layers one by one, and no block as a whole; put hooks on single layers, and wrap the whole part")
+        raise ValueError(
+            "a part of a split network runs its layers one by one, and no block as a whole; put hooks on "
+            "single layers, and wrap the whole part"
+        )
 
-    register_forward_pre_hook = register_full_backward_hook = register_full_backward_pre_hook = register_forward_hook
+    register_forward_pre_hook = register_full_backward_hook = register_full_backward_pre_hook = (
+        register_forward_hook
+    )
 
 
 def _share(source, target, path):
-    "Make `target.<path>` the very object that `source.<path>` is; a tensor that is neither parameter nor buffer becomes a buffer, to move with the part."
+    """Make `target.<path>` the very object that `source.<path>` is; a tensor that is neither parameter nor
+    buffer becomes a buffer, to move with the part."""
     *parents, name = path.split(".")
     for parent in parents:
         if not hasattr(target, parent):
@@ -351,7 +530,9 @@ def _share(source, target, path):
     if name in target._buffers or hasattr(target, name):
         return
     if name in source._buffers:
-        target.register_buffer(name, source._buffers[name], persistent=name not in source._non_persistent_buffers_set)
+        target.register_buffer(
+            name, source._buffers[name], persistent=name not in source._non_persistent_buffers_set
+        )
     elif isinstance(value := getattr(source, name), torch.Tensor) and not isinstance(value, nn.Parameter):
         target.register_buffer(name, value, persistent=False)
     else:
@@ -359,7 +540,8 @@ def _share(source, target, path):
 
 
 def _source(graph):
-    "What `_compile` takes: the forward function of a graph as text, the objects it names, the import paths of the modules it names."
+    """What `_compile` takes: the forward function of a graph as text, the objects it names, the import paths
+    of the modules it names."""
     code = graph.python_code("self")
     modules = {name: value.__name__ for name, value in code.globals.items() if inspect.ismodule(value)}
     return code.src, {name: value for name, value in code.globals.items() if name not in modules}, modules
@@ -373,34 +555,56 @@ def _compile(text, objects, modules):
 
 
 def _followed_by_norm(graph, model):
-    "Yield the paths of convolutions, and of the batch norm that alone uses their output, where each is called once and nothing else reads their weights."
+    """Yield the paths of convolutions, and of the batch norm that alone uses their output, where each is
+    called once and nothing else reads their weights."""
     modules = {node: model.get_submodule(node.target) for node in graph.nodes if node.op == "call_module"}
     calls = Counter(map(id, modules.values()))
-    calls.update(id(model.get_submodule(node.target.rpartition(".")[0])) for node in graph.nodes if node.op == "get_attr")
+    calls.update(
+        id(model.get_submodule(node.target.rpartition(".")[0]))
+        for node in graph.nodes
+        if node.op == "get_attr"
+    )
     for node, norm in modules.items():
         source = node.args[0] if node.args else None
-        if (isinstance(norm, _BatchNorm) and isinstance(modules.get(source), nn.Conv2d) and len(source.users) == 1
-                and calls[id(norm)] == calls[id(modules[source])] == 1):
+        if (
+            isinstance(norm, _BatchNorm)
+            and isinstance(modules.get(source), nn.Conv2d)
+            and len(source.users) == 1
+            and calls[id(norm)] == calls[id(modules[source])] == 1
+        ):
             yield source.target, node.target
 
 
 class Part(nn.Module):
     """A slice of a traced network, with what is known about its output.
 
-    `rectified`: it is never negative. `last_axis`: the layer that shows its channels to be in the last axis, or an empty text."""
+    `rectified`: it is never negative. `last_axis`: the layer that shows its channels to be in the last
+    axis, or an empty text."""
 
     def __init__(self, model, traced, graphs, rectified=False, last_axis=""):
         super().__init__()
         self.training, self.rectified, self.last_axis = model.training, rectified, last_axis
-        named = [node for graph in graphs.values() for node in graph.nodes if node.op in ("call_module", "get_attr")]
-        for node in sorted(named, key=lambda node: node.op == "get_attr"):  # modules before the weights that are read out of them
-            _share(traced if node.target in _constants(traced) and not hasattr(model, node.target) else model, self, node.target)
+        named = [
+            node
+            for graph in graphs.values()
+            for node in graph.nodes
+            if node.op in ("call_module", "get_attr")
+        ]
+        for node in sorted(
+            named, key=lambda node: node.op == "get_attr"
+        ):  # modules before the weights that are read out of them
+            _share(
+                traced if node.target in _constants(traced) and not hasattr(model, node.target) else model,
+                self,
+                node.target,
+            )
         self._sources = {training: _source(graph) for training, graph in graphs.items()}
         self._forwards = {training: _compile(*source) for training, source in self._sources.items()}
         self._pairs = list(_followed_by_norm(graphs[False], model))
 
     def convolutions_and_norms(self) -> list:
-        "`(convolution, batch norm)` for every batch norm that alone uses a convolution's output in eval mode."
+        """`(convolution, batch norm)` for every batch norm that alone uses a convolution's output in eval
+        mode."""
         return [(self.get_submodule(conv), self.get_submodule(norm)) for conv, norm in self._pairs]
 
     def forward(self, x):
@@ -428,8 +632,24 @@ def convolutions_and_norms(module: nn.Module) -> list:
 
 # %% ../../nbs/method/05_splitting.ipynb #5c1dffa7
 _RECTIFIES = {"relu", "relu_", "relu6", "sigmoid", "hardsigmoid"}
-_KEEPS_SIGN = _VIEWS | {"max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "channel_shuffle", "clone", "mean", "amax"}
-_KEEPS_SIGN_MODULES = (*_VIEW_MODULES, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.ChannelShuffle)
+_KEEPS_SIGN = _VIEWS | {
+    "max_pool2d",
+    "avg_pool2d",
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
+    "channel_shuffle",
+    "clone",
+    "mean",
+    "amax",
+}
+_KEEPS_SIGN_MODULES = (
+    *_VIEW_MODULES,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d,
+    nn.ChannelShuffle,
+)
 _JOINS = {"cat", "concat", "stack"}
 _ARITHMETIC = {"add", "add_", "mul", "mul_"}
 
@@ -447,8 +667,24 @@ def _is_rectified(node, model):
     return _calls(node, model, _RECTIFIES, (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid))
 
 # %% ../../nbs/method/05_splitting.ipynb #a888b347
-_POINTWISE = {"add", "add_", "sub", "mul", "mul_", "truediv", "relu", "relu_", "gelu", "silu", "dropout", "stochastic_depth", "contiguous",
-              "clone", "_marker", "_without_gradient"}
+_POINTWISE = {
+    "add",
+    "add_",
+    "sub",
+    "mul",
+    "mul_",
+    "truediv",
+    "relu",
+    "relu_",
+    "gelu",
+    "silu",
+    "dropout",
+    "stochastic_depth",
+    "contiguous",
+    "clone",
+    "_marker",
+    "_without_gradient",
+}
 _POINTWISE_MODULES = (nn.Identity, nn.Dropout, nn.ReLU, nn.GELU, nn.SiLU)
 
 
@@ -458,11 +694,14 @@ def _works_on_last_axis(node, model):
         m = model.get_submodule(node.target)
         return isinstance(m, nn.Linear) or (isinstance(m, nn.LayerNorm) and len(m.normalized_shape) == 1)
     shape = [*node.args[1:2], node.kwargs.get("normalized_shape")][0]
-    return _calls(node, model, {"linear"}) or (_calls(node, model, {"layer_norm"}) and isinstance(shape, (tuple, list)) and len(shape) == 1)
+    return _calls(node, model, {"linear"}) or (
+        _calls(node, model, {"layer_norm"}) and isinstance(shape, (tuple, list)) and len(shape) == 1
+    )
 
 
 def _reached(node, model, onward):
-    "The nodes reached from `node` by the function `onward`, through pointwise layers only; the last ones need not be pointwise."
+    """The nodes reached from `node` by the function `onward`, through pointwise layers only; the last ones
+    need not be pointwise."""
     found, stack = {}, list(onward(node))
     while stack:
         node = stack.pop()
@@ -475,17 +714,29 @@ def _reached(node, model, onward):
 
 def _last_size(node, model):
     "The node that gives the last size of a reshape, if the node is one."
-    return node.args[-1] if _calls(node, model, {"reshape", "view"}) and isinstance(node.args[-1], fx.Node) else None
+    return (
+        node.args[-1]
+        if _calls(node, model, {"reshape", "view"}) and isinstance(node.args[-1], fx.Node)
+        else None
+    )
 
 
 def _last_axis(cut, model):
-    "The layer next to the cut which shows that the channels are in the last axis, for a message; an empty text if there is none."
+    """The layer next to the cut which shows that the channels are in the last axis, for a message; an empty
+    text if there is none."""
     near = _reached(cut, model, lambda node: node.all_input_nodes)
     for node in near[:]:  # a reshape to the last size that an earlier one had leaves the last axis alone
         size, before = _last_size(node, model), _reached(node, model, lambda node: node.all_input_nodes)
         if size is not None and any(_last_size(other, model) is size for other in before):
             near += before
-    found = next((node for node in near + _reached(cut, model, lambda node: node.users) if _works_on_last_axis(node, model)), None)
+    found = next(
+        (
+            node
+            for node in near + _reached(cut, model, lambda node: node.users)
+            if _works_on_last_axis(node, model)
+        ),
+        None,
+    )
     if found is None:
         return ""
     return repr(found.target) if found.op == "call_module" else f"a call of {found.target.__name__}"
@@ -495,7 +746,9 @@ def _works(model, path):
     "Is there a head worth attacking after the module at this path?"
     try:
         graph, cut = _trace(_traced_copy(model), path, False)
-        return any(n.op == "call_module" for n in _halves(graph, cut, model)[1].nodes) and not _last_axis(cut, model)
+        return any(n.op == "call_module" for n in _halves(graph, cut, model)[1].nodes) and not _last_axis(
+            cut, model
+        )
     except ValueError:
         return False
 
@@ -505,27 +758,43 @@ def _advice(model, refused, most=4):
     children = sorted(model.named_children(), key=lambda child: next(child[1].children(), None) is None)
     working = islice((repr(name) for name, _ in children if name != refused and _works(model, name)), most)
     found = ", ".join(working)
-    return (f"cut at the end of a whole stage or block, such as {found}" if found else
-            f"none of its children works either; {BY_HAND}")
+    return (
+        f"cut at the end of a whole stage or block, such as {found}"
+        if found
+        else f"none of its children works either; {BY_HAND}"
+    )
 
 # %% ../../nbs/method/05_splitting.ipynb #0fdde863
 def split(model: nn.Module, after: str) -> tuple:
-    """Cut `model` after the module at the path `after`: `(stem, head)` with `head(stem(x))` equal to `model(x)`.
+    """Cut `model` after the module at the path `after`: `(stem, head)` with `head(stem(x))` equal to
+    `model(x)`.
 
-    Both share the model's parameters under their own names. In eval mode the result is the same to the last bit;
-    in train mode dropout and stochastic depth act as in the model. The head leaves the features it is given as they are.
-    The model is left as it is. Of named tuples with auxiliary outputs the head returns the logits. Raises `ValueError` for an unknown path (with the
-    nearest ones), a model that torch.fx cannot trace or that a trace would change (random draws, counters, hooks on blocks, buffers changed in
-    place among other layers, several inputs or outputs), a module that is called more than once, and a cut that the data flow crosses in more
-    than one place; each says what to do."""
+    Both share the model's parameters under their own names. In eval mode the result is the same to the
+    last bit; in train mode dropout and stochastic depth act as in the model. The head leaves the features
+    it is given as they are. The model is left as it is. Of named tuples with auxiliary outputs the head
+    returns the logits. Raises `ValueError` for an unknown path (with the nearest ones), a model that
+    torch.fx cannot trace or that a trace would change (random draws, counters, hooks on blocks, buffers
+    changed in place among other layers, several inputs or outputs), a module that is called more than
+    once, and a cut that the data flow crosses in more than one place; each says what to do."""
     if hasattr(model, "_orig_mod"):
-        raise ValueError("this is what torch.compile makes of a network; hand over the network itself, and compile the parts")
+        raise ValueError(
+            "this is what torch.compile makes of a network; hand over the network itself, and compile the "
+            "parts"
+        )
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise ValueError(f"this is a {type(model).__name__} around a network; hand over its module, and wrap what prepare makes of it")
+        raise ValueError(
+            f"this is a {type(model).__name__} around a network; hand over its module, and wrap what prepare "
+            f"makes of it"
+        )
     paths = [name for name, _ in model.named_modules() if name]
     if after not in paths:
-        near = difflib.get_close_matches(str(after), paths, 5, 0.4) or [name for name, _ in model.named_children()][:6]
-        raise ValueError(f"{type(model).__name__} has no module {after!r}; the nearest are {', '.join(map(repr, near))}")
+        near = (
+            difflib.get_close_matches(str(after), paths, 5, 0.4)
+            or [name for name, _ in model.named_children()][:6]
+        )
+        raise ValueError(
+            f"{type(model).__name__} has no module {after!r}; the nearest are {', '.join(map(repr, near))}"
+        )
     stems, heads, traced = {}, {}, None
     try:
         for training in (True, False):
@@ -533,5 +802,9 @@ def split(model: nn.Module, after: str) -> tuple:
             graph, cut = _trace(traced, after, training)
             stems[training], heads[training] = _halves(graph, cut, traced)
     except _Refused as reason:
-        raise ValueError(f"cannot split {type(model).__name__} after {after!r}: {reason}; {_advice(model, after)}") from None
-    return Part(model, traced, stems, _is_rectified(cut, model), _last_axis(cut, model)), Part(model, traced, heads)
+        raise ValueError(
+            f"cannot split {type(model).__name__} after {after!r}: {reason}; {_advice(model, after)}"
+        ) from None
+    return Part(model, traced, stems, _is_rectified(cut, model), _last_axis(cut, model)), Part(
+        model, traced, heads
+    )

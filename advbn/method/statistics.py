@@ -15,7 +15,10 @@ def check_features(features):
     "Raise a `ValueError` unless `features` is a floating point tensor `[N, C, H, W]`."
     if not isinstance(features, torch.Tensor) or features.ndim != 4:
         found = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
-        raise ValueError(f"features must be a tensor [N, C, H, W], got {found}; cut the network where its features are spatial")
+        raise ValueError(
+            f"features must be a tensor [N, C, H, W], got {found}; cut the network where its features are "
+            f"spatial"
+        )
     if not features.is_floating_point():
         raise ValueError(f"features must be floating point, got {features.dtype}")
 
@@ -36,16 +39,25 @@ def rescale(features, mu, mean_scale, std_scale, rectify):
 def renormalize(
     features: torch.Tensor,  # `[N, C, H, W]`, floating point
     mean_scale: torch.Tensor | float,  # factor of the mean, a number or broadcastable to `[1, C, 1, 1]`
-    std_scale: torch.Tensor | float,  # factor of the standard deviation, a number or broadcastable to `[1, C, 1, 1]`
+    std_scale: torch.Tensor
+    | float,  # factor of the standard deviation, a number or broadcastable to `[1, C, 1, 1]`
     *,
     rectify: bool = True,  # apply a ReLU: right where the clean features are rectified
 ) -> torch.Tensor:  # `[N, C, H, W]`, the dtype and memory format of `features`
-    """`relu((f - mu) * std_scale + mu * mean_scale)` with `mu` the batch's per-channel mean, not differentiated (AdvBN, section 3).
+    """`relu((f - mu) * std_scale + mu * mean_scale)` with `mu` the batch's per-channel mean, not
+    differentiated (AdvBN, section 3).
 
-    Raises `ValueError` for features of another shape or of whole numbers, and for factors that do not broadcast."""
+    Raises `ValueError` for features of another shape or of whole numbers, and for factors that do not
+    broadcast."""
     check_features(features)
     mu = channel_mean(features)
-    return rescale(features, mu, _per_channel("mean_scale", mean_scale, mu), _per_channel("std_scale", std_scale, mu), rectify)
+    return rescale(
+        features,
+        mu,
+        _per_channel("mean_scale", mean_scale, mu),
+        _per_channel("std_scale", std_scale, mu),
+        rectify,
+    )
 
 
 def _per_channel(name, scale, mu):
@@ -54,7 +66,10 @@ def _per_channel(name, scale, mu):
     try:
         return scale.expand_as(mu)
     except RuntimeError:
-        raise ValueError(f"{name} has the shape {tuple(scale.shape)}; allowed are a number and what broadcasts to {tuple(mu.shape)}") from None
+        raise ValueError(
+            f"{name} has the shape {tuple(scale.shape)}; allowed are a number and what broadcasts to "
+            f"{tuple(mu.shape)}"
+        ) from None
 
 # %% ../../nbs/method/01_statistics.ipynb #b02bc5c2
 def processes() -> int:
@@ -63,7 +78,8 @@ def processes() -> int:
 
 
 def mean_over_processes(value: torch.Tensor, images: int) -> torch.Tensor:
-    "The mean of `value` over all processes, each of which counts with its number of `images`; `value` itself where there is one process."
+    """The mean of `value` over all processes, each of which counts with its number of `images`; `value`
+    itself where there is one process."""
     if processes() == 1:
         return value
     sums = torch.cat([value.flatten() * images, value.new_tensor([images])])

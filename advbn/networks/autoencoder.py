@@ -18,17 +18,29 @@ from ..progress import fingerprint, Progress
 
 # %% ../../nbs/networks/04_autoencoder.ipynb #360e5579
 def mirrored_decoder(encoder: nn.Module) -> nn.Sequential:
-    "A decoder `[N, C, h, w]` to `[N, 3, H, W]` for an encoder of 3 x 3 convolutions, ReLUs and halving poolings."
+    """A decoder `[N, C, h, w]` to `[N, 3, H, W]` for an encoder of 3 x 3 convolutions, ReLUs and halving
+    poolings."""
     layers = [m for m in encoder.modules() if isinstance(m, (nn.Conv2d, nn.MaxPool2d))]
-    odd = [m for m in layers if isinstance(m, nn.Conv2d) and (m.kernel_size, m.stride, m.groups) != ((3, 3), (1, 1), 1)]
+    odd = [
+        m
+        for m in layers
+        if isinstance(m, nn.Conv2d) and (m.kernel_size, m.stride, m.groups) != ((3, 3), (1, 1), 1)
+    ]
     if odd or not layers:
-        raise ValueError(f"an encoder of plain 3 x 3 convolutions and poolings can be mirrored; this one has {odd[0] if odd else 'none'}")
+        raise ValueError(
+            f"an encoder of plain 3 x 3 convolutions and poolings can be mirrored; this one has "
+            f"{odd[0] if odd else 'none'}"
+        )
     mirrored = []
     for m in reversed(layers):
         if isinstance(m, nn.MaxPool2d):
             mirrored.append(nn.Upsample(scale_factor=2, mode="nearest"))
         else:
-            mirrored += [nn.ReflectionPad2d(1), nn.Conv2d(m.out_channels, m.in_channels, 3), nn.ReLU(inplace=True)]
+            mirrored += [
+                nn.ReflectionPad2d(1),
+                nn.Conv2d(m.out_channels, m.in_channels, 3),
+                nn.ReLU(inplace=True),
+            ]
     for m in mirrored:
         if isinstance(m, nn.Conv2d):
             nn.init.kaiming_normal_(m.weight, nonlinearity="relu")
@@ -39,10 +51,11 @@ def mirrored_decoder(encoder: nn.Module) -> nn.Sequential:
 
 # %% ../../nbs/networks/04_autoencoder.ipynb #39df3da3
 class Autoencoder(nn.Module):
-    """A classifier's first part as the frozen encoder, and a decoder: float pixels `[N, 3, H, W]` from 0 to 1 to the same.
+    """A classifier's first part as the frozen encoder, and a decoder: float pixels `[N, 3, H, W]` from 0 to 1
+    to the same.
 
-    `after` is the path of the classifier's layer that gives the features, `features.relu2_2` of the small VGG here,
-    `features.20` (relu4_1) of torchvision's VGG-19."""
+    `after` is the path of the classifier's layer that gives the features, `features.relu2_2` of the small
+    VGG here, `features.20` (relu4_1) of torchvision's VGG-19."""
 
     def __init__(self, classifier: nn.Module, after: str):
         super().__init__()
@@ -72,23 +85,41 @@ def total_variation(x):
     return (x[..., 1:, :] - x[..., :-1, :]).square().sum() + (x[..., 1:] - x[..., :-1]).square().sum()
 
 
-def fit_decoder(autoencoder: Autoencoder, loader, epochs: int, lr: float, progress: Progress | None = None) -> list:
-    """Train the decoder with MSE + 1e-8 x total variation (official code), Adam and one cycle; returns the mean squared error of each epoch.
+def fit_decoder(
+    autoencoder: Autoencoder, loader, epochs: int, lr: float, progress: Progress | None = None
+) -> list:
+    """Train the decoder with MSE + 1e-8 x total variation (official code), Adam and one cycle; returns the
+    mean squared error of each epoch.
 
-    `loader` gives `batches(epoch)` of images normalised as the classifier wants them and its length, see `advbn.images.batches`; `progress` is where an interrupted run goes on."""
+    `loader` gives `batches(epoch)` of images normalised as the classifier wants them and its length, see
+    `advbn.images.batches`; `progress` is where an interrupted run goes on."""
     optimizer = torch.optim.Adam(autoencoder.decoder.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * len(loader))
     parts = {"decoder": autoencoder.decoder, "optimizer": optimizer, "schedule": schedule}
-    kept = progress and progress.resume({"epochs": epochs, "steps": len(loader), "lr": lr, "weights": fingerprint(autoencoder.state_dict()), "batches": loader.identity()}, parts)
+    kept = progress and progress.resume(
+        {
+            "epochs": epochs,
+            "steps": len(loader),
+            "lr": lr,
+            "weights": fingerprint(autoencoder.state_dict()),
+            "batches": loader.identity(),
+        },
+        parts,
+    )
     history, step, total = [], 0, 0.0
     if kept:
         history, step, total = kept["history"], kept["step"], kept["total"]
 
     def keep():
         due = progress and (progress.due(step, epochs * len(loader)) or progress.asked)
-        if (due or step % len(loader) == 0) and not all(p.isfinite().all() for p in autoencoder.decoder.parameters()):
-            raise FloatingPointError(f"decoder: a weight is NaN or infinite after step {step} (learning rate {schedule.get_last_lr()[0]:g}); "
-                                     f"try a smaller learning rate{progress.last_good() if progress else ''}")
+        if (due or step % len(loader) == 0) and not all(
+            p.isfinite().all() for p in autoencoder.decoder.parameters()
+        ):
+            raise FloatingPointError(
+                f"decoder: a weight is NaN or infinite after step {step} (learning rate "
+                f"{schedule.get_last_lr()[0]:g}); "
+                f"try a smaller learning rate{progress.last_good() if progress else ''}"
+            )
         if due:
             progress.keep(step, progress.asked is not None, history=history, total=float(total))
 

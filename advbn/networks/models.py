@@ -23,10 +23,12 @@ from .weights import load_into, load_state
 
 # %% ../../nbs/networks/01_models.ipynb #14eacc8c
 class SmallResNet(nn.Module):
-    """A ResNet of `BasicBlock`s for small images, `[N, 3, H, W]` to `[N, classes]`, with torchvision's module names.
+    """A ResNet of `BasicBlock`s for small images, `[N, 3, H, W]` to `[N, classes]`, with torchvision's module
+    names.
 
-    `widths` are the channels of `layer1`, `layer2`, ...; each has `blocks` blocks, and each but the first halves the
-    resolution. The stem is one 3 x 3 convolution with stride `stem_stride` and no pooling (He et al. 2016, section 4.2)."""
+    `widths` are the channels of `layer1`, `layer2`, ...; each has `blocks` blocks, and each but the first
+    halves the resolution. The stem is one 3 x 3 convolution with stride `stem_stride` and no pooling (He
+    et al. 2016, section 4.2)."""
 
     def __init__(self, classes, widths=(32, 64, 128), blocks=2, stem_stride=1):
         super().__init__()
@@ -44,9 +46,15 @@ class SmallResNet(nn.Module):
 
     @staticmethod
     def _stage(before, width, blocks, stride):
-        shortcut = None if before == width and stride == 1 else nn.Sequential(
-            nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
-        return nn.Sequential(BasicBlock(before, width, stride, shortcut), *(BasicBlock(width, width) for _ in range(blocks - 1)))
+        shortcut = (
+            None
+            if before == width and stride == 1
+            else nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+        )
+        return nn.Sequential(
+            BasicBlock(before, width, stride, shortcut),
+            *(BasicBlock(width, width) for _ in range(blocks - 1)),
+        )
 
     def forward(self, x):
         x = self.relu(self.bn1(self.conv1(x)))
@@ -56,7 +64,8 @@ class SmallResNet(nn.Module):
 
 # %% ../../nbs/networks/01_models.ipynb #ae690629
 class SmallVGG(nn.Module):
-    "A VGG (Simonyan and Zisserman 2015) of two stages and a half, without batch norm; its layers are named `conv1_1` to `relu3_2`."
+    """A VGG (Simonyan and Zisserman 2015) of two stages and a half, without batch norm; its layers are named
+    `conv1_1` to `relu3_2`."""
 
     def __init__(self, classes, widths=(16, 32, 64)):
         super().__init__()
@@ -78,25 +87,38 @@ class SmallVGG(nn.Module):
 
 # %% ../../nbs/networks/01_models.ipynb #1a93b6d1
 def small_densenet(classes: int) -> nn.Module:
-    "A DenseNet (Huang et al. 2017) of three dense blocks; cut it at `features.transition1`, as the official code does with DenseNet-121."
-    net = torchvision.models.DenseNet(growth_rate=16, block_config=(4, 4, 4), num_init_features=32, num_classes=classes)
+    """A DenseNet (Huang et al. 2017) of three dense blocks; cut it at `features.transition1`, as the official
+    code does with DenseNet-121."""
+    net = torchvision.models.DenseNet(
+        growth_rate=16, block_config=(4, 4, 4), num_init_features=32, num_classes=classes
+    )
     net.features.conv0, net.features.pool0 = nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.Identity()
     nn.init.kaiming_normal_(net.features.conv0.weight)
     return net
 
 
 def small_efficientnet(classes: int) -> nn.Module:
-    "An EfficientNet (Tan and Le 2019): squeeze and excitation, SiLU, batch norm; its features are not rectified. Cut it at `features.1`."
+    """An EfficientNet (Tan and Le 2019): squeeze and excitation, SiLU, batch norm; its features are not
+    rectified. Cut it at `features.1`."""
     block = partial(torchvision.models.efficientnet.MBConvConfig, width_mult=1.0, depth_mult=1.0)
-    return torchvision.models.EfficientNet([block(2, 3, 1, 32, 32, 2), block(4, 3, 2, 32, 48, 2), block(4, 3, 2, 48, 96, 2)], dropout=0.1,
-                                           num_classes=classes, last_channel=256)
+    return torchvision.models.EfficientNet(
+        [block(2, 3, 1, 32, 32, 2), block(4, 3, 2, 32, 48, 2), block(4, 3, 2, 48, 96, 2)],
+        dropout=0.1,
+        num_classes=classes,
+        last_channel=256,
+    )
 
 
 def small_convnext(classes: int) -> nn.Module:
-    "A ConvNeXt (Liu et al. 2022): layer norm instead of batch norm, GELU; its features are not rectified. Cut it at `features.1`."
+    """A ConvNeXt (Liu et al. 2022): layer norm instead of batch norm, GELU; its features are not rectified.
+    Cut it at `features.1`."""
     block = torchvision.models.convnext.CNBlockConfig
-    net = torchvision.models.ConvNeXt([block(32, 64, 2), block(64, 128, 2), block(128, None, 2)], stochastic_depth_prob=0.0, layer_scale=1.0,
-                                      num_classes=classes)
+    net = torchvision.models.ConvNeXt(
+        [block(32, 64, 2), block(64, 128, 2), block(128, None, 2)],
+        stochastic_depth_prob=0.0,
+        layer_scale=1.0,
+        num_classes=classes,
+    )
     net.features[0][0] = nn.Conv2d(3, 32, 2, 2)
     nn.init.trunc_normal_(net.features[0][0].weight, std=0.02)
     nn.init.zeros_(net.features[0][0].bias)
@@ -115,17 +137,23 @@ SMALL = {
 
 
 def _find(name):
-    "`(library, model)` of a network's name. Raises `ValueError` with the nearest ones if there is no such network."
+    """`(library, model)` of a network's name. Raises `ValueError` with the nearest ones if there is no such
+    network."""
     library, _, model = name.rpartition("/")
     if library == "timm":
         import timm
+
         if timm.is_model(model):
             return library, model
-    if (not library and model in SMALL) or (library == "torchvision" and model in torchvision.models.list_models(torchvision.models)):
+    if (not library and model in SMALL) or (
+        library == "torchvision" and model in torchvision.models.list_models(torchvision.models)
+    ):
         return library, model
     known = [*SMALL, *(f"torchvision/{m}" for m in torchvision.models.list_models(torchvision.models))]
     near = difflib.get_close_matches(name, known, 4, 0.5) or list(SMALL)
-    raise ValueError(f"no network {name!r}; the nearest are {', '.join(map(repr, near))} (timm networks are 'timm/NAME')")
+    raise ValueError(
+        f"no network {name!r}; the nearest are {', '.join(map(repr, near))} (timm networks are 'timm/NAME')"
+    )
 
 
 def _random(name, classes):
@@ -133,56 +161,85 @@ def _random(name, classes):
     library, model = _find(name)
     if library == "timm":
         import timm
+
         return timm.create_model(model, num_classes=classes)
     return torchvision.models.get_model(model, num_classes=classes) if library else SMALL[model](classes)
 
 # %% ../../nbs/networks/01_models.ipynb #c52da1b6
 class _Published(NamedTuple):
     "Weights that a library offers; `load()` downloads them and gives the network."
+
     classes: int
     preprocessing: Preprocessing
     load: Callable
 
 
 def _published(name, word=None):
-    "The weights of the network `name` that are called `word`; without one, those that stand for the architecture, or `None`."
+    """The weights of the network `name` that are called `word`; without one, those that stand for the
+    architecture, or `None`."""
     library, model = _find(name)
     if not library:
         if word:
-            raise ValueError(f"network {name!r} has no published weights; weights is {word!r}, allowed are a file and null")
+            raise ValueError(
+                f"network {name!r} has no published weights; weights is {word!r}, allowed are a file and null"
+            )
         return None
     first, known = (_of_torchvision if library == "torchvision" else _of_timm)(model)
     if word is None or word in known:
         return known[word] if word else first
-    near = difflib.get_close_matches(word, known, 1, 0.4) or difflib.get_close_matches(word.upper(), known, 1, 0.4) or list(known)[:1]
+    near = (
+        difflib.get_close_matches(word, known, 1, 0.4)
+        or difflib.get_close_matches(word.upper(), known, 1, 0.4)
+        or list(known)[:1]
+    )
     there = f"there are {', '.join(known)}" if known else "there are none"
-    raise ValueError(f"{name!r} has no published weights {word!r}; {there}, and files with a state dict" + (f"; did you mean {near[0]!r}?" if near else ""))
+    raise ValueError(
+        f"{name!r} has no published weights {word!r}; {there}, and files with a state dict"
+        + (f"; did you mean {near[0]!r}?" if near else "")
+    )
 
 
 def _of_torchvision(model):
     "`(those that stand for the architecture, all by name)`."
+
     def one(weights):
         wanted = weights.transforms()
-        return _Published(len(weights.meta["categories"]), Preprocessing(wanted.mean, wanted.std, *wanted.crop_size, *wanted.resize_size, wanted.interpolation.value),
-                          partial(torchvision.models.get_model, model, weights=weights))
+        return _Published(
+            len(weights.meta["categories"]),
+            Preprocessing(
+                wanted.mean, wanted.std, *wanted.crop_size, *wanted.resize_size, wanted.interpolation.value
+            ),
+            partial(torchvision.models.get_model, model, weights=weights),
+        )
 
-    known = {word: one(weights) for word, weights in torchvision.models.get_model_weights(model).__members__.items()
-             if weights.meta["categories"]}  # one set is for features alone
+    known = {
+        word: one(weights)
+        for word, weights in torchvision.models.get_model_weights(model).__members__.items()
+        if weights.meta["categories"]
+    }  # one set is for features alone
     return next(iter(known.values()), None), known
 
 
 def _of_timm(model):
     "`(those that stand for the architecture, all by tag)`; `model` may have a tag of its own behind a point."
     import timm
+
     arch, _, own = model.partition(".")
 
     def one(name, cfg):
-        return _Published(cfg.num_classes, from_timm(cfg.to_dict()), partial(timm.create_model, name, pretrained=True))
+        return _Published(
+            cfg.num_classes, from_timm(cfg.to_dict()), partial(timm.create_model, name, pretrained=True)
+        )
 
-    tags = {name.partition(".")[2]: (name, cfg) for name, cfg in timm.models.get_arch_pretrained_cfgs(arch).items()}
+    tags = {
+        name.partition(".")[2]: (name, cfg)
+        for name, cfg in timm.models.get_arch_pretrained_cfgs(arch).items()
+    }
     if own and own not in tags:
         near = difflib.get_close_matches(own, tags, 1, 0.4) or list(tags)[:1]
-        raise ValueError(f"'timm/{arch}' has no tag {own!r}; there are {', '.join(tags)}; did you mean {near[0]!r}?")
+        raise ValueError(
+            f"'timm/{arch}' has no tag {own!r}; there are {', '.join(tags)}; did you mean {near[0]!r}?"
+        )
     default = timm.get_pretrained_cfg(model)
     known = {tag: one(*found) for tag, found in tags.items() if tag and found[1].has_weights}
     if default and default.has_weights:
@@ -193,7 +250,8 @@ def _of_timm(model):
 def wanted_by(name: str, weights: str | None = None) -> Preprocessing:
     """How the network `name` wants its images, with these `weights` of `build_model`; nothing is downloaded.
 
-    A file may say it; where it does not, and without weights, it is what the architecture's published weights want, torchvision's first ones."""
+    A file may say it; where it does not, and without weights, it is what the architecture's published
+    weights want, torchvision's first ones."""
     said = recorded(load_state(weights)) if _is_file(weights) else None
     found = None if said else _published(name, None if _is_file(weights) else weights)
     return said or (found.preprocessing if found else IMAGENET)
@@ -201,27 +259,44 @@ def wanted_by(name: str, weights: str | None = None) -> Preprocessing:
 
 def _is_file(weights):
     "Is this a file of weights? Raises `FileNotFoundError` if it looks like one that is not there."
-    if weights and not Path(weights).is_file() and (os.sep in weights or Path(weights).suffix.lower() in (".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors")):
+    if (
+        weights
+        and not Path(weights).is_file()
+        and (
+            os.sep in weights
+            or Path(weights).suffix.lower() in (".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors")
+        )
+    ):
         raise FileNotFoundError(f"no weights at {weights}")
     return bool(weights) and Path(weights).is_file()
 
 
 def check_weights(name: str, classes: int, weights: str | None, head: str | None = None):
-    "Raise a `ValueError` for weights of `build_model` that are not published, or have another number of classes and no new head; nothing is downloaded."
+    """Raise a `ValueError` for weights of `build_model` that are not published, or have another number of
+    classes and no new head; nothing is downloaded."""
     found = _published(name, weights) if weights and not _is_file(weights) else None
     if found and head is None and found.classes != classes:
-        raise ValueError(f"weights {weights!r} of {name!r} have {found.classes} classes and the data {classes}; to train a new classifier on them say head: new "
-                         "(--head new for pretrain, head='new' in Python); to test them on a folder with some of their classes, list all of theirs with --classes")
+        raise ValueError(
+            f"weights {weights!r} of {name!r} have {found.classes} classes and the data {classes}; to train "
+            f"a new classifier on them say head: new "
+            "(--head new for pretrain, head='new' in Python); to test them on a folder with some of their "
+            "classes, list all of theirs with --classes"
+        )
 
 
 def build_model(name: str, classes: int, weights: str | None = None, head: str | None = None) -> nn.Module:
-    """The classifier `name` with `classes` outputs: one of `SMALL`, `torchvision/NAME` or `timm/NAME`. It remembers how it wants its images.
+    """The classifier `name` with `classes` outputs: one of `SMALL`, `torchvision/NAME` or `timm/NAME`. It
+    remembers how it wants its images.
 
-    `weights` is a file with a state dict, see `load_into`, or the name of a torchvision weight set, a tag of timm's, or `DEFAULT`; `None` starts from
-    random numbers. `head="new"` puts a new classifier on the weights, to be trained. Raises `ValueError` for an unknown name, with the nearest ones,
-    for published weights of another number of classes, before they are downloaded, and for a file that holds something else."""
+    `weights` is a file with a state dict, see `load_into`, or the name of a torchvision weight set, a tag
+    of timm's, or `DEFAULT`; `None` starts from random numbers. `head="new"` puts a new classifier on the
+    weights, to be trained. Raises `ValueError` for an unknown name, with the nearest ones, for published
+    weights of another number of classes, before they are downloaded, and for a file that holds something
+    else."""
     if head not in (None, "new") or (head and not weights):
-        raise ValueError(f"head is {head!r} and weights is {weights!r}; allowed are head=None, and head='new' with weights")
+        raise ValueError(
+            f"head is {head!r} and weights is {weights!r}; allowed are head=None, and head='new' with weights"
+        )
     if weights and not _is_file(weights):
         check_weights(name, classes, weights, head)
         found = _published(name, weights)

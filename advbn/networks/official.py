@@ -21,14 +21,24 @@ from ..method.network import AdvBNNet, prepare
 # %% ../../nbs/networks/03_official.ipynb #5ad5987f
 def _resnet_key(key: str, cut: int) -> str:
     "The torchvision name of an official ResNet's key, without its branch."
-    key = re.sub(r"^feature_x\.(\d+)\.", lambda m: {"0": "conv1.", "1": "bn1."}.get(m[1], f"layer{int(m[1]) - 3}."), key)
+    key = re.sub(
+        r"^feature_x\.(\d+)\.",
+        lambda m: {"0": "conv1.", "1": "bn1."}.get(m[1], f"layer{int(m[1]) - 3}."),
+        key,
+    )
     key = re.sub(r"^head\.layer(\d+)_(\d+)\.", r"layer\1.\2.", key)
-    return key.replace("head.fc.", "fc.").replace("downsample.conv.", "downsample.0.").replace("downsample.bn.", "downsample.1.")
+    return (
+        key.replace("head.fc.", "fc.")
+        .replace("downsample.conv.", "downsample.0.")
+        .replace("downsample.bn.", "downsample.1.")
+    )
 
 
 def _densenet_key(key: str, cut: int) -> str:
     "The torchvision name of an official DenseNet's key, without its branch."
-    shifted = re.sub(r"^head\.(denseblock|transition)(\d+)\.", lambda m: f"features.{m[1]}{int(m[2]) + cut}.", key)
+    shifted = re.sub(
+        r"^head\.(denseblock|transition)(\d+)\.", lambda m: f"features.{m[1]}{int(m[2]) + cut}.", key
+    )
     return re.sub(r"^(feature_x|head)\.", "features.", shifted).replace("features.classifier.", "classifier.")
 
 
@@ -37,14 +47,22 @@ def _cut(keys, densenet: bool) -> int:
     pattern = r"feature_x\.denseblock([1-3])\." if densenet else r"feature_x\.([4-7])\.\d+\."
     found = [int(m[1]) for k in keys if (m := re.match(pattern, k))]
     if not found:
-        raise ValueError("no stage of the network lies in the checkpoint's feature_x; expected are keys such as "
-                         + ("'feature_x.denseblock1.denselayer1.conv1.weight'" if densenet else "'feature_x.4.0.conv1.weight'"))
+        raise ValueError(
+            "no stage of the network lies in the checkpoint's feature_x; expected are keys such as "
+            + (
+                "'feature_x.denseblock1.denselayer1.conv1.weight'"
+                if densenet
+                else "'feature_x.4.0.conv1.weight'"
+            )
+        )
     return max(found) if densenet else max(found) - 3
 
 # %% ../../nbs/networks/03_official.ipynb #f08a14d7
 @dataclass(frozen=True)
 class Official:
-    "An official checkpoint: architecture, where it is cut, epoch, and plain torchvision weights for `clean` and `adversarial`."
+    """An official checkpoint: architecture, where it is cut, epoch, and plain torchvision weights for `clean`
+    and `adversarial`."""
+
     arch: str
     after: str
     epoch: int | None
@@ -61,7 +79,12 @@ class Official:
         "An `AdvBNNet` with both branches, ready to be trained on; `layer_options` are those of `prepare`."
         net = prepare(self.model(), self.after, **layer_options)
         second = ".adversarial."
-        net.head.load_state_dict({k: self.adversarial[k.replace(second, ".")] if second in k else self.clean[k] for k in net.head.state_dict()})
+        net.head.load_state_dict(
+            {
+                k: self.adversarial[k.replace(second, ".")] if second in k else self.clean[k]
+                for k in net.head.state_dict()
+            }
+        )
         return net.eval()
 
 
@@ -74,25 +97,42 @@ def _classes(state):
 def _plain(content, path):
     "The state dict in what a file holds, without the prefix of data-parallel training."
     state = content.get("state_dict", content) if isinstance(content, dict) else content
-    odd = [(k, v) for k, v in state.items() if not isinstance(k, str) or not isinstance(v, torch.Tensor)] if isinstance(state, dict) else None
+    odd = (
+        [(k, v) for k, v in state.items() if not isinstance(k, str) or not isinstance(v, torch.Tensor)]
+        if isinstance(state, dict)
+        else None
+    )
     if odd or odd is None:
         entry = f" with {type(odd[0][1]).__name__} under {odd[0][0]!r}" if odd else ""
-        raise ValueError(f"{path} holds {type(state).__name__}{entry}; expected is a dictionary from names to tensors, or one with such a dictionary "
-                         "as 'state_dict'")
+        raise ValueError(
+            f"{path} holds {type(state).__name__}{entry}; expected is a dictionary from names to tensors, or "
+            f"one with such a dictionary "
+            "as 'state_dict'"
+        )
     return {k.removeprefix("module."): v for k, v in state.items()}
 
 
 def _architecture(path, arch, found):
     "The name of a torchvision network, from the argument or else from the file, checked."
-    name, models = str(arch or (found if isinstance(found, str) else "")).rpartition(".")[2], torchvision.models.list_models(torchvision.models)
+    name, models = (
+        str(arch or (found if isinstance(found, str) else "")).rpartition(".")[2],
+        torchvision.models.list_models(torchvision.models),
+    )
     allowed = [m for m in models if re.fullmatch(r"(wide_)?(resnet|resnext|densenet)\w+", m)]
     if name in allowed:
         return name
     near = difflib.get_close_matches(name, allowed, 1)
-    start = (f"arch is {name!r}" if arch else f"{path} has the architecture {name!r}" if name
-             else f"{path} does not name its architecture: give it as arch, on the command line with --arch")
-    raise ValueError(f"{start}; allowed are torchvision's ResNets and DenseNets, such as 'resnet50' and 'densenet121'"
-                     + (f"; the nearest is {near[0]!r}" if near else ""))
+    start = (
+        f"arch is {name!r}"
+        if arch
+        else f"{path} has the architecture {name!r}"
+        if name
+        else f"{path} does not name its architecture: give it as arch, on the command line with --arch"
+    )
+    raise ValueError(
+        f"{start}; allowed are torchvision's ResNets and DenseNets, such as 'resnet50' and 'densenet121'"
+        + (f"; the nearest is {near[0]!r}" if near else "")
+    )
 
 
 def _reason(error):
@@ -103,10 +143,11 @@ def _reason(error):
 
 
 def read_official(path: Path, arch: str | None = None) -> Official:
-    """Read a checkpoint of the official code: a dictionary with `state_dict`, `arch` and `epoch`. Nothing in the file is executed.
+    """Read a checkpoint of the official code: a dictionary with `state_dict`, `arch` and `epoch`. Nothing in
+    the file is executed.
 
-    `arch` is needed where the file does not name it. Raises `ValueError` if the file holds something else, is damaged or names no known
-    architecture, and if keys are missing or left over."""
+    `arch` is needed where the file does not name it. Raises `ValueError` if the file holds something else,
+    is damaged or names no known architecture, and if keys are missing or left over."""
     path = Path(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -124,11 +165,18 @@ def read_official(path: Path, arch: str | None = None) -> Official:
         for key, value in state.items():
             unwanted = other if key.startswith("head.") else "adv_"
             if f".{unwanted}" not in key:
-                plain[translate(key.replace(".clean_", ".").replace(".adv_", "."), cut)] = value.to(torch.long) if key.endswith("num_batches_tracked") else value
+                plain[translate(key.replace(".clean_", ".").replace(".adv_", "."), cut)] = (
+                    value.to(torch.long) if key.endswith("num_batches_tracked") else value
+                )
         branches[branch] = plain
-    made = Official(name, f"features.transition{cut}" if densenet else f"layer{cut}", content.get("epoch"), **branches)
+    made = Official(
+        name, f"features.transition{cut}" if densenet else f"layer{cut}", content.get("epoch"), **branches
+    )
     if not _classes(made.clean):
-        raise ValueError(f"{path} has no classifier; expected are the keys 'head.{'classifier' if densenet else 'fc'}.weight' and '.bias'")
+        raise ValueError(
+            f"{path} has no classifier; expected are the keys "
+            f"'head.{'classifier' if densenet else 'fc'}.weight' and '.bias'"
+        )
     wanted = torchvision.models.get_model(name, num_classes=_classes(made.clean)).state_dict()
     if densenet:
         for plain in branches.values():
@@ -137,8 +185,12 @@ def read_official(path: Path, arch: str | None = None) -> Official:
         missing, extra = [k for k in wanted if k not in plain], [k for k in plain if k not in wanted]
         odd = [k for k in plain if k in wanted and plain[k].shape != wanted[k].shape]
         if missing or extra or odd:
-            raise ValueError(f"{path} is not a checkpoint of {name}, {branch} branch: {len(missing)} keys are missing (such as {next(iter(missing), None)}), "
-                             f"{len(extra)} are left over (such as {next(iter(extra), None)}), {len(odd)} have other shapes")
+            raise ValueError(
+                f"{path} is not a checkpoint of {name}, {branch} branch: {len(missing)} keys are missing "
+                f"(such as {next(iter(missing), None)}), "
+                f"{len(extra)} are left over (such as {next(iter(extra), None)}), {len(odd)} have other "
+                f"shapes"
+            )
         for key in [k for k in wanted if k in plain]:
             plain.move_to_end(key)
     return made
@@ -146,5 +198,11 @@ def read_official(path: Path, arch: str | None = None) -> Official:
 
 def _fill_identity(plain, wanted, norm, eps=1e-5):
     "The batch norm that the official DenseNet lacks, as one that changes nothing."
-    for leaf, value in (("weight", (1 + eps) ** 0.5), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0), ("num_batches_tracked", 0)):
+    for leaf, value in (
+        ("weight", (1 + eps) ** 0.5),
+        ("bias", 0.0),
+        ("running_mean", 0.0),
+        ("running_var", 1.0),
+        ("num_batches_tracked", 0),
+    ):
         plain.setdefault(f"{norm}.{leaf}", torch.full_like(wanted[f"{norm}.{leaf}"], value))

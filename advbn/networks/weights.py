@@ -22,8 +22,8 @@ from ..files import whole_file
 
 # %% ../../nbs/networks/02_weights.ipynb #7940acdf
 def save_state(state: dict, path: Path):
-    """Write a state dict to `path`, as safetensors if that is the suffix, else so that `torch.load(path, weights_only=True)` reads it.
-    How its network wants its images goes with it, where the state dict says it.
+    """Write a state dict to `path`, as safetensors if that is the suffix, else so that `torch.load(path,
+    weights_only=True)` reads it. How its network wants its images goes with it, where the state dict says it.
 
     Raises `OSError` with the path if the disk is full; what stood there before is then still there."""
     plain = OrderedDict((k, v.detach().cpu().contiguous()) for k, v in state.items())
@@ -33,7 +33,13 @@ def save_state(state: dict, path: Path):
     with whole_file(path) as file:
         if Path(path).suffix == ".safetensors":
             from safetensors.torch import save
-            file.write(save({k: v.clone() for k, v in plain.items()}, {"preprocessing": json.dumps(asdict(wanted))} if wanted else None))
+
+            file.write(
+                save(
+                    {k: v.clone() for k, v in plain.items()},
+                    {"preprocessing": json.dumps(asdict(wanted))} if wanted else None,
+                )
+            )
         else:
             torch.save(plain, file)
 
@@ -50,18 +56,42 @@ def load_state(path: Path) -> dict:
             return _safetensors(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in many ways
-        if isinstance(error, UnpicklingError) and "GLOBAL" in str(error):  # a name of a function or class that would have to be called
-            raise WeightsError(f"{path} holds more than tensors, which was not executed; allowed is a state dict, in safetensors or written by torch.save") from None
-        reason = "torch.save has not written it" if isinstance(error, UnpicklingError) else " ".join(str(error).split())[:100]
-        raise WeightsError(f"{path} is damaged or no file of weights ({path.stat().st_size} bytes): {reason}") from None
+        if isinstance(error, UnpicklingError) and "GLOBAL" in str(
+            error
+        ):  # a name of a function or class that would have to be called
+            raise WeightsError(
+                f"{path} holds more than tensors, which was not executed; allowed is a state dict, in "
+                f"safetensors or written by torch.save"
+            ) from None
+        reason = (
+            "torch.save has not written it"
+            if isinstance(error, UnpicklingError)
+            else " ".join(str(error).split())[:100]
+        )
+        raise WeightsError(
+            f"{path} is damaged or no file of weights ({path.stat().st_size} bytes): {reason}"
+        ) from None
     for wrapping in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(wrapping), dict):
             if f"{wrapping}_ema" in found:
-                warnings.warn(f"{path} holds two networks; {wrapping!r} is read, and '{wrapping}_ema', the moving average, is not; if that is meant, save it alone", stacklevel=2)
+                warnings.warn(
+                    f"{path} holds two networks; {wrapping!r} is read, and '{wrapping}_ema', the moving "
+                    f"average, is not; if that is meant, save it alone",
+                    stacklevel=2,
+                )
             found = found[wrapping]
-    if not isinstance(found, dict) or not found or not all(isinstance(v, torch.Tensor) for v in found.values()):
-        raise WeightsError(f"{path} holds {type(found).__name__ if not isinstance(found, dict) else 'a dictionary'} and not a state dict, name to tensor")
-    while prefix := next((p for p in ("module.", "_orig_mod.") if all(name.startswith(p) for name in found)), None):  # of DataParallel and torch.compile
+    if (
+        not isinstance(found, dict)
+        or not found
+        or not all(isinstance(v, torch.Tensor) for v in found.values())
+    ):
+        raise WeightsError(
+            f"{path} holds {type(found).__name__ if not isinstance(found, dict) else 'a dictionary'} and not "
+            f"a state dict, name to tensor"
+        )
+    while prefix := next(
+        (p for p in ("module.", "_orig_mod.") if all(name.startswith(p) for name in found)), None
+    ):  # of DataParallel and torch.compile
         found = OrderedDict((name.removeprefix(prefix), value) for name, value in found.items())
     return found
 
@@ -69,16 +99,21 @@ def load_state(path: Path) -> dict:
 def _safetensors(path):
     "The state dict in a file of safetensors, with the metadata in its header."
     from safetensors import safe_open
+
     with safe_open(path, "pt") as file:
-        found, header = OrderedDict((name, file.get_tensor(name)) for name in file.keys()), file.metadata() or {}
+        found, header = (
+            OrderedDict((name, file.get_tensor(name)) for name in file.keys()),
+            file.metadata() or {},
+        )
     if "preprocessing" in header:
         found._metadata = OrderedDict({"": {"preprocessing": json.loads(header["preprocessing"])}})
     return found
 
 
 def load_into(model: nn.Module, path: Path) -> nn.Module:
-    """`model` with the weights at `path`. Raises `WeightsError`, saying what differs, if they are another network's; the model is then unchanged.
-    How a network wants its images is taken from the file, if it says it.
+    """`model` with the weights at `path`. Raises `WeightsError`, saying what differs, if they are another
+    network's; the model is then unchanged. How a network wants its images is taken from the file, if it says
+    it.
 
     Counters of batches seen, which old files lack and nothing here uses, may be missing."""
     found, own = load_state(path), model.state_dict()
@@ -87,18 +122,36 @@ def load_into(model: nn.Module, path: Path) -> nn.Module:
     shaped = [k for k in own if k in found and own[k].shape != found[k].shape]
     said = [f"{len(missing)} of its weights are not there, such as {missing[0]!r}"] if missing else []
     said += [f"{len(unknown)} are not its own, such as {unknown[0]!r}"] if unknown else []
-    said += [f"{shaped[0]!r} is {tuple(found[shaped[0]].shape)} and has to be {tuple(own[shaped[0]].shape)}"] if shaped else []
+    said += (
+        [f"{shaped[0]!r} is {tuple(found[shaped[0]].shape)} and has to be {tuple(own[shaped[0]].shape)}"]
+        if shaped
+        else []
+    )
     if said:
         raise WeightsError(f"{path} does not hold this network's weights: {'; '.join(said)}")
-    odd = next((k for k, v in own.items() if k in found and v.is_floating_point() and not (found[k].is_floating_point() and found[k].layout == torch.strided)), None)
+    odd = next(
+        (
+            k
+            for k, v in own.items()
+            if k in found
+            and v.is_floating_point()
+            and not (found[k].is_floating_point() and found[k].layout == torch.strided)
+        ),
+        None,
+    )
     if odd:
-        raise WeightsError(f"{path}: {odd!r} is {found[odd].dtype}, {found[odd].layout}; needed are dense floating point numbers")
+        raise WeightsError(
+            f"{path}: {odd!r} is {found[odd].dtype}, {found[odd].layout}; needed are dense floating point "
+            f"numbers"
+        )
     broken = next((k for k, v in found.items() if v.is_floating_point() and not v.isfinite().all()), None)
     if broken:
         raise WeightsError(f"{path} holds NaN or infinite values, first in {broken!r}")
     complete = OrderedDict((k, found.get(k, v)) for k, v in own.items())
     said, marks = getattr(found, "_metadata", {}), own._metadata
-    complete._metadata = OrderedDict((name, {**marks.get(name, {}), **said.get(name, {})}) for name in {**marks, **said})
+    complete._metadata = OrderedDict(
+        (name, {**marks.get(name, {}), **said.get(name, {})}) for name in {**marks, **said}
+    )
     try:
         wanted = recorded(found)
     except ValueError as error:

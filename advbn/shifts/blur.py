@@ -19,7 +19,13 @@ from .noise import clipped_zoom, gaussian_filter, gaussian_kernel, is_small
 # %% ../../nbs/shifts/02_blur.ipynb #16750b73
 LARGE = {
     "defocus_blur": ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)),  # radius, softness of the rim
-    "glass_blur": ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)),  # sigma, largest move, rounds
+    "glass_blur": (
+        (0.7, 1, 2),
+        (0.9, 2, 1),
+        (1, 2, 3),
+        (1.1, 3, 2),
+        (1.5, 4, 2),
+    ),  # sigma, largest move, rounds
     "motion_blur": ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),  # radius, sigma
     "zoom_blur": ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)),  # end, step
     "gaussian_blur": (1, 2, 3, 4, 6),  # sigma
@@ -37,7 +43,7 @@ def disk(radius: float, softness: float) -> torch.Tensor:
     "A normalised disk as a square kernel, its rim smoothed by a 3 x 3 or, above radius 8, a 5 x 5 Gaussian."
     reach = 8 if radius <= 8 else int(radius)
     line = torch.arange(-reach, reach + 1, dtype=torch.float32)
-    kernel = ((line[:, None] ** 2 + line[None] ** 2) <= radius ** 2).float()
+    kernel = ((line[:, None] ** 2 + line[None] ** 2) <= radius**2).float()
     kernel = kernel / kernel.sum()
     r = 1 if radius <= 8 else 2
     smooth = gaussian_kernel(softness, r / softness)[None]  # radius r whatever the softness
@@ -51,15 +57,20 @@ def defocus_blur(x, c, random):
     flat = F.pad(x.flatten(0, 1)[:, None], (reach,) * 4, mode="reflect")
     if is_small(*x.shape[-2:]):
         return F.conv2d(flat, kernel[None, None]).view(x.shape)
-    size = flat.shape[-2:]  # a disk of hundreds of pixels is cheaper as a product of spectra; what wraps around is cut off
+    size = flat.shape[
+        -2:
+    ]  # a disk of hundreds of pixels is cheaper as a product of spectra; what wraps around is cut off
     blurred = torch.fft.irfft2(torch.fft.rfft2(flat) * torch.fft.rfft2(kernel, size), size)
-    return blurred[..., 2 * reach:, 2 * reach:].view(x.shape)
+    return blurred[..., 2 * reach :, 2 * reach :].view(x.shape)
 
 # %% ../../nbs/shifts/02_blur.ipynb #1da496d6
 def shuffled(n: int, h: int, w: int, delta: int, moves: torch.Tensor) -> torch.Tensor:
-    "Source pixel of each pixel, `[n, h * w]`, after one round; `moves` `[n, h, w, 2]` are the (row, column) offsets from -delta to delta - 1."
+    """Source pixel of each pixel, `[n, h * w]`, after one round; `moves` `[n, h, w, 2]` are the (row, column)
+    offsets from -delta to delta - 1."""
     order, counts = (torch.from_numpy(a) for a in _fronts(h, w, delta))
-    place = torch.empty_like(order)  # of each pixel in the order of visits: those of one moment stand side by side in memory
+    place = torch.empty_like(
+        order
+    )  # of each pixel in the order of visits: those of one moment stand side by side in memory
     place[order] = torch.arange(h * w)
     visited, order, place = int(counts.sum()), order.to(moves.device), place.to(moves.device)
     target = order[:visited]
@@ -76,7 +87,8 @@ def shuffled(n: int, h: int, w: int, delta: int, moves: torch.Tensor) -> torch.T
 
 @lru_cache(maxsize=16)
 def _fronts(h, w, delta):
-    "All pixels in the order in which they are visited, those that are not at the end, and how many are visited together."
+    """All pixels in the order in which they are visited, those that are not at the end, and how many are
+    visited together."""
     rows = np.arange(h - delta, delta, -1)
     columns = w - delta - np.arange(w - 2 * delta)
     time = ((rows[0] - rows)[:, None] * (delta + 1) + (columns[0] - columns)[None]).ravel()
@@ -96,7 +108,8 @@ def glass_blur(x, c, random):
 
 # %% ../../nbs/shifts/02_blur.ipynb #34302935
 def move_blur(x: torch.Tensor, radius: int, sigma: float, degrees: torch.Tensor) -> torch.Tensor:
-    "Blur each image of `[N, C, H, W]` along its own angle `[N]`, with one-sided Gaussian weights of `2 * radius + 1` pixels."
+    """Blur each image of `[N, C, H, W]` along its own angle `[N]`, with one-sided Gaussian weights of `2 *
+    radius + 1` pixels."""
     width = 2 * radius + 1
     weights = torch.exp(-0.5 * (torch.arange(width) / sigma) ** 2)
     weights = (weights / weights.sum()).tolist()
@@ -108,7 +121,7 @@ def move_blur(x: torch.Tensor, radius: int, sigma: float, degrees: torch.Tensor)
             dy, dx = (-math.ceil(i * f(angle) - 0.5) for f in (math.sin, math.cos))
             if abs(dy) >= h or abs(dx) >= w:
                 break
-            out[n].add_(padded[n, :, width - dy:width - dy + h, width - dx:width - dx + w], alpha=weight)
+            out[n].add_(padded[n, :, width - dy : width - dy + h, width - dx : width - dx + w], alpha=weight)
     return out
 
 
@@ -118,7 +131,9 @@ def motion_blur(x, c, random):
 # %% ../../nbs/shifts/02_blur.ipynb #a438ff2e
 def zoom_blur(x, c, random):
     factors = np.arange(1, *c).tolist()
-    return (x + sum(x if f == 1 else clipped_zoom(x, f, centred=is_small(*x.shape[-2:])) for f in factors)) / (len(factors) + 1)
+    return (
+        x + sum(x if f == 1 else clipped_zoom(x, f, centred=is_small(*x.shape[-2:])) for f in factors)
+    ) / (len(factors) + 1)
 
 
 def gaussian_blur(x, c, random):

@@ -25,7 +25,13 @@ from .filters import FILTERS, instagram
 from .styles import adversarial, reconstructed, style_images, stylized
 
 # %% ../../nbs/shifts/09_cells.ipynb #f1e29b05
-SHIFTS = ("clean", "corruptions", "instagram", "sketch", "stylized")  # columns of the robustness table, in its order
+SHIFTS = (
+    "clean",
+    "corruptions",
+    "instagram",
+    "sketch",
+    "stylized",
+)  # columns of the robustness table, in its order
 DECODED = ("clean", "reconstructed", "advbn")  # columns of the table of adversarial images
 
 
@@ -34,13 +40,24 @@ def cropped(data, images):
     return images if data.size is None else center_crop(images, [data.size] * 2)
 
 
-def cells(data, seed: int, autoencoder: Autoencoder | None = None, layer: AdvBN | None = None, styles: str | None = None,
-          device="cpu", most: int | None = None, shifts: tuple = SHIFTS):
-    """Yield `(shift, cell, Images)` for the test images of `seed` of an image set, at most `most`, all shifts in the table's order.
+def cells(
+    data,
+    seed: int,
+    autoencoder: Autoencoder | None = None,
+    layer: AdvBN | None = None,
+    styles: str | None = None,
+    device="cpu",
+    most: int | None = None,
+    shifts: tuple = SHIFTS,
+):
+    """Yield `(shift, cell, Images)` for the test images of `seed` of an image set, at most `most`, all shifts
+    in the table's order.
 
-    A shift that is published as a set of its own comes from there; `shifts` are those that are wanted. Stylized and decoded images need an `autoencoder`; `layer` is the attack
-    behind the adversarial ones, made in batches of mixed classes; decoded images of a streamed set are cropped after that, as the paper does; `styles` is a folder of paintings in place of scikit-image's pictures.
-    Large sets come in pieces, all cells of a piece before the next."""
+    A shift that is published as a set of its own comes from there; `shifts` are those that are wanted.
+    Stylized and decoded images need an `autoencoder`; `layer` is the attack behind the adversarial ones,
+    made in batches of mixed classes; decoded images of a streamed set are cropped after that, as the paper
+    does; `styles` is a folder of paintings in place of scikit-image's pictures. Large sets come in pieces,
+    all cells of a piece before the next."""
     missing = [s for s in shifts if s not in data.published]
     for indices, wide in data.pieces(seed, most, wide=True):
         wide = wide.to(device)
@@ -54,7 +71,11 @@ def cells(data, seed: int, autoencoder: Autoencoder | None = None, layer: AdvBN 
         if "corruptions" in missing:
             for name in CORRUPTIONS:
                 for severity in range(1, 6):
-                    yield made("corruptions", f"{name}/{severity}", corrupt(test.images, name, severity, indices=indices))
+                    yield made(
+                        "corruptions",
+                        f"{name}/{severity}",
+                        corrupt(test.images, name, severity, indices=indices),
+                    )
         if "instagram" in missing:
             for name in FILTERS:
                 yield made("instagram", name.lstrip("_"), instagram(test.images, name))
@@ -67,14 +88,17 @@ def cells(data, seed: int, autoencoder: Autoencoder | None = None, layer: AdvBN 
             yield made("stylized", "adain", stylized(autoencoder, test.images, indices, chosen))
         yield made("reconstructed", "decoded", cropped(data, reconstructed(autoencoder, wide.images)))
         order = mixed_order(len(test))
-        attacked = cropped(data, adversarial(autoencoder, wide.images[order], wide.targets[order], layer or AdvBN()))
+        attacked = cropped(
+            data, adversarial(autoencoder, wide.images[order], wide.targets[order], layer or AdvBN())
+        )
         yield made("advbn", "decoded", attacked[order.argsort()])
     for shift, cell, images in data.published_cells(most):
         yield shift, cell, images.to(device)
 
 # %% ../../nbs/shifts/09_cells.ipynb #02d7ec86
 def store_cells(cells, folder: Path, settings: dict | None = None) -> pd.DataFrame:
-    """Write each of `cells` as `SHIFT/CELL.npz`, images and targets, and then `cells.csv`, the list of them, which is returned.
+    """Write each of `cells` as `SHIFT/CELL.npz`, images and targets, and then `cells.csv`, the list of them,
+    which is returned.
 
     `settings` say what the cells are made from and are kept in `settings.json`."""
     folder, rows = Path(folder), []
@@ -99,7 +123,11 @@ def _other_settings(folder, settings):
         kept = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         kept = {}
-    return [key for key, value in json.loads(json.dumps(settings)).items() if key not in kept or kept[key] != value]
+    return [
+        key
+        for key, value in json.loads(json.dumps(settings)).items()
+        if key not in kept or kept[key] != value
+    ]
 
 
 def stored_cells(folder: Path, classes, wanted=lambda shift, cell: True, settings: dict | None = None):
@@ -110,10 +138,16 @@ def stored_cells(folder: Path, classes, wanted=lambda shift, cell: True, setting
     if not (folder / "cells.csv").exists():
         raise DataError(f"no shifted images at {folder}, or not all; make them with 'dvc repro shifts'")
     if others := _other_settings(folder, settings or {}):
-        raise DataError(f"{folder} was made with other settings ({', '.join(others)}); make it again with 'dvc repro --force shifts'")
+        raise DataError(
+            f"{folder} was made with other settings ({', '.join(others)}); make it again with 'dvc repro "
+            f"--force shifts'"
+        )
     listed = pd.read_csv(folder / "cells.csv")
     if not {"shift", "cell", "images"} <= set(listed):
-        raise DataError(f"{folder}/cells.csv has the columns {', '.join(listed)}; make it again with 'dvc repro --force shifts'")
+        raise DataError(
+            f"{folder}/cells.csv has the columns {', '.join(listed)}; make it again with 'dvc repro --force "
+            f"shifts'"
+        )
     for row in listed.itertuples():
         if not wanted(row.shift, row.cell):
             continue
@@ -122,7 +156,17 @@ def stored_cells(folder: Path, classes, wanted=lambda shift, cell: True, setting
             with np.load(path) as stored:
                 images, targets = (torch.from_numpy(stored[key]) for key in ("images", "targets"))
         except Exception as error:  # a zip file can be damaged in many ways
-            raise DataError(f"{path} is missing or damaged ({' '.join(str(error).split())[:80]}); make it again with 'dvc repro --force shifts'") from None
+            raise DataError(
+                f"{path} is missing or damaged ({' '.join(str(error).split())[:80]}); make it again with "
+                f"'dvc repro --force shifts'"
+            ) from None
         if len(images) != row.images:
-            raise DataError(f"{path} holds {len(images)} images and {folder}/cells.csv says {row.images}; make them again with 'dvc repro --force shifts'")
-        yield row.shift, row.cell, Images(images, targets, tuple(map(str, range(len(images)))), tuple(classes))
+            raise DataError(
+                f"{path} holds {len(images)} images and {folder}/cells.csv says {row.images}; make them "
+                f"again with 'dvc repro --force shifts'"
+            )
+        yield (
+            row.shift,
+            row.cell,
+            Images(images, targets, tuple(map(str, range(len(images)))), tuple(classes)),
+        )

@@ -17,8 +17,23 @@ from .filters import check_images
 from .noise import is_small, Randomness, SWITCH
 
 # %% ../../nbs/shifts/05_corruptions.ipynb #7479c2e6
-CORRUPTIONS = ("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow", "frost",
-               "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression")
+CORRUPTIONS = (
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "defocus_blur",
+    "glass_blur",
+    "motion_blur",
+    "zoom_blur",
+    "snow",
+    "frost",
+    "fog",
+    "brightness",
+    "contrast",
+    "elastic_transform",
+    "pixelate",
+    "jpeg_compression",
+)
 SMALLEST = 32  # pixels on a side of what can be corrupted
 EXTRA_CORRUPTIONS = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 _ROOMS = {name: room for room in (noise, blur, weather, digital) for name in room.LARGE}
@@ -33,9 +48,13 @@ def corruption_settings(name: str, severity: int, height: int, width: int):
 
 # %% ../../nbs/shifts/05_corruptions.ipynb #db694258
 def check_corruption(name: str, severity: int):
-    "Raise a `ValueError`, with the nearest names, unless `name` is one of the nineteen corruptions and `severity` a whole number from 1 to 5."
+    """Raise a `ValueError`, with the nearest names, unless `name` is one of the nineteen corruptions and
+    `severity` a whole number from 1 to 5."""
     if not isinstance(name, str):
-        raise ValueError(f"name is {_shown(name)}; allowed is a string, one of {', '.join(CORRUPTIONS + EXTRA_CORRUPTIONS)}")
+        raise ValueError(
+            f"name is {_shown(name)}; allowed is a string, one of "
+            f"{', '.join(CORRUPTIONS + EXTRA_CORRUPTIONS)}"
+        )
     if name not in _ROOMS:
         near = difflib.get_close_matches(name, _ROOMS, 3, 0.4) or CORRUPTIONS
         raise ValueError(f"no corruption {name!r}; the nearest are {', '.join(near)}")
@@ -48,10 +67,14 @@ def _shown(value):
 
 
 def _whole(what, value, least=None) -> int:
-    "An integer of Python, NumPy or a tensor without dimensions as Python's; a `ValueError` for anything else and below `least`."
+    """An integer of Python, NumPy or a tensor without dimensions as Python's; a `ValueError` for anything
+    else and below `least`."""
     number = value.item() if isinstance(value, torch.Tensor) and value.ndim == 0 else value
     if isinstance(number, bool) or not isinstance(number, Integral) or least is not None and number < least:
-        raise ValueError(f"{what} is {_shown(value)}; allowed is a whole number" + ("" if least is None else f" from {least}"))
+        raise ValueError(
+            f"{what} is {_shown(value)}; allowed is a whole number"
+            + ("" if least is None else f" from {least}")
+        )
     return int(number)
 
 
@@ -64,19 +87,25 @@ def corrupt(
     indices=None,  # `[N]` whole numbers: each image's number in its data set; 0 to N - 1 by default
     batch_size: int = 64,  # images worked on at a time, at least 1; on a CPU fewer, which fit into its cache
 ) -> torch.Tensor:  # uint8 `[N, 3, H, W]` on the device of `images`
-    """Corrupt a batch as ImageNet-C (224 pixels and larger) or CIFAR-10-C (64 pixels and smaller) is made; the table below has the numbers.
+    """Corrupt a batch as ImageNet-C (224 pixels and larger) or CIFAR-10-C (64 pixels and smaller) is made;
+    the table below has the numbers.
 
-    An image's result depends on `seed`, its index, `name` and `severity` alone. Raises `ValueError` for another dtype or shape, an unknown
-    name (with the nearest), another severity, a seed or an index that is no whole number, and a `batch_size` below 1."""
+    An image's result depends on `seed`, its index, `name` and `severity` alone. Raises `ValueError` for
+    another dtype or shape, an unknown name (with the nearest), another severity, a seed or an index that
+    is no whole number, and a `batch_size` below 1."""
     check_images(images)
     check_corruption(name, severity)
     seed, batch_size = _whole("seed", seed), _whole("batch_size", batch_size, least=1)
     if min(images.shape[-2:]) < SMALLEST:
-        raise ValueError(f"images are {images.shape[-1]} x {images.shape[-2]} pixels; allowed are {SMALLEST} and more")
+        raise ValueError(
+            f"images are {images.shape[-1]} x {images.shape[-2]} pixels; allowed are {SMALLEST} and more"
+        )
     try:
         indices = list(range(len(images)) if indices is None else indices)
     except TypeError:
-        raise ValueError(f"indices are {_shown(indices)}; allowed are as many whole numbers as images, {len(images)}") from None
+        raise ValueError(
+            f"indices are {_shown(indices)}; allowed are as many whole numbers as images, {len(images)}"
+        ) from None
     indices = [_whole(f"indices[{n}]", i) for n, i in enumerate(indices)]
     if len(indices) != len(images):
         raise ValueError(f"there are {len(images)} images and {len(indices)} indices; the two must agree")
@@ -92,13 +121,18 @@ def corrupt(
                 out[part] = damage(images[part], c, random)
                 continue
             damaged = damage(images[part].float() / 255, c, random)
-            out[part] = (damaged.clamp(0, 1) * 255 + 1e-3).byte()  # NumPy's cut to whole numbers, less float32's rounding
+            out[part] = (
+                damaged.clamp(0, 1) * 255 + 1e-3
+            ).byte()  # NumPy's cut to whole numbers, less float32's rounding
     return out
 
 # %% ../../nbs/shifts/05_corruptions.ipynb #a4bd9acd
 def _table():
     "Every corruption's numbers at both scales, in Markdown."
-    lines = [f"| {'corruption':<17} | scale | 1 | 2 | 3 | 4 | 5 |", f"|{'-' * 19}|-------|---|---|---|---|---|"]
+    lines = [
+        f"| {'corruption':<17} | scale | 1 | 2 | 3 | 4 | 5 |",
+        f"|{'-' * 19}|-------|---|---|---|---|---|",
+    ]
     for name in CORRUPTIONS + EXTRA_CORRUPTIONS:
         for scale, numbers in (("large", _ROOMS[name].LARGE[name]), ("small", _ROOMS[name].SMALL[name])):
             lines.append(f"| {name:<17} | {scale} | {' | '.join(str(c).strip('()') for c in numbers)} |")

@@ -19,14 +19,26 @@ from .noise import gaussian_filter
 # %% ../../nbs/shifts/04_digital.ipynb #fee3bd32
 LARGE = {
     "contrast": (0.4, 0.3, 0.2, 0.1, 0.05),  # factor about the channel's mean
-    "elastic_transform": ((0.0625, 0.01, 0), (0.08125, 0.01, 0), (0.10625, 0.01, 0), (0.125, 0.01, 0), (0.15, 0.01, 0)),
+    "elastic_transform": (
+        (0.0625, 0.01, 0),
+        (0.08125, 0.01, 0),
+        (0.10625, 0.01, 0),
+        (0.125, 0.01, 0),
+        (0.15, 0.01, 0),
+    ),
     "pixelate": (0.6, 0.5, 0.4, 0.3, 0.25),  # factor of the size
     "jpeg_compression": (25, 18, 15, 10, 7),  # quality
     "saturate": ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (20, 0.2)),  # factor and addend of the saturation
 }
 SMALL = {
     "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),
-    "elastic_transform": ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
+    "elastic_transform": (
+        (0, 0, 0.08),
+        (0.05, 0.2, 0.07),
+        (0.08, 0.06, 0.06),
+        (0.1, 0.04, 0.05),
+        (0.1, 0.03, 0.03),
+    ),
     "pixelate": (0.95, 0.9, 0.85, 0.75, 0.65),
     "jpeg_compression": (80, 65, 58, 50, 40),
     "saturate": ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)),
@@ -41,7 +53,11 @@ def contrast(x, c, random):
 def elastic_transform(x, c, random):
     amount, smooth, jitter = c
     n, _, h, w = x.shape
-    ys, xs = torch.meshgrid(torch.arange(h, device=x.device, dtype=torch.float32), torch.arange(w, device=x.device, dtype=torch.float32), indexing="ij")
+    ys, xs = torch.meshgrid(
+        torch.arange(h, device=x.device, dtype=torch.float32),
+        torch.arange(w, device=x.device, dtype=torch.float32),
+        indexing="ij",
+    )
     if jitter:
         centre, reach = torch.tensor([w // 2, h // 2], device=x.device, dtype=torch.float32), min(h, w) // 3
         corners = centre + reach * torch.tensor([[1.0, 1], [1, -1], [-1, -1]], device=x.device)

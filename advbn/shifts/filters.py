@@ -14,15 +14,43 @@ from PIL import Image
 import torch.nn.functional as F
 
 # %% ../../nbs/shifts/06_filters.ipynb #3f965384
-FILTERS = ("_1977", "amaro", "brannan", "clarendon", "gingham", "hefe", "hudson", "lofi", "mayfair", "nashville", "perpetua",
-           "sutro", "toaster", "valencia", "willow", "xpro2",  # known from the literature
-           "earlybird", "inkwell", "kelvin", "rise")  # fixed here
+FILTERS = (
+    "_1977",
+    "amaro",
+    "brannan",
+    "clarendon",
+    "gingham",
+    "hefe",
+    "hudson",
+    "lofi",
+    "mayfair",
+    "nashville",
+    "perpetua",
+    "sutro",
+    "toaster",
+    "valencia",
+    "willow",
+    "xpro2",  # known from the literature
+    "earlybird",
+    "inkwell",
+    "kelvin",
+    "rise",
+)  # fixed here
 
 
 def check_images(images):
     "Raise a `ValueError` unless `images` is a uint8 tensor `[N, 3, H, W]`."
-    if not isinstance(images, torch.Tensor) or images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        found = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, torch.Tensor) else type(images).__name__
+    if (
+        not isinstance(images, torch.Tensor)
+        or images.dtype != torch.uint8
+        or images.ndim != 4
+        or images.shape[1] != 3
+    ):
+        found = (
+            f"{images.dtype} {tuple(images.shape)}"
+            if isinstance(images, torch.Tensor)
+            else type(images).__name__
+        )
         raise ValueError(f"images are {found}; allowed is a uint8 tensor [N, 3, H, W]")
 
 
@@ -31,21 +59,35 @@ def instagram(images: torch.Tensor, name: str) -> torch.Tensor:
 
     Raises `ValueError` for other input and for an unknown filter, with the nearest names."""
     import pilgram2
+
     check_images(images)
     if name not in FILTERS:
         near = difflib.get_close_matches(name, FILTERS, 3, 0.4) or FILTERS
         raise ValueError(f"no filter {name!r}; the nearest are {', '.join(near)}")
     apply = getattr(pilgram2, name)
     arrays = images.permute(0, 2, 3, 1).cpu().numpy()
-    filtered = np.stack([np.asarray(apply(Image.fromarray(a)).convert("RGB")) for a in arrays]) if len(arrays) else arrays
+    filtered = (
+        np.stack([np.asarray(apply(Image.fromarray(a)).convert("RGB")) for a in arrays])
+        if len(arrays)
+        else arrays
+    )
     return torch.from_numpy(filtered).permute(0, 3, 1, 2).contiguous().to(images.device)
 
 # %% ../../nbs/shifts/06_filters.ipynb #edges001
 def edges(images: torch.Tensor) -> torch.Tensor:
-    "Edge renderings of uint8 `[N, 3, H, W]`: white, and darker the longer the Sobel gradient (Sobel and Feldman 1968), black at an image's longest."
+    """Edge renderings of uint8 `[N, 3, H, W]`: white, and darker the longer the Sobel gradient (Sobel and
+    Feldman 1968), black at an image's longest."""
     check_images(images)
-    grey = (images.float() * torch.tensor([0.299, 0.587, 0.114], device=images.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    grey = (images.float() * torch.tensor([0.299, 0.587, 0.114], device=images.device).view(1, 3, 1, 1)).sum(
+        1, keepdim=True
+    )
     across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], device=images.device)
     gradient = F.conv2d(F.pad(grey, (1, 1, 1, 1), "replicate"), torch.stack([across, across.T])[:, None])
     length = gradient.square().sum(1, keepdim=True).sqrt()
-    return (255 * (1 - length / length.amax((2, 3), keepdim=True).clamp(min=1))).round().byte().expand(-1, 3, -1, -1).contiguous()
+    return (
+        (255 * (1 - length / length.amax((2, 3), keepdim=True).clamp(min=1)))
+        .round()
+        .byte()
+        .expand(-1, 3, -1, -1)
+        .contiguous()
+    )

@@ -16,11 +16,14 @@ from ..images.augmentation import step_seed
 
 # %% ../../nbs/shifts/01_noise.ipynb #c9a9ac4b
 class Randomness:
-    "Random tensors `[N, ...]` whose n-th row depends on `indices[n]`, `seed`, `name` and `severity` alone (and on the kind of device)."
+    """Random tensors `[N, ...]` whose n-th row depends on `indices[n]`, `seed`, `name` and `severity` alone
+    (and on the kind of device)."""
 
     def __init__(self, seed: int, indices, name: str, severity: int, device="cpu"):
         self.device = torch.device(device)
-        self.generators = [torch.Generator(self.device).manual_seed(step_seed(seed, name, severity, int(i))) for i in indices]
+        self.generators = [
+            torch.Generator(self.device).manual_seed(step_seed(seed, name, severity, int(i))) for i in indices
+        ]
 
     def _each(self, make):
         return torch.stack([make(g) for g in self.generators])
@@ -65,8 +68,8 @@ def gaussian_filter(x: torch.Tensor, sigma: float, truncate: float = 4.0) -> tor
     if radius == 0:
         return x
     padded = F.pad(x, (radius,) * 4, mode="replicate")
-    across = _weighted(kernel, [padded[..., i:i + w] for i in range(len(kernel))])
-    return _weighted(kernel, [across[..., i:i + h, :] for i in range(len(kernel))])
+    across = _weighted(kernel, [padded[..., i : i + w] for i in range(len(kernel))])
+    return _weighted(kernel, [across[..., i : i + h, :] for i in range(len(kernel))])
 
 
 def _weighted(weights, parts):
@@ -78,18 +81,20 @@ def _weighted(weights, parts):
 
 # %% ../../nbs/shifts/01_noise.ipynb #db351c1d
 def clipped_zoom(x: torch.Tensor, factor: float, centred: bool = False) -> torch.Tensor:
-    "The central part of `[N, C, H, W]` enlarged by `factor` and cut to H x W, from the top left or around the centre."
+    """The central part of `[N, C, H, W]` enlarged by `factor` and cut to H x W, from the top left or around
+    the centre."""
     h, w = x.shape[-2:]
     ch, cw = math.ceil(h / factor), math.ceil(w / factor)
     top, left = (h - ch) // 2, (w - cw) // 2
     size = (max(round(ch * factor), h), max(round(cw * factor), w))
-    out = F.interpolate(x[..., top:top + ch, left:left + cw], size, mode="bilinear", align_corners=True)
+    out = F.interpolate(x[..., top : top + ch, left : left + cw], size, mode="bilinear", align_corners=True)
     top, left = ((size[0] - h) // 2, (size[1] - w) // 2) if centred else (0, 0)
-    return out[..., top:top + h, left:left + w]
+    return out[..., top : top + h, left : left + w]
 
 # %% ../../nbs/shifts/01_noise.ipynb #da92b4c7
 def plasma(random: Randomness, n: int, size: int, decay: float) -> torch.Tensor:
-    "Diamond-square fractals `[n, size, size]` from 0 to 1; `size` is a power of two, a larger `decay` makes them smoother."
+    """Diamond-square fractals `[n, size, size]` from 0 to 1; `size` is a power of two, a larger `decay` makes
+    them smoother."""
     field = torch.zeros(n, size, size, device=random.device)
     numbers = random.uniform(-1, 1, size * size)
     used, step, wibble = 0, size, 100.0
@@ -97,7 +102,7 @@ def plasma(random: Randomness, n: int, size: int, decay: float) -> torch.Tensor:
     def disturbed(total):
         nonlocal used
         count = total[0].numel()
-        new = numbers[:, used:used + count].view(total.shape)
+        new = numbers[:, used : used + count].view(total.shape)
         used += count
         return total / 4 + wibble * wibble * new
 

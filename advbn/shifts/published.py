@@ -28,7 +28,13 @@ PAGES = {  # where each set is described and offered
     "Stylized-ImageNet": "https://github.com/rgeirhos/Stylized-ImageNet",
     "ImageNet-Instagram": "https://arxiv.org/abs/1912.13000",
 }
-GROUPS = {"noise": CORRUPTIONS[:3], "blur": CORRUPTIONS[3:7], "weather": CORRUPTIONS[7:11], "digital": CORRUPTIONS[11:], "extra": EXTRA_CORRUPTIONS}
+GROUPS = {
+    "noise": CORRUPTIONS[:3],
+    "blur": CORRUPTIONS[3:7],
+    "weather": CORRUPTIONS[7:11],
+    "digital": CORRUPTIONS[11:],
+    "extra": EXTRA_CORRUPTIONS,
+}
 
 
 def offered(name: str) -> str:
@@ -37,7 +43,8 @@ def offered(name: str) -> str:
 
 
 def require(path: Path, name: str, folder: bool = True) -> Path:
-    "`path` if it is a folder (a file if not `folder`); else a `DataError` that names it and the page of the set `name`."
+    """`path` if it is a folder (a file if not `folder`); else a `DataError` that names it and the page of the
+    set `name`."""
     path = Path(path)
     if not path.exists():
         raise DataError(f"{name} is missing: no {path}{offered(name)}")
@@ -48,17 +55,22 @@ def require(path: Path, name: str, folder: bool = True) -> Path:
 
 # %% ../../nbs/shifts/08_published.ipynb #2a05ad11
 def check_distinct(names):
-    "Raise `DataError` if two classes have one name, as ImageNet's \"crane\" and \"maillot\" have: their images could not be told apart."
+    'Raise `DataError` if two classes have one name, as ImageNet\'s "crane" and "maillot" have: their images could not be told apart.'
     if twice := [name for name, times in Counter(names).items() if times > 1]:
         places = [str(i) for i, name in enumerate(names, 1) if name == twice[0]]
-        raise DataError(f"the network has the name {twice[0]!r} for {len(places)} of its {len(names)} classes, numbers {' and '.join(places)}; "
-                        "give each a name of its own, such as its WordNet ID, in the list and to its folder")
+        raise DataError(
+            f"the network has the name {twice[0]!r} for {len(places)} of its {len(names)} classes, numbers "
+            f"{' and '.join(places)}; "
+            "give each a name of its own, such as its WordNet ID, in the list and to its folder"
+        )
 
 
 class NamedFolder(Tree):
-    """A `Tree` whose folders are matched by name with a network's `classes`, in their order; some may be missing.
+    """A `Tree` whose folders are matched by name with a network's `classes`, in their order; some may be
+    missing.
 
-    Raises `DataError` for a missing folder, a class without pictures, a class that the network does not have, and two of one name."""
+    Raises `DataError` for a missing folder, a class without pictures, a class that the network does not
+    have, and two of one name."""
 
     def __init__(self, root: Path, classes, name: str, **options):
         check_distinct(classes)
@@ -69,11 +81,16 @@ class NamedFolder(Tree):
         found = sorted(p.name for p in Path(directory).iterdir() if p.is_dir() and any(p.iterdir()))
         unknown = [c for c in found if c not in self.wanted]
         if not found:
-            raise DataError(f"{directory} has no class; expected is a folder with pictures for each class{offered(self.name)}")
+            raise DataError(
+                f"{directory} has no class; expected is a folder with pictures for each "
+                f"class{offered(self.name)}"
+            )
         if unknown:
             such = difflib.get_close_matches(unknown[0], self.wanted, 1, 0.5) or list(self.wanted)[:1]
-            raise DataError(f"{directory} has the class {unknown[0]!r}; the network knows {len(self.wanted)} classes"
-                            + (f", such as {such[0]!r}" if such else ""))
+            raise DataError(
+                f"{directory} has the class {unknown[0]!r}; the network knows {len(self.wanted)} classes"
+                + (f", such as {such[0]!r}" if such else "")
+            )
         return found, {c: self.wanted[c] for c in found}
 
 
@@ -90,11 +107,25 @@ def instagram_filters(root: Path) -> list:
     "The filters of ImageNet-Instagram under `root`: its folders, each an ImageFolder tree."
     found = sorted(p.name for p in require(root, "ImageNet-Instagram").iterdir() if p.is_dir())
     if not found:
-        raise DataError(f"ImageNet-Instagram at {root} has no folders; expected is one for each filter ({PAGES['ImageNet-Instagram']})")
+        raise DataError(
+            f"ImageNet-Instagram at {root} has no folders; expected is one for each filter "
+            f"({PAGES['ImageNet-Instagram']})"
+        )
     return found
 
 # %% ../../nbs/shifts/08_published.ipynb #8d8d380e
-CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")  # as the labels count
+CIFAR10 = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)  # as the labels count
 
 
 def _array(path):
@@ -103,26 +134,46 @@ def _array(path):
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # NumPy says in many ways that a file is no array
-        raise DataError(f"{path} cannot be read as an array: {' '.join(str(error).split())[:160]}{offered('CIFAR-10-C')}") from None
+        raise DataError(
+            f"{path} cannot be read as an array: {' '.join(str(error).split())[:160]}{offered('CIFAR-10-C')}"
+        ) from None
 
 
 def cifar10_c(root: Path, corruption: str, severity: int, classes=CIFAR10) -> Images:
-    """One cell of CIFAR-10-C: `root/<corruption>.npy`, uint8 `[5 N, H, W, 3]`, and `root/labels.npy`; labels as `classes` count them.
+    """One cell of CIFAR-10-C: `root/<corruption>.npy`, uint8 `[5 N, H, W, 3]`, and `root/labels.npy`; labels
+    as `classes` count them.
 
-    Raises `DataError` for a missing, damaged or malformed file and for classes that are not CIFAR-10's, `ValueError` for an unknown corruption
-    (with the nearest) or severity."""
+    Raises `DataError` for a missing, damaged or malformed file and for classes that are not CIFAR-10's,
+    `ValueError` for an unknown corruption (with the nearest) or severity."""
     check_corruption(corruption, severity)
     if sorted(classes) != sorted(CIFAR10):
-        raise DataError(f"the network's classes are {', '.join(classes)}; those of CIFAR-10-C are {', '.join(CIFAR10)}")
+        raise DataError(
+            f"the network's classes are {', '.join(classes)}; those of CIFAR-10-C are {', '.join(CIFAR10)}"
+        )
     require(root, "CIFAR-10-C")
     images, labels = _array(Path(root) / f"{corruption}.npy"), _array(Path(root) / "labels.npy")
-    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or len(images) % 5 or labels.shape != images.shape[:1]:
-        raise DataError(f"{root}/{corruption}.npy holds {images.dtype} {images.shape} and labels.npy {labels.shape}; "
-                        "expected are uint8 (5 N, H, W, 3) and (5 N,)")
+    if (
+        images.ndim != 4
+        or images.shape[-1] != 3
+        or images.dtype != np.uint8
+        or len(images) % 5
+        or labels.shape != images.shape[:1]
+    ):
+        raise DataError(
+            f"{root}/{corruption}.npy holds {images.dtype} {images.shape} and labels.npy {labels.shape}; "
+            "expected are uint8 (5 N, H, W, 3) and (5 N,)"
+        )
     if labels.dtype.kind not in "iu" or not np.isin(labels, range(len(CIFAR10))).all():
-        raise DataError(f"{root}/labels.npy holds {labels.dtype}, {np.unique(labels).tolist()[:12]}; expected are whole numbers from 0 to 9")
+        raise DataError(
+            f"{root}/labels.npy holds {labels.dtype}, {np.unique(labels).tolist()[:12]}; expected are whole "
+            f"numbers from 0 to 9"
+        )
     n = len(images) // 5
     part = slice((severity - 1) * n, severity * n)
     place = torch.tensor([tuple(classes).index(c) for c in CIFAR10])
-    return Images(torch.from_numpy(images[part].copy()).permute(0, 3, 1, 2).contiguous(), place[torch.from_numpy(labels[part].astype("int64"))],
-                  tuple(map(str, range(n))), tuple(classes))
+    return Images(
+        torch.from_numpy(images[part].copy()).permute(0, 3, 1, 2).contiguous(),
+        place[torch.from_numpy(labels[part].astype("int64"))],
+        tuple(map(str, range(n))),
+        tuple(classes),
+    )

@@ -19,11 +19,23 @@ from ..method.layer import AdvBN
 from .filters import check_images
 
 # %% ../../nbs/shifts/07_styles.ipynb #dca1e726
-STYLES = ("brick.png", "grass.png", "gravel.png", "coins.png", "hubble_deep_field.jpg", "ihc.png", "coffee.png", "retina.jpg", "rocket.jpg", "moon.png")
+STYLES = (
+    "brick.png",
+    "grass.png",
+    "gravel.png",
+    "coins.png",
+    "hubble_deep_field.jpg",
+    "ihc.png",
+    "coffee.png",
+    "retina.jpg",
+    "rocket.jpg",
+    "moon.png",
+)
 
 
 def style_images(size: int, folder: str | None = None) -> torch.Tensor:
-    """uint8 `[S, 3, size, size]`: scikit-image's photographs and textures, or the images of a folder, the middle square resized.
+    """uint8 `[S, 3, size, size]`: scikit-image's photographs and textures, or the images of a folder, the
+    middle square resized.
 
     Raises `DataError` for a folder that is missing or has no images, and for an image that cannot be read."""
     return _style_images(size, folder).clone()
@@ -35,7 +47,10 @@ def _style_images(size, folder):
         try:
             import skimage.data
         except ImportError:
-            raise ImportError("the styles are pictures of scikit-image: pip install 'advbn[figures]', or name a folder of paintings") from None
+            raise ImportError(
+                "the styles are pictures of scikit-image: pip install 'advbn[figures]', or name a folder of "
+                "paintings"
+            ) from None
         paths = [Path(skimage.data.__file__).parent / name for name in STYLES]
     elif not Path(folder).is_dir():
         raise DataError(f"no folder of style images at {folder}")
@@ -53,13 +68,19 @@ def _picture(path):
         with Image.open(path, formats=FORMATS) as image:
             return v2.functional.pil_to_tensor(image.convert("RGB"))
     except Exception as error:  # Pillow's readers say in many ways that a file is damaged
-        raise DataError(f"the style image {path} cannot be read: {' '.join(str(error).split())[:160] or type(error).__name__}") from None
+        raise DataError(
+            f"the style image {path} cannot be read: "
+            f"{' '.join(str(error).split())[:160] or type(error).__name__}"
+        ) from None
 
 
 def adain(features: torch.Tensor, style: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
-    "Each image's features with the channel means and deviations of its style's, both `[N, C, H, W]` (Huang and Belongie 2017, equation 8)."
+    """Each image's features with the channel means and deviations of its style's, both `[N, C, H, W]` (Huang
+    and Belongie 2017, equation 8)."""
     mean, std = features.mean((2, 3), keepdim=True), features.std((2, 3), keepdim=True)
-    return (features - mean) / (std + eps) * style.std((2, 3), keepdim=True) + style.mean((2, 3), keepdim=True)
+    return (features - mean) / (std + eps) * style.std((2, 3), keepdim=True) + style.mean(
+        (2, 3), keepdim=True
+    )
 
 
 def _painted(pixels):
@@ -81,21 +102,31 @@ def reconstructed(autoencoder, images: torch.Tensor, batch_size: int = 32) -> to
 
 
 @torch.no_grad()
-def stylized(autoencoder, images: torch.Tensor, indices, styles: torch.Tensor, batch_size: int = 32) -> torch.Tensor:
-    "uint8 images in the style of the uint8 `styles[index % len(styles)]`, alpha = 1. Raises `ValueError` for others, and unless there are as many indices as images."
+def stylized(
+    autoencoder, images: torch.Tensor, indices, styles: torch.Tensor, batch_size: int = 32
+) -> torch.Tensor:
+    """uint8 images in the style of the uint8 `styles[index % len(styles)]`, alpha = 1. Raises `ValueError`
+    for others, and unless there are as many indices as images."""
     check_images(styles)
     _check_each(images, indices, "indices")
     style_features = autoencoder.encode(styles.to(images.device).float() / 255)
     chosen = style_features[torch.as_tensor([int(i) % len(styles) for i in indices], device=images.device)]
-    return torch.cat([_painted(autoencoder.decode(adain(autoencoder.encode(batch.float() / 255), style)))
-                      for batch, style in zip(images.split(batch_size), chosen.split(batch_size))])
+    return torch.cat(
+        [
+            _painted(autoencoder.decode(adain(autoencoder.encode(batch.float() / 255), style)))
+            for batch, style in zip(images.split(batch_size), chosen.split(batch_size))
+        ]
+    )
 
 # %% ../../nbs/shifts/07_styles.ipynb #2c214028
-def adversarial(autoencoder, images: torch.Tensor, targets: torch.Tensor, layer: AdvBN, batch_size: int = 32) -> torch.Tensor:
-    """uint8 images decoded from features that `layer` has perturbed against the autoencoder's classifier (AdvBN, section 4.3).
+def adversarial(
+    autoencoder, images: torch.Tensor, targets: torch.Tensor, layer: AdvBN, batch_size: int = 32
+) -> torch.Tensor:
+    """uint8 images decoded from features that `layer` has perturbed against the autoencoder's classifier
+    (AdvBN, section 4.3).
 
-    The factors are shared by each batch of 32, so the result depends on the order of the images. Raises `ValueError` for other images,
-    and unless there are as many targets."""
+    The factors are shared by each batch of 32, so the result depends on the order of the images. Raises
+    `ValueError` for other images, and unless there are as many targets."""
     _check_each(images, targets, "targets")
     head = torch.nn.Sequential(autoencoder.decoder, torch.nn.Hardtanh(0, 1), _Logits(autoencoder))
     made = []

@@ -18,22 +18,42 @@ from .noise import clipped_zoom, gaussian_filter, plasma
 
 # %% ../../nbs/shifts/03_weather.ipynb #6d03bfba
 LARGE = {
-    "snow": ((0.1, 0.3, 3, 0.5, 10, 4, 0.8), (0.2, 0.3, 2, 0.5, 12, 4, 0.7), (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
-             (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65), (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55)),  # mean, deviation, zoom, threshold, blur (2), image
+    "snow": (
+        (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
+        (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
+        (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
+        (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65),
+        (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
+    ),  # mean, deviation, zoom, threshold, blur (2), image
     "frost": ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75)),  # weights of image and frost
     "fog": ((1.5, 2), (2.0, 2), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4)),  # amount, decay of the plasma
     "brightness": (0.1, 0.2, 0.3, 0.4, 0.5),  # added to the value of HSV
-    "spatter": ((0.65, 0.3, 4, 0.69, 0.6, 0), (0.65, 0.3, 3, 0.68, 0.6, 0), (0.65, 0.3, 2, 0.68, 0.5, 0),
-                (0.65, 0.3, 1, 0.65, 1.5, 1), (0.67, 0.4, 1, 0.65, 1.5, 1)),  # mean, deviation, sigma, threshold, strength or sigma, mud
+    "spatter": (
+        (0.65, 0.3, 4, 0.69, 0.6, 0),
+        (0.65, 0.3, 3, 0.68, 0.6, 0),
+        (0.65, 0.3, 2, 0.68, 0.5, 0),
+        (0.65, 0.3, 1, 0.65, 1.5, 1),
+        (0.67, 0.4, 1, 0.65, 1.5, 1),
+    ),  # mean, deviation, sigma, threshold, strength or sigma, mud
 }
 SMALL = {
-    "snow": ((0.1, 0.2, 1, 0.6, 8, 3, 0.95), (0.1, 0.2, 1, 0.5, 10, 4, 0.9), (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
-             (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85), (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8)),
+    "snow": (
+        (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
+        (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
+        (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
+        (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
+        (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
+    ),
     "frost": ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)),
     "fog": ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),
     "brightness": (0.05, 0.1, 0.15, 0.2, 0.3),
-    "spatter": ((0.62, 0.1, 0.7, 0.7, 0.5, 0), (0.65, 0.1, 0.8, 0.7, 0.5, 0), (0.65, 0.3, 1, 0.69, 0.5, 0),
-                (0.65, 0.1, 0.7, 0.69, 0.6, 1), (0.65, 0.1, 0.5, 0.68, 0.6, 1)),
+    "spatter": (
+        (0.62, 0.1, 0.7, 0.7, 0.5, 0),
+        (0.65, 0.1, 0.8, 0.7, 0.5, 0),
+        (0.65, 0.3, 1, 0.69, 0.5, 0),
+        (0.65, 0.1, 0.7, 0.69, 0.6, 1),
+        (0.65, 0.1, 0.5, 0.68, 0.6, 1),
+    ),
 }
 
 # %% ../../nbs/shifts/03_weather.ipynb #ed14abc4
@@ -50,16 +70,49 @@ def snow(x, c, random):
 
 # %% ../../nbs/shifts/03_weather.ipynb #b6135e37
 _PHOTOGRAPHS = (  # of frost: mean colour, its change with light, deviations in the octaves around 2^-9 to 2^-1 cycles a pixel, drawn (dark below 0)
-    ((0.302, 0.580, 0.644), (1.40, 0.85, 0.70), (0.038, 0.033, 0.018, 0.017, 0.013, 0.013, 0.020, 0.027, 0.012), 0.85),
-    ((0.776, 0.793, 0.829), (0.97, 1.00, 1.04), (0.014, 0.036, 0.017, 0.021, 0.026, 0.034, 0.034, 0.034, 0.013), -0.80),
-    ((0.776, 0.793, 0.829), (0.97, 1.00, 1.04), (0.014, 0.036, 0.017, 0.021, 0.026, 0.034, 0.034, 0.034, 0.013), -0.80),
-    ((0.566, 0.624, 0.674), (0.99, 1.00, 1.04), (0.023, 0.028, 0.010, 0.020, 0.030, 0.039, 0.054, 0.059, 0.024), 0.45),
-    ((0.397, 0.442, 0.488), (1.02, 1.00, 0.97), (0.036, 0.023, 0.030, 0.045, 0.050, 0.051, 0.053, 0.055, 0.034), 0.85),
-    ((0.269, 0.348, 0.378), (0.85, 1.03, 1.20), (0.035, 0.065, 0.062, 0.043, 0.038, 0.043, 0.050, 0.050, 0.022), 0.90))
+    (
+        (0.302, 0.580, 0.644),
+        (1.40, 0.85, 0.70),
+        (0.038, 0.033, 0.018, 0.017, 0.013, 0.013, 0.020, 0.027, 0.012),
+        0.85,
+    ),
+    (
+        (0.776, 0.793, 0.829),
+        (0.97, 1.00, 1.04),
+        (0.014, 0.036, 0.017, 0.021, 0.026, 0.034, 0.034, 0.034, 0.013),
+        -0.80,
+    ),
+    (
+        (0.776, 0.793, 0.829),
+        (0.97, 1.00, 1.04),
+        (0.014, 0.036, 0.017, 0.021, 0.026, 0.034, 0.034, 0.034, 0.013),
+        -0.80,
+    ),
+    (
+        (0.566, 0.624, 0.674),
+        (0.99, 1.00, 1.04),
+        (0.023, 0.028, 0.010, 0.020, 0.030, 0.039, 0.054, 0.059, 0.024),
+        0.45,
+    ),
+    (
+        (0.397, 0.442, 0.488),
+        (1.02, 1.00, 0.97),
+        (0.036, 0.023, 0.030, 0.045, 0.050, 0.051, 0.053, 0.055, 0.034),
+        0.85,
+    ),
+    (
+        (0.269, 0.348, 0.378),
+        (0.85, 1.03, 1.20),
+        (0.035, 0.065, 0.062, 0.043, 0.038, 0.043, 0.050, 0.050, 0.022),
+        0.90,
+    ),
+)
 
 # %% ../../nbs/shifts/03_weather.ipynb #5b1fe04a
 def _feathers(rng, size, count=260, longest=90, gap=4, step=0.7):
-    "Feathers of ice on a torus `[size, size]`, in pixels: spines, and every `gap` two barbs at 60 degrees that fade, shorter towards the tip."
+    """Feathers of ice on a torus `[size, size]`, in pixels: spines, and every `gap` two barbs at 60 degrees
+    that fade, shorter towards the tip."""
+
     def each(low, high, *shape):
         return rng.uniform(low, high, (count, *shape, *(1,) * (3 - len(shape))))
 
@@ -69,8 +122,10 @@ def _feathers(rng, size, count=260, longest=90, gap=4, step=0.7):
     barb, spine = np.arange(0, 0.45 * longest, step), np.arange(0, longest, step)
     sides = np.exp(1j * np.pi / 3 * np.array([[-1], [1]]))
     field = np.zeros((size, size))
-    for along, shown, bright in ((root + barb * sides, barb < reach, light * (1 - 0.6 * barb / np.maximum(reach, step))),
-                                 (spine, spine < length, 1.1 * light)):
+    for along, shown, bright in (
+        (root + barb * sides, barb < reach, light * (1 - 0.6 * barb / np.maximum(reach, step))),
+        (spine, spine < length, 1.1 * light),
+    ):
         points = (place + turn * along)[shown]
         cells = tuple(np.rint(axis).astype(int) % size for axis in (points.imag, points.real))
         np.maximum.at(field, cells, np.broadcast_to(bright, shown.shape)[shown])
@@ -83,19 +138,24 @@ def _in_octaves(field, deviations):
     frequency = np.hypot(np.fft.fftfreq(size, 1 / size)[:, None], np.fft.fftfreq(size, 1 / size))
     octave = np.log2(np.maximum(frequency, 1))
     waves = np.fft.fft2(field - field.mean())
-    power = np.bincount(np.minimum(np.rint(octave), len(deviations) - 1).astype(int).ravel(), np.abs(waves).ravel() ** 2)
-    gain = np.log(np.array(deviations) * size ** 2 / np.sqrt(power))
+    power = np.bincount(
+        np.minimum(np.rint(octave), len(deviations) - 1).astype(int).ravel(), np.abs(waves).ravel() ** 2
+    )
+    gain = np.log(np.array(deviations) * size**2 / np.sqrt(power))
     return np.fft.ifft2(waves * np.exp(np.interp(octave, np.arange(len(gain)), gain))).real
 
 
 @lru_cache(maxsize=None)
 def frost_textures(small: bool = False) -> torch.Tensor:
-    "Six periodic textures `[6, 3, 512, 512]`, 0 to 1; `small` keeps every fifth pixel, as CIFAR-10-C's script shrinks its photographs."
+    """Six periodic textures `[6, 3, 512, 512]`, 0 to 1; `small` keeps every fifth pixel, as CIFAR-10-C's
+    script shrinks its photographs."""
     rng, size = np.random.default_rng(2009), 512
     textures = []
     for mean, change, deviations, drawn in _PHOTOGRAPHS:
-        crystals, ground = (_in_octaves(f, deviations) for f in (_feathers(rng, size), rng.normal(size=(size, size))))
-        light = drawn * crystals + np.sqrt(1 - drawn ** 2) * ground
+        crystals, ground = (
+            _in_octaves(f, deviations) for f in (_feathers(rng, size), rng.normal(size=(size, size)))
+        )
+        light = drawn * crystals + np.sqrt(1 - drawn**2) * ground
         textures.append([m + c * light for m, c in zip(mean, change)])
     textures = torch.from_numpy(np.clip(textures, 0, 1)).float()
     return textures[..., 2::5, 2::5].contiguous() if small else textures
@@ -131,12 +191,15 @@ def _box3(x):
 
 
 def edge_distance(mask: torch.Tensor, largest: int = 20) -> torch.Tensor:
-    "Distance of each pixel of `[N, 1, H, W]` to the rim inside `mask`, by chamfer steps, at most `largest` pixels."
+    """Distance of each pixel of `[N, 1, H, W]` to the rim inside `mask`, by chamfer steps, at most `largest`
+    pixels."""
     rim = (mask > 0) & (-F.max_pool2d(-mask, 3, 1, 1) <= 0)
     far = torch.where(rim, 0.0, float(largest))
     for _ in range(largest):
         padded = F.pad(far, (1,) * 4, value=float(largest))
-        straight = torch.minimum(-F.max_pool2d(-padded[..., 1:-1], (3, 1), 1), -F.max_pool2d(-padded[..., 1:-1, :], (1, 3), 1))
+        straight = torch.minimum(
+            -F.max_pool2d(-padded[..., 1:-1], (3, 1), 1), -F.max_pool2d(-padded[..., 1:-1, :], (1, 3), 1)
+        )
         diagonal = -F.max_pool2d(-padded, 3, 1)
         far = torch.minimum(far, torch.minimum(straight + 1, diagonal + 1.4))
     return far
@@ -146,7 +209,9 @@ def equalized(levels: torch.Tensor) -> torch.Tensor:
     "Histogram equalisation of whole numbers from 0 to 255, `[N, 1, H, W]`, to 0 to 255, as OpenCV does it."
     n, pixels = len(levels), levels[0].numel()
     flat = levels.flatten(1).long()
-    counts = torch.zeros(n, 256, device=levels.device).scatter_add_(1, flat, torch.ones_like(flat, dtype=torch.float32))
+    counts = torch.zeros(n, 256, device=levels.device).scatter_add_(
+        1, flat, torch.ones_like(flat, dtype=torch.float32)
+    )
     first = counts.gather(1, (counts > 0).float().argmax(1, keepdim=True))
     lookup = ((counts.cumsum(1) - first) * 255 / (pixels - first).clamp(min=1)).round().clamp(0, 255)
     return lookup.gather(1, flat).view(levels.shape)

@@ -25,22 +25,37 @@ def others_answering():
     try:
         yield
     except RuntimeError as error:
-        rank, world, words = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1"), " ".join(str(error).split())
-        broken = isinstance(error, dist.DistError) or any(w in words.lower() for w in ("timed out", "timeout", "connection closed", "connection reset", "peer"))
+        rank, world, words = (
+            os.environ.get("RANK", "0"),
+            os.environ.get("WORLD_SIZE", "1"),
+            " ".join(str(error).split()),
+        )
+        broken = isinstance(error, dist.DistError) or any(
+            w in words.lower()
+            for w in ("timed out", "timeout", "connection closed", "connection reset", "peer")
+        )
         if world == "1" or not broken or isinstance(error, ProcessLost):
             raise
-        raise ProcessLost(f"process {rank} of {world}: another process failed or is silent, see what it said ({words[:120]})") from None
+        raise ProcessLost(
+            f"process {rank} of {world}: another process failed or is silent, see what it said "
+            f"({words[:120]})"
+        ) from None
 
 # %% ../../nbs/training/01_distributed.ipynb #be150c2f
 def build_accelerator(precision: str = "no", timeout: int = 600):
-    """An `Accelerator` for `precision` "no", "bf16" or "fp16", also where this process has used another one before.
+    """An `Accelerator` for `precision` "no", "bf16" or "fp16", also where this process has used another one
+    before.
 
     `timeout` is for how many seconds a process waits for the others before it gives up."""
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.state import AcceleratorState
+
     AcceleratorState._reset_state()
     with others_answering():
-        return Accelerator(mixed_precision=precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))])
+        return Accelerator(
+            mixed_precision=precision,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
+        )
 
 # %% ../../nbs/training/01_distributed.ipynb #4c506862
 class _Sum(torch.autograd.Function):
@@ -60,7 +75,8 @@ class _Sum(torch.autograd.Function):
 
 
 class HostSyncBatchNorm2d(nn.BatchNorm2d):
-    "A `BatchNorm2d` that trains on the statistics of all processes' batches together, on any device; `nn.SyncBatchNorm` takes GPUs alone."
+    """A `BatchNorm2d` that trains on the statistics of all processes' batches together, on any device;
+    `nn.SyncBatchNorm` takes GPUs alone."""
 
     def forward(self, x):
         if processes() == 1 or not (self.training or self.running_mean is None):
@@ -79,15 +95,20 @@ class HostSyncBatchNorm2d(nn.BatchNorm2d):
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), rate)
                 self.running_var.lerp_((variance * (count / (count - 1))).to(self.running_var.dtype), rate)
         scale = (variance + self.eps).rsqrt() * (1 if self.weight is None else self.weight)
-        return (centred * scale[:, None, None] + (0 if self.bias is None else self.bias[:, None, None])).to(x.dtype)
+        return (centred * scale[:, None, None] + (0 if self.bias is None else self.bias[:, None, None])).to(
+            x.dtype
+        )
 
 
 def synchronized(module: nn.Module, device="cuda") -> nn.Module:
-    "`module` with its batch norms synchronised between processes, those with an activation of timm's and those with two branches, too."
+    """`module` with its batch norms synchronised between processes, those with an activation of timm's and
+    those with two branches, too."""
     if torch.device(device).type != "cuda":
         for m in module.modules():
             if type(m) in (nn.BatchNorm2d, dual_class(nn.BatchNorm2d)):
-                m.__class__ = HostSyncBatchNorm2d if type(m) is nn.BatchNorm2d else dual_class(HostSyncBatchNorm2d)
+                m.__class__ = (
+                    HostSyncBatchNorm2d if type(m) is nn.BatchNorm2d else dual_class(HostSyncBatchNorm2d)
+                )
         return module
     if any(hasattr(m, "act") for m in module.modules() if isinstance(m, nn.BatchNorm2d)):
         from timm.layers import convert_sync_batchnorm

@@ -25,13 +25,19 @@ from .distributed import build_accelerator, others_answering, synchronized
 
 # %% ../../nbs/training/02_loop.ipynb #8fd6c9f3
 def build_optimizer(parameters, recipe, steps_per_epoch: int) -> tuple:
-    "`(optimizer, scheduler)` for the `Training` section `recipe`; the scheduler is to be stepped once a batch."
-    optimizer = torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    """`(optimizer, scheduler)` for the `Training` section `recipe`; the scheduler is to be stepped once a
+    batch."""
+    optimizer = torch.optim.SGD(
+        parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
     total = recipe.epochs * steps_per_epoch
-    rise = recipe.warmup if recipe.warmup * total != 1 else recipe.warmup * 1.001  # torch divides by the length of the rise less one
+    rise = (
+        recipe.warmup if recipe.warmup * total != 1 else recipe.warmup * 1.001
+    )  # torch divides by the length of the rise less one
     if recipe.schedule == "onecycle":
-        return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=total, pct_start=rise,
-                                                              cycle_momentum=False)
+        return optimizer, torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, recipe.lr, total_steps=total, pct_start=rise, cycle_momentum=False
+        )
     milestones = [m * steps_per_epoch for m in recipe.milestones]
     return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
 
@@ -53,8 +59,13 @@ class _Meter:
     def add(self, clean, adversarial, targets):
         n = len(targets)
         labels = targets if targets.ndim == 1 else targets.argmax(1)
-        self.correct = self.correct + (self.logits.argmax(1) == labels[:len(self.logits)]).sum()  # of an unpaired batch the first half
-        self.clean, self.adversarial = self.clean + n * clean.detach(), self.adversarial + n * adversarial.detach()
+        self.correct = (
+            self.correct + (self.logits.argmax(1) == labels[: len(self.logits)]).sum()
+        )  # of an unpaired batch the first half
+        self.clean, self.adversarial = (
+            self.clean + n * clean.detach(),
+            self.adversarial + n * adversarial.detach(),
+        )
         self.images, self.judged, self.logits = self.images + n, self.judged + len(self.logits), None
 
     def state(self) -> dict:
@@ -68,13 +79,22 @@ class _Meter:
     def gather(self, accelerator):
         "Sum up what all processes have seen."
         if accelerator.num_processes > 1:
-            sums = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=accelerator.device).float()
-                                for v in (self.clean, self.adversarial, self.correct, self.judged, self.images)])
-            self.clean, self.adversarial, self.correct, self.judged, self.images = accelerator.reduce(sums, "sum").tolist()
+            sums = torch.stack(
+                [
+                    torch.as_tensor(v, dtype=torch.float64, device=accelerator.device).float()
+                    for v in (self.clean, self.adversarial, self.correct, self.judged, self.images)
+                ]
+            )
+            self.clean, self.adversarial, self.correct, self.judged, self.images = accelerator.reduce(
+                sums, "sum"
+            ).tolist()
 
     def means(self) -> dict:
-        return {"clean_loss": float(self.clean) / self.images, "adversarial_loss": float(self.adversarial) / self.images,
-                "accuracy": 100 * float(self.correct) / self.judged}
+        return {
+            "clean_loss": float(self.clean) / self.images,
+            "adversarial_loss": float(self.adversarial) / self.images,
+            "accuracy": 100 * float(self.correct) / self.judged,
+        }
 
 # %% ../../nbs/training/02_loop.ipynb #1a914545
 def fit(
@@ -88,50 +108,91 @@ def fit(
 ) -> list:  # a dictionary per epoch: epoch, lr, clean_loss, adversarial_loss, accuracy (percent)
     """Train the head of `net` on the sum of its clean and adversarial loss, with SGD.
 
-    Several processes each take their share of a batch; batch norms are synchronised on GPUs, and where the layer synchronises its statistics.
-    Raises `FloatingPointError` with step, learning rate and the last good progress if features, a loss, a gradient or a weight is no longer finite,
-    `ProcessLost` if another process fails, and `Interrupted`, its progress kept, after Ctrl-C or SIGTERM."""
+    Several processes each take their share of a batch; batch norms are synchronised on GPUs, and where the
+    layer synchronises its statistics. Raises `FloatingPointError` with step, learning rate and the last
+    good progress if features, a loss, a gradient or a weight is no longer finite, `ProcessLost` if another
+    process fails, and `Interrupted`, its progress kept, after Ctrl-C or SIGTERM."""
     accelerator = accelerator or build_accelerator(recipe.precision)
     if getattr(loader, "world", 1) != accelerator.num_processes:
-        raise ValueError(f"the loader divides batches among {loader.world} processes and there are {accelerator.num_processes}; "
-                         "make it with the accelerator's process_index and num_processes")
+        raise ValueError(
+            f"the loader divides batches among {loader.world} processes and there are "
+            f"{accelerator.num_processes}; "
+            "make it with the accelerator's process_index and num_processes"
+        )
     given = getattr(loader, "preprocessing", net.preprocessing)
     if (given.mean, given.std) != (net.preprocessing.mean, net.preprocessing.std):
-        raise ValueError(f"the loader normalises by {given.mean} and {given.std} and the network wants {net.preprocessing.mean} and {net.preprocessing.std}; "
-                         "make it with preprocessing=net.preprocessing")
-    if accelerator.num_processes > 1 and (accelerator.device.type == "cuda" or getattr(net.layer, "sync_statistics", False)):
+        raise ValueError(
+            f"the loader normalises by {given.mean} and {given.std} and the network wants "
+            f"{net.preprocessing.mean} and {net.preprocessing.std}; "
+            "make it with preprocessing=net.preprocessing"
+        )
+    if accelerator.num_processes > 1 and (
+        accelerator.device.type == "cuda" or getattr(net.layer, "sync_statistics", False)
+    ):
         net.head = synchronized(net.head, accelerator.device)
     to_channels_last(net, accelerator.device)
     optimizer, scheduler = build_optimizer(net.trainable_parameters(), recipe, len(loader))
     wrapped, optimizer = accelerator.prepare(net, optimizer)
     loss_fn = partial(F.cross_entropy, label_smoothing=recipe.label_smoothing)
-    in_turn = accelerator.backward if accelerator.num_processes == 1 else None  # several processes exchange gradients once, for the sum
+    in_turn = (
+        accelerator.backward if accelerator.num_processes == 1 else None
+    )  # several processes exchange gradients once, for the sum
     meter, history, step, lr = _Meter(net.head), [], 0, recipe.lr
-    parts = {"net": net, "optimizer": optimizer, "scheduler": scheduler, **({"scaler": accelerator.scaler} if accelerator.scaler else {})}
-    kept = progress and progress.resume({"title": title, "recipe": recipe.model_dump(), "seed": seed, "steps": len(loader), "layer": str(net.layer), "unpaired": net.unpaired,
-                                       "processes": accelerator.num_processes, "weights": fingerprint(net.state_dict()), "batches": loader.identity()}, parts)
+    parts = {
+        "net": net,
+        "optimizer": optimizer,
+        "scheduler": scheduler,
+        **({"scaler": accelerator.scaler} if accelerator.scaler else {}),
+    }
+    kept = progress and progress.resume(
+        {
+            "title": title,
+            "recipe": recipe.model_dump(),
+            "seed": seed,
+            "steps": len(loader),
+            "layer": str(net.layer),
+            "unpaired": net.unpaired,
+            "processes": accelerator.num_processes,
+            "weights": fingerprint(net.state_dict()),
+            "batches": loader.identity(),
+        },
+        parts,
+    )
     if kept:
         history, step = kept["history"], kept["step"]
         meter.restore(kept["meters"][accelerator.process_index], accelerator.device)
 
     def diverged(what):
         "Stop, and say where."
-        raise FloatingPointError(f"{title}: {what} at step {step} (learning rate {lr:g}); try a smaller learning rate{progress.last_good() if progress else ''}")
+        raise FloatingPointError(
+            f"{title}: {what} at step {step} (learning rate {lr:g}); try a smaller learning "
+            f"rate{progress.last_good() if progress else ''}"
+        )
 
     def keep(now):
-        "Write how far the run has come, if it is time or somebody asked; several processes agree on it now and then."
+        """Write how far the run has come, if it is time or somebody asked; several processes agree on it now
+        and then."""
         if progress is None:
             return
         asked = progress.asked is not None
         if accelerator.num_processes > 1:
-            asked = now % 20 == 0 and bool(accelerator.reduce(torch.tensor(float(asked), device=accelerator.device), "sum"))
+            asked = now % 20 == 0 and bool(
+                accelerator.reduce(torch.tensor(float(asked), device=accelerator.device), "sum")
+            )
         if asked or progress.due(now, recipe.epochs * len(loader)):
             if not all(p.isfinite().all() for p in net.trainable_parameters()):
                 diverged("a weight is NaN or infinite")
             from accelerate.utils import gather_object
+
             progress.keep(now, asked, history=history, meters=gather_object([meter.state()]))
 
-    bar = tqdm(total=recipe.epochs * len(loader), initial=step, desc=title, unit="step", disable=None if accelerator.is_main_process else True)
+    bar = tqdm(
+        total=recipe.epochs * len(loader),
+        initial=step,
+        desc=title,
+        unit="step",
+        disable=None if accelerator.is_main_process else True,
+    )
     with ExitStack() as at_the_end:
         at_the_end.callback(accelerator.unwrap_model, wrapped, keep_fp32_wrapper=False)
         at_the_end.callback(bar.close)
@@ -163,8 +224,10 @@ def fit(
                     if not abs(now["clean_loss"] + now["adversarial_loss"]) < float("inf"):
                         diverged(f"the loss is {now['clean_loss'] + now['adversarial_loss']}")
                     rate = (meter.images - seen) * accelerator.num_processes / (time.perf_counter() - began)
-                    bar.set_postfix_str(f"loss {now['clean_loss']:.2f}+{now['adversarial_loss']:.2f}, "
-                                        f"acc {now['accuracy']:.1f} %, {rate:.0f} img/s")
+                    bar.set_postfix_str(
+                        f"loss {now['clean_loss']:.2f}+{now['adversarial_loss']:.2f}, "
+                        f"acc {now['accuracy']:.1f} %, {rate:.0f} img/s"
+                    )
                 if step % len(loader):
                     keep(step)
             meter.gather(accelerator)
@@ -180,7 +243,8 @@ def pretraining_net(model: nn.Module) -> AdvBNNet:
 
 
 def finetuning_net(model: nn.Module, after: str, options: dict | None) -> AdvBNNet:
-    "`model` cut at `after`, with these `options` of `prepare`, or without a layer for the clean control, which trains `model` itself."
+    """`model` cut at `after`, with these `options` of `prepare`, or without a layer for the clean control,
+    which trains `model` itself."""
     if options is not None:
         return prepare(model, after, **options)
     return joined(model, *split(model, after))

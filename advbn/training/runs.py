@@ -41,7 +41,8 @@ from .loop import finetuning_net, fit, pretraining_net
 
 # %% ../../nbs/training/03_runs.ipynb #a985d9ae
 def checkpoint(params: Params, method: str, seed: int, branch: str = "clean") -> Path:
-    "The file with the plain state dict of a method's network; `pretrained` and `bases/NAME` are methods, too."
+    """The file with the plain state dict of a method's network; `pretrained` and `bases/NAME` are methods,
+    too."""
     return project_root() / "checkpoints" / params.profile / method / f"seed{seed}-{branch}.pt"
 
 
@@ -61,15 +62,21 @@ def branches(run: Run) -> tuple:
 
 
 def check_pin(path: Path, said: str | None, key: str):
-    "Raise `ParameterError` unless the file or folder at `path` is the one whose `file_digest` is `said` in `params.yaml` under `key`."
+    """Raise `ParameterError` unless the file or folder at `path` is the one whose `file_digest` is `said` in
+    `params.yaml` under `key`."""
     found = file_digest(path)
     if found != said:
-        was = f"says that of another, {said}; if this one is meant, write it there" if said else "does not say it; write it there"
+        was = (
+            f"says that of another, {said}; if this one is meant, write it there"
+            if said
+            else "does not say it; write it there"
+        )
         raise ParameterError(f"{path} has the SHA-256 {found}, and params.yaml {was}: {key}: {found}")
 
 
 def _weights(section):
-    "A file is looked for from the project's root, and is the one that `params.yaml` means; other words are names of published weights."
+    """A file is looked for from the project's root, and is the one that `params.yaml` means; other words are
+    names of published weights."""
     file = project_root() / (section.weights or "")
     if not file.is_file():
         return section.weights
@@ -78,7 +85,8 @@ def _weights(section):
 
 
 def wanted_images(params: Params) -> Preprocessing:
-    """How streamed images are made: as the profile says and, where it says nothing, as its network wants them; others are taken as large as they are.
+    """How streamed images are made: as the profile says and, where it says nothing, as its network wants
+    them; others are taken as large as they are.
 
     Raises `DataError` if neither says how large."""
     data, network = params.current.data, params.current.network
@@ -89,7 +97,10 @@ def wanted_images(params: Params) -> Preprocessing:
     except ValueError as error:
         raise DataError(str(error)) from None
     if not (wanted.size and wanted.resize):
-        raise DataError(f"{network.name} takes images of any size; say how large they are, such as size: 224 and resize: 256")
+        raise DataError(
+            f"{network.name} takes images of any size; say how large they are, such as size: 224 and resize: "
+            f"256"
+        )
     return wanted
 
 
@@ -108,27 +119,38 @@ def _streamed(data) -> dict:
 
 
 def _build(name, section, data):
-    "The network `name` of a section of `params.yaml`; it remembers that it sees the images that `data` makes, whatever its weights were made for."
+    """The network `name` of a section of `params.yaml`; it remembers that it sees the images that `data`
+    makes, whatever its weights were made for."""
     model = build_model(name, len(data.classes), _weights(section), section.head)
     return remember(model, replace(preprocessing_of(model), **_streamed(data)))
 
 
 def load_model(params: Params, method: str, seed: int, branch: str = "clean") -> torch.nn.Module:
     "The trained network of a method of the main table, or the pretrained one, as a plain model in eval mode."
-    return load_into(build_model(params.current.network.name, params.current.data.classes), checkpoint(params, method, seed, branch)).eval()
+    return load_into(
+        build_model(params.current.network.name, params.current.data.classes),
+        checkpoint(params, method, seed, branch),
+    ).eval()
 
 
 def check_networks(params: Params):
-    "Raise a `ParameterError` if a network's name, its published weights or a cut is wrong, in any row of any table, before anything is trained."
+    """Raise a `ParameterError` if a network's name, its published weights or a cut is wrong, in any row of
+    any table, before anything is trained."""
     section, places = params.current.pictures, {}
     for study in (None, *(params.studies if params.current.short else ())):
         for name, run in params.runs(study).items():
-            key = f"profiles.{params.profile}.network" if run.network == params.current.network else f"bases.{run.base}.network"
+            key = (
+                f"profiles.{params.profile}.network"
+                if run.network == params.current.network
+                else f"bases.{run.base}.network"
+            )
             if run.method.after:
                 own = study and run.name in params.studies[study].methods
                 key = f"{f'studies.{study}.' if own else 'base_' if study else ''}methods.{run.name}.after"
             places.setdefault((run.network.name, run.after, run.network.weights), (run.network, key))
-    places.setdefault((section.network, section.after, section.weights), (section, f"profiles.{params.profile}.pictures"))
+    places.setdefault(
+        (section.network, section.after, section.weights), (section, f"profiles.{params.profile}.pictures")
+    )
     try:
         Autoencoder(build_model(section.network, params.current.data.classes), section.after)
     except ValueError as error:
@@ -142,9 +164,12 @@ def check_networks(params: Params):
 
 
 def check_seed(params: Params, seed: int):
-    "Raise a `ParameterError` for a seed that is not in `params.yaml`: its test images were used to train the autoencoder."
+    """Raise a `ParameterError` for a seed that is not in `params.yaml`: its test images were used to train
+    the autoencoder."""
     if seed not in params.seeds:
-        raise ParameterError(f"seed is {seed}; allowed are the seeds of params.yaml, {', '.join(map(str, params.seeds))}")
+        raise ParameterError(
+            f"seed is {seed}; allowed are the seeds of params.yaml, {', '.join(map(str, params.seeds))}"
+        )
 
 
 def settle(params):
@@ -161,10 +186,12 @@ def clear_progress(params: Params, name: str, seed: int | str = "*"):
 
 
 def list_left_out(params: Params, data, name: str, seed: int, accelerator):
-    "Warn of the images of `data` that could not be read and were left out, and list them in `results/PROFILE/left_out/`."
+    """Warn of the images of `data` that could not be read and were left out, and list them in
+    `results/PROFILE/left_out/`."""
     found = list(data.bad.found.items())
     if accelerator.num_processes > 1 and not data.in_memory and data.bad.policy == "skip":
         from accelerate.utils import gather_object
+
         with others_answering():
             found = gather_object(found)
     if found and accelerator.is_main_process:
@@ -175,23 +202,37 @@ def list_left_out(params: Params, data, name: str, seed: int, accelerator):
 
 
 def progress_of(params: Params, name: str, seed: int, accelerator) -> Progress:
-    "Where the training of a method, or of `pretrained` or `bases/NAME`, is kept while it goes on, and its lock."
-    return Progress(project_root() / "progress" / params.profile / f"{name}-seed{seed}.pt", params.checkpoint_steps, accelerator.is_main_process)
+    """Where the training of a method, or of `pretrained` or `bases/NAME`, is kept while it goes on, and its
+    lock."""
+    return Progress(
+        project_root() / "progress" / params.profile / f"{name}-seed{seed}.pt",
+        params.checkpoint_steps,
+        accelerator.is_main_process,
+    )
 
 
 def _pretrained(params, network, recipe, policy, seed, title, accelerator, data, progress):
-    "`(network, rows per epoch)`: trained from scratch or from weights with a new classifier, or with its published weights and no rows."
+    """`(network, rows per epoch)`: trained from scratch or from weights with a new classifier, or with its
+    published weights and no rows."""
     torch.manual_seed(step_seed(seed, "initial weights"))
     model = _build(network.name, network, data)
     if recipe is None:
         return model.eval(), []
     net = pretraining_net(model)
-    loader = data.batches(recipe.batch_size, seed, accelerator, params.current.data.augment, policy, preprocessing=preprocessing_of(model))
+    loader = data.batches(
+        recipe.batch_size,
+        seed,
+        accelerator,
+        params.current.data.augment,
+        policy,
+        preprocessing=preprocessing_of(model),
+    )
     return net.head, fit(net, loader, recipe, seed, title, accelerator, progress)
 
 
 def pretrain(params: Params, base: str | None, seed: int) -> pd.DataFrame:
-    "Train the profile's network, or a study's `base`, from scratch, or take its published weights; save it, return a row per epoch."
+    """Train the profile's network, or a study's `base`, from scratch, or take its published weights; save it,
+    return a row per epoch."""
     settle(params)
     run = next(iter((params.runs() if base is None else params.base_runs(base)).values()))
     check_networks(params)
@@ -199,24 +240,45 @@ def pretrain(params: Params, base: str | None, seed: int) -> pd.DataFrame:
     name = f"bases/{base}" if base else "pretrained"
     with progress_of(params, name, seed, accelerator) as progress:
         data = load_data(params, accelerator)
-        model, history = _pretrained(params, run.network, run.pretrain, run.augmentation, seed, f"{base or 'pretraining'}, seed {seed}", accelerator, data, progress)
+        model, history = _pretrained(
+            params,
+            run.network,
+            run.pretrain,
+            run.augmentation,
+            seed,
+            f"{base or 'pretraining'}, seed {seed}",
+            accelerator,
+            data,
+            progress,
+        )
         list_left_out(params, data, name, seed, accelerator)
         if accelerator.is_main_process:
             save_state(model.state_dict(), checkpoint(params, name, seed))
     return pd.DataFrame(history).assign(seed=seed)
 
 
-def finetuned(params: Params, run: Run, model: torch.nn.Module, data, seed: int, accelerator, progress=None) -> tuple:
-    "`(AdvBNNet, rows per epoch)` of a run from its pretrained network; the network is `None` where nothing is trained."
+def finetuned(
+    params: Params, run: Run, model: torch.nn.Module, data, seed: int, accelerator, progress=None
+) -> tuple:
+    """`(AdvBNNet, rows per epoch)` of a run from its pretrained network; the network is `None` where nothing
+    is trained."""
     if run.method.train == "nothing":
         return None, []
     net = finetuning_net(model, run.after, run.method.options)
-    loader = data.batches(run.finetune.batch_size, seed, accelerator, params.current.data.augment, run.augmentation, preprocessing=net.preprocessing)
+    loader = data.batches(
+        run.finetune.batch_size,
+        seed,
+        accelerator,
+        params.current.data.augment,
+        run.augmentation,
+        preprocessing=net.preprocessing,
+    )
     return net, fit(net, loader, run.finetune, seed, f"{run.name}, seed {seed}", accelerator, progress)
 
 
 def train(params: Params, method: str, seed: int) -> pd.DataFrame:
-    "Train a method of the main table from the pretrained network of the same seed; save its branches, return a row per epoch."
+    """Train a method of the main table from the pretrained network of the same seed; save its branches,
+    return a row per epoch."""
     settle(params)
     run, model = find_run(params, method), load_model(params, "pretrained", seed)
     accelerator = build_accelerator(run.finetune.precision, params.timeout)
@@ -226,30 +288,62 @@ def train(params: Params, method: str, seed: int) -> pd.DataFrame:
         list_left_out(params, data, method, seed, accelerator)
         if accelerator.is_main_process:
             for branch in branches(run):
-                save_state(net.export(branch) if net else model.state_dict(), checkpoint(params, method, seed, branch))
+                save_state(
+                    net.export(branch) if net else model.state_dict(),
+                    checkpoint(params, method, seed, branch),
+                )
     return pd.DataFrame(history).assign(seed=seed)
 
 # %% ../../nbs/training/03_runs.ipynb #7df70e62
 def train_autoencoder(params: Params) -> tuple:
-    """Train the pictures' classifier, unless its weights are published, and its decoder on the images that no seed tests on; save both.
+    """Train the pictures' classifier, unless its weights are published, and its decoder on the images that no
+    seed tests on; save both.
 
     Returns the classifier's rows per epoch and the decoder's mean squared errors."""
     settle(params)
     styles_folder(params)
     section = params.current.pictures
-    accelerator = build_accelerator(section.classifier.precision if section.classifier else "no", params.timeout)
+    accelerator = build_accelerator(
+        section.classifier.precision if section.classifier else "no", params.timeout
+    )
     data, history = load_data(params), []
     torch.manual_seed(step_seed("autoencoder", "initial weights"))
     model = _build(section.network, section, data)
-    with progress_of(params, "autoencoder/classifier", 0, accelerator) as first, progress_of(params, "autoencoder/decoder", 0, accelerator) as second:
+    with (
+        progress_of(params, "autoencoder/classifier", 0, accelerator) as first,
+        progress_of(params, "autoencoder/decoder", 0, accelerator) as second,
+    ):
         if section.classifier:
-            loader = data.batches(section.classifier.batch_size, 0, accelerator, params.current.data.augment, common=params.seeds, preprocessing=preprocessing_of(model))
-            history = fit(pretraining_net(model), loader, section.classifier, 0, "pictures' classifier", accelerator, first)
+            loader = data.batches(
+                section.classifier.batch_size,
+                0,
+                accelerator,
+                params.current.data.augment,
+                common=params.seeds,
+                preprocessing=preprocessing_of(model),
+            )
+            history = fit(
+                pretraining_net(model),
+                loader,
+                section.classifier,
+                0,
+                "pictures' classifier",
+                accelerator,
+                first,
+            )
         autoencoder = Autoencoder(model, section.after).to(accelerator.device)
-        loader = data.batches(section.decoder.batch_size * accelerator.num_processes, 0, accelerator, common=params.seeds, preprocessing=autoencoder.preprocessing)
+        loader = data.batches(
+            section.decoder.batch_size * accelerator.num_processes,
+            0,
+            accelerator,
+            common=params.seeds,
+            preprocessing=autoencoder.preprocessing,
+        )
         errors = fit_decoder(autoencoder, loader, section.decoder.epochs, section.decoder.lr, second)
         if accelerator.is_main_process:
-            save_state(autoencoder.classifier.state_dict(), checkpoint(params, "autoencoder", 0, "classifier"))
+            save_state(
+                autoencoder.classifier.state_dict(), checkpoint(params, "autoencoder", 0, "classifier")
+            )
             save_state(autoencoder.decoder.state_dict(), checkpoint(params, "autoencoder", 0, "decoder"))
     return pd.DataFrame(history), errors
 
@@ -257,7 +351,10 @@ def train_autoencoder(params: Params) -> tuple:
 def load_autoencoder(params: Params) -> Autoencoder:
     "The trained autoencoder of the profile's pictures."
     section = params.current.pictures
-    classifier = load_into(build_model(section.network, params.current.data.classes), checkpoint(params, "autoencoder", 0, "classifier"))
+    classifier = load_into(
+        build_model(section.network, params.current.data.classes),
+        checkpoint(params, "autoencoder", 0, "classifier"),
+    )
     autoencoder = Autoencoder(classifier, section.after)
     load_into(autoencoder.decoder, checkpoint(params, "autoencoder", 0, "decoder"))
     return autoencoder.eval()
@@ -265,18 +362,23 @@ def load_autoencoder(params: Params) -> Autoencoder:
 
 def picture_attack(params: Params, autoencoder: Autoencoder, **changes) -> AdvBN:
     "The layer behind the adversarial images, rectifying where the encoder's features are rectified."
-    return AdvBN(**{**params.current.pictures.attack.model_dump(), "rectify": autoencoder.encoder.rectified, **changes})
+    return AdvBN(
+        **{**params.current.pictures.attack.model_dump(), "rectify": autoencoder.encoder.rectified, **changes}
+    )
 
 # %% ../../nbs/training/03_runs.ipynb #a37252e8
 def all_cells(params: Params, data, seed: int, device="cpu", most: int | None = None):
     "`cells` of a seed with the profile's autoencoder, attack and styles."
     check_seed(params, seed)
     autoencoder = load_autoencoder(params).to(device)
-    return cells(data, seed, autoencoder, picture_attack(params, autoencoder), styles_folder(params), device, most)
+    return cells(
+        data, seed, autoencoder, picture_attack(params, autoencoder), styles_folder(params), device, most
+    )
 
 
 def styles_folder(params: Params) -> str | None:
-    "The folder of paintings of the profile, or `None` for scikit-image's pictures. Raises `DataError` if it is missing, `ParameterError` if it has changed."
+    """The folder of paintings of the profile, or `None` for scikit-image's pictures. Raises `DataError` if it
+    is missing, `ParameterError` if it has changed."""
     styles = params.current.pictures.styles
     if styles is None:
         return None
@@ -292,16 +394,23 @@ def _shifted(params, seed):
 
 
 def made_from(params: Params, data, seed: int) -> dict:
-    """What the images are made from that a seed is tested on, but for the code: the test images, by their pixels or, streamed, by their paths;
-    the published sets; the weights of the autoencoder, the attack, the styles."""
+    """What the images are made from that a seed is tested on, but for the code: the test images, by their
+    pixels or, streamed, by their paths; the published sets; the weights of the autoencoder, the attack, the
+    styles."""
     section, test = params.current.pictures, data.test(seed)
     images = hashlib.sha256(repr((test.names, test.classes)).encode())
     if data.in_memory:
         for tensor in (test.images, test.targets):
             images.update(tensor.cpu().contiguous().numpy().tobytes())
     parts = {part: checkpoint(params, "autoencoder", 0, part) for part in ("classifier", "decoder")}
-    return {"seed": seed, "images": images.hexdigest(), **params.current.data.model_dump(include={"sets", "test_images", "size", "resize"}), **_streamed(data),
-            **section.model_dump(include={"network", "after", "attack", "styles_sha256"}), **{part: file_digest(path) for part, path in parts.items() if path.exists()}}
+    return {
+        "seed": seed,
+        "images": images.hexdigest(),
+        **params.current.data.model_dump(include={"sets", "test_images", "size", "resize"}),
+        **_streamed(data),
+        **section.model_dump(include={"network", "after", "attack", "styles_sha256"}),
+        **{part: file_digest(path) for part, path in parts.items() if path.exists()},
+    }
 
 
 def shift(params: Params, seed: int) -> pd.DataFrame:
@@ -312,73 +421,121 @@ def shift(params: Params, seed: int) -> pd.DataFrame:
     data = load_data(params)
     accelerator = build_accelerator(timeout=params.timeout)
     made = all_cells(params, data, seed, accelerator.device, None if data.in_memory else 64)
-    listed = store_cells(tqdm(made, desc=f"shifts, seed {seed}", unit="cell"), _shifted(params, seed), made_from(params, data, seed)).assign(seed=seed)
+    listed = store_cells(
+        tqdm(made, desc=f"shifts, seed {seed}", unit="cell"),
+        _shifted(params, seed),
+        made_from(params, data, seed),
+    ).assign(seed=seed)
     list_left_out(params, data, "shifts", seed, accelerator)
     return listed
 
 
 def shifted(params: Params, data, seed: int, wanted=lambda shift, cell: True):
-    "Yield the `(shift, cell, Images)` that `shift` has kept, those that are `wanted`. Raises `DataError` if it was not called with these parameters."
+    """Yield the `(shift, cell, Images)` that `shift` has kept, those that are `wanted`. Raises `DataError` if
+    it was not called with these parameters."""
     return stored_cells(_shifted(params, seed), data.classes, wanted, made_from(params, data, seed))
 
 
 def score(networks: dict, made, title: str) -> tuple:
     """`(table, predictions)` of networks, as `{branch: network}`, on `(shift, cell, Images)`.
 
-    The table has a row per branch and cell: branch, shift, cell, correct, images. The predictions are the top classes, int16 `[N]`, under
-    keys such as `clean/instagram/hefe`; the pieces of a cell are put together."""
+    The table has a row per branch and cell: branch, shift, cell, correct, images. The predictions are the
+    top classes, int16 `[N]`, under keys such as `clean/instagram/hefe`; the pieces of a cell are put
+    together."""
     networks = {branch: for_inference(network) for branch, network in networks.items()}
     counts, predictions = {}, {}
     for name, cell, images in tqdm(made, desc=title, unit="cell"):
         for branch, found in predict_each(networks, images.images).items():
             predictions.setdefault(f"{branch}/{name}/{cell}", []).append(found.numpy().astype("int16"))
             correct, seen = counts.get((branch, name, cell), (0, 0))
-            counts[branch, name, cell] = correct + (found == images.targets.cpu()).sum().item(), seen + len(images)
-    table = pd.DataFrame([(*key, *count) for key, count in counts.items()], columns=["branch", "shift", "cell", "correct", "images"])
+            counts[branch, name, cell] = (
+                correct + (found == images.targets.cpu()).sum().item(),
+                seen + len(images),
+            )
+    table = pd.DataFrame(
+        [(*key, *count) for key, count in counts.items()],
+        columns=["branch", "shift", "cell", "correct", "images"],
+    )
     return table, {key: np.concatenate(parts) for key, parts in predictions.items()}
 
 
 def evaluate(params: Params, method: str, seed: int) -> tuple:
-    """`(table, predictions)` of a method on every shift; see `score`. The table also has method, seed, source and accuracy (percent).
+    """`(table, predictions)` of a method on every shift; see `score`. The table also has method, seed, source
+    and accuracy (percent).
 
-    Several processes share the images of a large set and add up what they counted; predictions are then those of a process alone."""
+    Several processes share the images of a large set and add up what they counted; predictions are then
+    those of a process alone."""
     settle(params)
     accelerator, run = build_accelerator(timeout=params.timeout), find_run(params, method)
     data = load_data(params, accelerator)
     networks = {b: load_model(params, method, seed, b).to(accelerator.device) for b in branches(run)}
-    made = shifted(params, data, seed) if data.in_memory else all_cells(params, data, seed, accelerator.device)
+    made = (
+        shifted(params, data, seed) if data.in_memory else all_cells(params, data, seed, accelerator.device)
+    )
     table, predictions = score(networks, made, f"{method}, seed {seed}")
     if accelerator.num_processes > 1 and not data.in_memory:
         from accelerate.utils import gather_object
+
         with others_answering():
             rows = pd.DataFrame(gather_object(table.to_dict("records")))
-        table = rows.groupby(["branch", "shift", "cell"], sort=False, as_index=False)[["correct", "images"]].sum()
+        table = rows.groupby(["branch", "shift", "cell"], sort=False, as_index=False)[
+            ["correct", "images"]
+        ].sum()
     list_left_out(params, data, method, seed, accelerator)
     source = {s: "published" if s in (*data.published, "clean") else "generated" for s in table["shift"]}
-    return table.assign(method=method, seed=seed, source=table["shift"].map(source), accuracy=100 * table.correct / table.images), predictions
+    return table.assign(
+        method=method,
+        seed=seed,
+        source=table["shift"].map(source),
+        accuracy=100 * table.correct / table.images,
+    ), predictions
 
 # %% ../../nbs/training/03_runs.ipynb #026e4c6e
-EPOCHS = ("epoch", "lr", "clean_loss", "adversarial_loss", "accuracy", "seed")  # columns of `pretrain` and `train`
-CELLS = ("branch", "shift", "cell", "correct", "images", "method", "seed", "source", "accuracy")  # and of `evaluate`
+EPOCHS = (
+    "epoch",
+    "lr",
+    "clean_loss",
+    "adversarial_loss",
+    "accuracy",
+    "seed",
+)  # columns of `pretrain` and `train`
+CELLS = (
+    "branch",
+    "shift",
+    "cell",
+    "correct",
+    "images",
+    "method",
+    "seed",
+    "source",
+    "accuracy",
+)  # and of `evaluate`
 
 
 def kept_rows(path: Path, columns) -> pd.DataFrame:
-    "The rows at `path`, none if nothing is there. Raises `DataError` for a file that is no table, and for rows with other `columns`."
+    """The rows at `path`, none if nothing is there. Raises `DataError` for a file that is no table, and for
+    rows with other `columns`."""
     try:
         kept = pd.read_csv(path)
     except FileNotFoundError:
         return pd.DataFrame(columns=columns)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as a table ({' '.join(str(error).split())[:80]}); move it away") from None
+        raise DataError(
+            f"{path} cannot be read as a table ({' '.join(str(error).split())[:80]}); move it away"
+        ) from None
     if "seed" not in kept:
         raise DataError(f"{path} has no column 'seed'; move it away")
     if len(kept) and set(kept) != set(columns):
-        raise DataError(f"{path} has the columns {', '.join(kept)}, and what is to be kept there {', '.join(columns)}; move it away")
+        raise DataError(
+            f"{path} has the columns {', '.join(kept)}, and what is to be kept there {', '.join(columns)}; "
+            f"move it away"
+        )
     return kept
 
 
 def keep_rows(found: pd.DataFrame, path: Path):
-    "Write `found`, rows of some seeds, to the CSV at `path`, in place of the rows that it has of these seeds; several processes take turns."
+    """Write `found`, rows of some seeds, to the CSV at `path`, in place of the rows that it has of these
+    seeds; several processes take turns."""
     with held(path, "written", wait=60):
         kept = kept_rows(path, found.columns)
         others = kept[~kept.seed.isin(found.seed.unique())]
