@@ -18,14 +18,14 @@ from tqdm import tqdm
 
 from .evidence.cost import step_flops
 from .evidence.evaluation import for_inference, predict_each
-from .files import project_root
+from .base.files import project_root
 from .method.network import prepare
 from .networks.models import build_model
 from .notebooks import surroundings
 from .shifts.corruptions import corrupt, CORRUPTIONS
 from .shifts.styles import style_images
 from .training.loop import finetuning_net
-from .training.runs import score
+from .evidence.testing import score
 
 
 def alternate(sides: dict, repetitions: int = 9, warmup: int = 2, device: str = "cpu") -> pd.DataFrame:
@@ -368,15 +368,6 @@ def bench_evaluate(
         ("",) * 100,
     )
 
-    class Set:
-        published, size = (), None
-
-        def pieces(self, seed, most=None, wide=False):
-            yield list(range(batch)), images
-
-        def published_cells(self, most=None):
-            return ()
-
     whole = for_inference(model)
 
     def forward(branches=1):
@@ -385,7 +376,7 @@ def bench_evaluate(
                 predict_each({"clean": whole}, images.images)
 
     def all_cells(branches=("clean",)):
-        score({b: model for b in branches}, cells(Set(), 0, device=device, shifts=("corruptions",)), "cells")
+        score({b: model for b in branches}, cells(images, shifts=("corruptions",)), "cells")
 
     times = alternate(
         {

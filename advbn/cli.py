@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 import typer
 
 from . import __version__
-from .errors import Busy, Interrupted, INTERRUPTED, ProcessLost
+from .base.errors import Busy, Interrupted, INTERRUPTED, ProcessLost
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -50,7 +50,7 @@ def data(
     ] = None,
 ):
     "Draw the embedded images. Example: advbn data"
-    from .files import held, project_root
+    from .base.files import held, project_root
     from .images.openmoji import build_openmoji, fingerprint
 
     root = (root or project_root() / "data").resolve()
@@ -65,7 +65,7 @@ def data(
 
 def _said(pairs, words) -> dict:
     "Names and values of NAME=VALUE `pairs` and of `words`, --NAME and VALUE in turn."
-    from .errors import ParameterError
+    from .base.errors import ParameterError
 
     if bad := [pair for pair in pairs if "=" not in pair]:
         raise ParameterError(f"-p {bad[0]} has no value; allowed is NAME=VALUE")
@@ -90,7 +90,7 @@ def run(
     ] = None,
 ):
     "Execute a notebook with parameters. Example: advbn run nbs/stages/train.ipynb -p method=advbn"
-    from .config import load_params
+    from .base.config import load_params
     from .notebooks import run_notebook
 
     load_params()
@@ -141,8 +141,8 @@ def _left_out(bad):
 def _table(params, columns, *parts) -> Path:
     """Where rows are kept under results/; raises `DataError` before any work if there are others, and
     `OSError` if nothing can be written there."""
-    from .files import held, project_root
-    from .training.runs import kept_rows
+    from .base.files import held, project_root
+    from .base.rows import kept_rows
 
     path = project_root().joinpath("results", params.profile, *parts)
     with held(path, "written", wait=60):
@@ -154,7 +154,7 @@ def _told(found, rows, path) -> bool:
     """Print `rows` and keep `found` at `path`, if there is one, in the first process alone, which writes all
     files; returns whether this is it."""
     from accelerate import PartialState
-    from .training.runs import keep_rows
+    from .base.rows import keep_rows
 
     if first := PartialState().is_main_process:
         if path:
@@ -175,34 +175,40 @@ def pretrain(
     ] = None,
 ):
     "Train the profile's network. Example: accelerate launch -m advbn pretrain --seed 0"
-    from .config import load_params
-    from .training.runs import clear_progress, EPOCHS, pretrain
+    from .base.config import load_params
+    from .base.rows import EPOCHS
+    from .training.run import check_networks, resolve
+    from .training.train import clear_progress, pretrain
 
     params = load_params(**({"head": head} if head else {}))
     path = _table(params, EPOCHS, "training", "pretrained.csv") if save else None
-    found = pretrain(params, None, seed)
+    check_networks(params)
+    run = resolve(params, "standard", seed)
+    found = pretrain(run)
     if _told(found, found.tail(1).to_string(index=False), path):
-        clear_progress(params, "pretrained", seed)
+        clear_progress(run.setting, run.start, seed)
 
 
 @app.command()
 def train(method: str, seed: _seed() = 0, save: _save() = False):
     "Train a method of params.yaml. Example: accelerate launch -m advbn train advbn --seed 0 --save"
-    from .config import load_params
-    from .training.runs import clear_progress, EPOCHS, find_run, train
+    from .base.config import load_params
+    from .base.rows import EPOCHS
+    from .training.run import resolve
+    from .training.train import clear_progress, train
 
     params = load_params()
-    name = find_run(params, method).name
-    path = _table(params, EPOCHS, "training", f"{name}.csv") if save else None
-    found = train(params, name, seed)
+    run = resolve(params, method, seed)
+    path = _table(params, EPOCHS, "training", f"{run.name}.csv") if save else None
+    found = train(run)
     if _told(found, found.tail(1).to_string(index=False), path):
-        clear_progress(params, name, seed)
+        clear_progress(run.setting, run.name, seed)
 
 
 def _check_given(context, panel, instead):
     """Raise `ParameterError` if an option is given that is listed under another `panel`; `instead` says what
     it goes with."""
-    from .errors import ParameterError
+    from .base.errors import ParameterError
 
     for option in context.command.params:
         if (
@@ -272,8 +278,8 @@ def evaluate(
 
     Example: advbn evaluate advbn --seed 0, or: advbn evaluate --model resnet50 --weights weights.pt --data
     val --shifts all"""
-    from .config import load_params
-    from .errors import ParameterError
+    from .base.config import load_params
+    from .base.errors import ParameterError
 
     if (method is None) == (model is None):
         raise ParameterError(
@@ -284,12 +290,14 @@ def evaluate(
         _check_given(
             context, OF_METHOD, "--model; a method of params.yaml is tested on the images of its profile"
         )
-        from .training.runs import CELLS, evaluate, find_run
+        from .base.rows import CELLS
+        from .evidence.testing import evaluate
+        from .training.run import resolve
 
         params = load_params()
-        name = find_run(params, method).name
-        path = _table(params, CELLS, "runs", f"{name}.csv") if save else None
-        found, _ = evaluate(params, name, seed)
+        run = resolve(params, method, seed)
+        path = _table(params, CELLS, "runs", f"{run.name}.csv") if save else None
+        found, _ = evaluate(run)
         table = found.groupby(["branch", "shift"], sort=False).accuracy.mean().unstack(sort=False)
         _told(found, table.to_json(indent=1) if json else table.round(2).to_string(), path)
     else:
@@ -301,7 +309,14 @@ def evaluate(
         ]:
             raise ParameterError(f"--model {model} needs {' and '.join(missing)}")
         import torch
-        from .evidence.assess import chosen_shifts, class_names, evaluate_networks, load_network, summary
+        from .evidence.assess import (
+            chosen_shifts,
+            class_names,
+            evaluate_networks,
+            load_network,
+            Reading,
+            summary,
+        )
         from .images.decoding import BadImages
         from .images.preprocessing import preprocessing_of
 
@@ -319,7 +334,8 @@ def evaluate(
             )
         device = "cuda" if torch.cuda.is_available() else "cpu"
         bad = BadImages(on_bad_image)
-        found = evaluate_networks(networks, data, names, wanted, size, resize, images, device=device, bad=bad)
+        reading = Reading(size, resize, images, bad=bad)
+        found = evaluate_networks(networks, data, names, wanted, reading, device)
         _left_out(bad)
         table = summary(found, imagenet=len(names) == 1000)
         print(table.to_json(indent=1) if json else table.round(2).to_string())
@@ -333,29 +349,24 @@ def make_set(
 ):
     """Write the profile's test images, perturbed and decoded, as an ImageFolder tree. Example: advbn make-set
     sets/advbn"""
-    from .config import load_params
-    from .errors import ParameterError
+    from .base.config import load_params
+    from .base.errors import ParameterError
     from .evidence.figures import make_set
     from .shifts.styles import adversarial, reconstructed, style_images, stylized
     from .training.distributed import build_accelerator
-    from .training.runs import (
-        check_seed,
-        load_autoencoder,
-        load_data,
-        made_from,
-        picture_attack,
-        styles_folder,
-    )
+    from .evidence.testing import made_from
+    from .training.run import check_seed, load_data, setting_of, styles_folder
+    from .training.train import load_autoencoder, picture_attack
 
     if kind not in ("advbn", "reconstructed", "stylized"):
         raise ParameterError(f"--kind is {kind!r}; allowed are advbn, reconstructed and stylized")
-    params = load_params()
-    check_seed(params, seed)
-    data = load_data(params)
+    setting = setting_of(load_params())
+    check_seed(setting, seed)
+    data = load_data(setting)
     device = build_accelerator().device
-    autoencoder = load_autoencoder(params).to(device)
-    layer, styles = picture_attack(params, autoencoder), styles_folder(params)
-    settings = {"kind": kind, **made_from(params, data, seed)}
+    autoencoder = load_autoencoder(setting).to(device)
+    layer, styles = picture_attack(setting, autoencoder), styles_folder(setting)
+    settings = {"kind": kind, **made_from(setting, data, seed)}
     test = data.test(seed, wide=True)
     number = dict(zip(test.names, data.test_indices(seed).tolist()))
     makers = {
@@ -377,17 +388,16 @@ def export(
 ):
     """Write a trained network's plain weights, as torchvision or timm load them. Example: advbn export advbn
     robust.pt --branch adversarial"""
-    from .config import load_params
-    from .errors import ParameterError
+    from .base.config import load_params
+    from .base.errors import ParameterError
     from .networks.weights import save_state
-    from .training.runs import branches, find_run, load_model
+    from .training.run import load_network, resolve
 
-    params = load_params()
-    run = find_run(params, method)
-    if branch not in branches(run):
-        raise ParameterError(f"--branch is {branch!r}; {method} has {' and '.join(branches(run))}")
-    save_state(load_model(params, method, seed, branch).state_dict(), out)
-    print(f"{out}: {run.network.name}, {params.current.data.classes} classes")
+    run = resolve(load_params(), method, seed)
+    if branch not in run.method.branches:
+        raise ParameterError(f"--branch is {branch!r}; {method} has {' and '.join(run.method.branches)}")
+    save_state(load_network(run, branch=branch).state_dict(), out)
+    print(f"{out}: {run.network.name}, {run.setting.data.classes} classes")
 
 
 def _size(paths) -> int:
@@ -406,7 +416,7 @@ def clean(
     import os
     import shutil
     from contextlib import suppress
-    from .files import cache_folder, project_root
+    from .base.files import cache_folder, project_root
     from .images.decoding import kept_listings
 
     root, freed, left = project_root(), {}, {}
@@ -455,7 +465,7 @@ def corrupt(
 ):
     """Corrupt the pictures of a tree, of any size, into another tree. Example: advbn corrupt data/openmoji
     out --name fog --severity 3"""
-    from .errors import ParameterError
+    from .base.errors import ParameterError
     from .evidence.assess import Pictures
     from .evidence.figures import make_set
     from .images.decoding import BadImages
@@ -519,8 +529,8 @@ def plan(
 ):
     """What a profile will do, how long it takes on this machine, and what is missing. Example: advbn plan
     --profile imagenet"""
-    from .config import load_params
-    from .errors import ParameterError
+    from .base.config import load_params
+    from .base.errors import ParameterError
     from .evidence.cost import disk_bytes, missing_sets, plan
 
     params = load_params()
@@ -576,7 +586,7 @@ def bench(
     """Ratios of speed, measured in turns; kept under results/bench/. Example: advbn bench step --network
     resnet50 --batch 8"""
     import difflib
-    from .errors import ParameterError
+    from .base.errors import ParameterError
 
     kinds = ("step", "corrupt", "evaluate", "scale")
     if what not in kinds:
@@ -672,8 +682,8 @@ def bench(
 @app.command()
 def report():
     "Write the page of results anew from the tables and figures under results/. Example: advbn report"
-    from .config import load_params
-    from .files import project_root
+    from .base.config import load_params
+    from .base.files import project_root
     from .page import build_page
 
     params = load_params()

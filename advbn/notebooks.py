@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from .config import load_params, Params
-from .errors import Interrupted, ParameterError
-from .files import project_root
+from .base.config import load_params, Params
+from .base.errors import Interrupted, ParameterError
+from .base.files import project_root
 
 
 def notebook_parameters(path: Path) -> dict:
@@ -164,22 +164,17 @@ def run_notebook(path: Path, given: dict | None = None) -> Path:
     """Execute a notebook with papermill from the project's root; returns the executed copy under `executed/`.
     A failing cell raises. A parameter `profile` that is not given is that of `params.yaml`.
 
-    Raises `ParameterError` for wrong parameters, and for a `profile` that is not the one of `params.yaml`,
-    which the code would go by, and `Interrupted` after Ctrl-C or SIGTERM, once the notebook's processes
-    have kept their progress."""
+    Raises `ParameterError` for wrong parameters, and `Interrupted` after Ctrl-C or SIGTERM, once the
+    notebook's processes have kept their progress."""
     try:
         import papermill
     except ImportError:
         raise ImportError("running notebooks needs papermill: pip install 'advbn[notebooks]'") from None
-    path, params = Path(path), load_params()
-    values = check_parameters(
-        path,
-        {**({"profile": params.profile} if "profile" in notebook_parameters(path) else {}), **(given or {})},
-    )
-    if values.get("profile", params.profile) != params.profile:
-        raise ParameterError(
-            f"profile is {values['profile']!r} and params.yaml names {params.profile!r}; change it there"
-        )
+    path, given = Path(path), dict(given or {})
+    params = load_params(given.get("profile"))
+    if "profile" in notebook_parameters(path):
+        given.setdefault("profile", params.profile)
+    values = check_parameters(path, given)
     name = "-".join([path.stem, *(str(v) for k, v in values.items() if k != "profile")])
     if Path(name).name != name:
         raise ParameterError(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .config import Params
+from .base.config import Params
 from .evidence.evaluation import mean_interval
 from .evidence.tables import (
     CONTROL,
@@ -27,7 +27,7 @@ from .evidence.tables import (
     study_rows,
     TITLES,
 )
-from .files import project_root
+from .base.files import project_root
 from .shifts.cells import DECODED, SHIFTS
 
 

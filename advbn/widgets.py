@@ -9,17 +9,18 @@ import pandas as pd
 import torch
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from .errors import DataError
+from .base.errors import DataError
 from .evidence.evaluation import predict
 from .evidence.tables import TITLES
-from .files import project_root
+from .base.files import project_root
 from .images.batches import Images, sized
 from .images.decoding import read_picture
 from .images.preprocessing import preprocessing_of
 from .method.layer import AdvBN
 from .method.splitting import split
 from .method.statistics import renormalize
-from .training.runs import load_data, shifted
+from .evidence.testing import kept_tests
+from .training.run import load_data, setting_of
 
 GROUPS = ("all channels", "first quarter", "second quarter", "third quarter", "last quarter")
 
@@ -145,6 +146,7 @@ class RobustnessView:
 
     def __init__(self, params):
         self.params, self.data = params, None
+        self.setting = setting_of(params)
         self.runs = pd.concat(
             [
                 pd.read_csv(project_root() / "results" / params.profile / "runs" / f"{method}.csv")
@@ -243,8 +245,9 @@ class RobustnessView:
         )
         if not path.exists():
             raise DataError(f"no predictions at {path}; make them with 'dvc repro evaluate@{method}'")
-        self.data = self.data or load_data(self.params)
-        images = next(i for s, c, i in shifted(self.params, self.data, seed, lambda s, c: f"{s}/{c}" == cell))
+        self.data = self.data or load_data(self.setting)
+        kept = kept_tests(self.setting, self.data, seed, lambda s, c: f"{s}/{c}" == cell)
+        images = next(images for _, _, images in kept)
         found = np.load(path)[f"{seed}/{branch}/{cell}"]
         wrong = np.flatnonzero(found != images.targets.numpy())
         figure = Figure(figsize=(11, 0.5 + 1.4 * -(-min(most, max(len(wrong), 1)) // 10)), dpi=90)

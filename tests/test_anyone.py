@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from advbn import CORRUPTIONS, corrupt
-from advbn.errors import DataError
+from advbn.base.errors import DataError
 from advbn.evidence.assess import class_names, evaluate_networks, summary
 from advbn.evidence.evaluation import predict
 from advbn.images.batches import read_images

@@ -15,15 +15,15 @@ from PIL import Image
 from torch import nn
 
 from advbn import AdvBN, corrupt
-from advbn.config import Training
-from advbn.errors import DataError, WeightsError
+from advbn.base.sections import Training
+from advbn.base.errors import DataError, WeightsError
 from advbn.images.batches import duplicates, MemoryBatches, read_images
 from advbn.images.datasets import Cifar10Data, FolderData
 from advbn.images.decoding import BadImages, read_picture, Tree
 from advbn.method.network import AdvBNNet
 from advbn.networks.models import build_model
 from advbn.networks.weights import load_into, load_state, save_state
-from advbn.progress import Progress, read_checked
+from advbn.base.progress import Progress, read_checked
 from advbn.training.loop import finetuning_net, fit
 from conftest import ROOT
 

@@ -7,8 +7,8 @@ import torch
 import yaml
 from PIL import Image
 
-from advbn.config import Augment
-from advbn.errors import DataError
+from advbn.base.sections import Augment
+from advbn.base.errors import DataError
 from advbn.images.augmentation import apply_policy, augment_batch, POLICIES
 from advbn.images.batches import FolderBatches, MemoryBatches, normalize, read_images, split_indices
 from advbn.images.datasets import EmbeddedData

@@ -10,7 +10,8 @@ from scipy.stats import t
 from torchvision.models import resnet18
 
 from advbn import AdvBN, CORRUPTIONS, corrupt, mean_corruption_error
-from advbn.config import load_params, Method, Profile
+from advbn.base.config import load_params
+from advbn.base.sections import Method, Profile
 from advbn.evidence.evaluation import (
     ALEXNET,
     for_inference,

@@ -8,7 +8,7 @@ import subprocess
 import pandas as pd
 import pytest
 
-from advbn.config import load_params
+from advbn.base.config import load_params
 from advbn.evidence.evaluation import mean_interval
 from advbn.page import build_page, comparison, conclusions, side_by_side_rows, verdict
 from advbn.shifts.cells import DECODED, SHIFTS

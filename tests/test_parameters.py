@@ -4,9 +4,9 @@ import re
 import pytest
 import yaml
 
-from advbn.config import load_params, parse_params
-from advbn.errors import ParameterError
-from advbn.files import project_root
+from advbn.base.config import load_params, parse_params
+from advbn.base.errors import ParameterError
+from advbn.base.files import project_root
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from advbn import AdvBN, CORRUPTIONS
-from advbn.errors import DataError
+from advbn.base.errors import DataError
 from advbn.evidence.figures import make_set
 from advbn.images.batches import MemoryBatches, read_images
 from advbn.images.datasets import EmbeddedData

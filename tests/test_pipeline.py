@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from conftest import ROOT, call, copied_project
-from advbn.errors import ParameterError
+from advbn.base.errors import ParameterError
 from advbn.networks.models import build_model
 from advbn.notebooks import check_parameters, notebook_parameters, run_notebook
 

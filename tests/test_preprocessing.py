@@ -14,11 +14,12 @@ import yaml
 from torch import nn
 
 from advbn import prepare
-from advbn.config import load_params, parse_params, Training
-from advbn.errors import DataError, ParameterError, WeightsError
+from advbn.base.config import load_params, parse_params
+from advbn.base.sections import Training
+from advbn.base.errors import DataError, ParameterError, WeightsError
 from advbn.evidence.assess import class_names, evaluate_networks, load_network
 from advbn.evidence.evaluation import predict
-from advbn.files import file_digest
+from advbn.base.files import file_digest
 from advbn.images.batches import MemoryBatches, normalize, read_images, to_pixels
 from advbn.images.preprocessing import IMAGENET, Preprocessing, preprocessing_of, recorded, remember
 from advbn.networks.models import build_model, wanted_by

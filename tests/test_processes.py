@@ -17,7 +17,7 @@ import yaml
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from advbn.config import Training
+from advbn.base.sections import Training
 from advbn.images.batches import MemoryBatches, read_images
 from advbn.networks.models import build_model
 from advbn.networks.weights import load_state, save_state

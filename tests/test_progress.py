@@ -15,17 +15,18 @@ import pytest
 import torch
 import yaml
 
-from advbn.config import load_params, Training
-from advbn.errors import Busy, DataError, Interrupted
+from advbn.base.config import load_params
+from advbn.base.sections import Training
+from advbn.base.errors import Busy, DataError, Interrupted
 from advbn.evidence.figures import make_set
-from advbn.files import whole_file
+from advbn.base.files import whole_file
 from advbn.images.batches import MemoryBatches, read_images
 from advbn.images.datasets import EmbeddedData
 from advbn.images.openmoji import build_openmoji, fingerprint
 from advbn.networks.autoencoder import Autoencoder, fit_decoder
 from advbn.networks.models import build_model
 from advbn.networks.weights import load_state, save_state
-from advbn.progress import Progress, read_checked, write_checked
+from advbn.base.progress import Progress, read_checked, write_checked
 from advbn.shifts.cells import cells, store_cells, stored_cells
 from advbn.training.loop import finetuning_net, fit
 from advbn.training.runs import clear_progress, keep_rows
@@ -46,7 +47,7 @@ def context():
 def train(folder, every=1, seed=0, epochs=20):
     """A run as the pipeline's: random start, augmentation, a policy that mixes images; its weights and
     history end in `folder`."""
-    from advbn.config import Augment
+    from advbn.base.sections import Augment
 
     torch.set_num_threads(1)
     images = read_images(ROOT / "data/openmoji")[range(0, 1898, 20)]

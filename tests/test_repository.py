@@ -9,7 +9,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from advbn.config import load_params
+from advbn.base.config import load_params
 from advbn.page import conclusions
 from conftest import RECORDED, ROOT, fault
 

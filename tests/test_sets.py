@@ -13,8 +13,9 @@ import torchvision
 import yaml
 from PIL import Image
 
-from advbn.config import Data, parse_params
-from advbn.errors import DataError, ParameterError
+from advbn.base.config import parse_params
+from advbn.base.sections import Data
+from advbn.base.errors import DataError, ParameterError
 from advbn.evidence.tables import (
     decoded_markdown,
     decoded_table,
@@ -22,7 +23,7 @@ from advbn.evidence.tables import (
     robustness_markdown,
     robustness_table,
 )
-from advbn.files import file_digest, filled_path
+from advbn.base.files import file_digest, filled_path
 from advbn.images.augmentation import POLICIES
 from advbn.images.batches import FolderBatches, read_images
 from advbn.images.datasets import Cifar10Data, FolderData, open_set

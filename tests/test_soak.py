@@ -14,11 +14,11 @@ import gc, json, os, resource, sys, warnings
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from advbn.config import Augment, Training
+from advbn.base.sections import Augment, Training
 from advbn.evidence.evaluation import top1_accuracy
 from advbn.images.batches import Images, MemoryBatches
 from advbn.networks.models import SmallResNet
-from advbn.progress import Progress
+from advbn.base.progress import Progress
 from advbn.training.loop import finetuning_net, fit
 from advbn.training.runs import score
 

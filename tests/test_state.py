@@ -25,8 +25,9 @@ from advbn import (
     split,
     use_branch,
 )
-from advbn.config import parse_params, Training
-from advbn.errors import DataError
+from advbn.base.config import parse_params
+from advbn.base.sections import Training
+from advbn.base.errors import DataError
 from advbn.evidence.evaluation import for_inference, mean_error, predict, predict_each
 from advbn.images.batches import FolderBatches
 from advbn.images.openmoji import build_openmoji, write_png

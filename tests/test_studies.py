@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 
-from advbn.config import load_params, parse_params
-from advbn.errors import ParameterError
+from advbn.base.config import load_params, parse_params
+from advbn.base.errors import ParameterError
 from advbn.evidence.cost import missing_sets, relative_costs, run_flops, set_sizes, step_flops
 from advbn.evidence.evaluation import mean_interval
 from advbn.evidence.studies import (

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torchvision.models import mnasnet0_5
 
-from advbn.config import load_params, Training
-from advbn.errors import WeightsError
+from advbn.base.config import load_params
+from advbn.base.sections import Training
+from advbn.base.errors import WeightsError
 from advbn.images.batches import FolderBatches, MemoryBatches, read_images
 from advbn.networks.models import build_model
 from advbn.networks.weights import load_state, save_state

@@ -10,7 +10,7 @@ from itertools import groupby
 
 import torch
 
-from ..config import Params
+from ..base.config import Params
 from .evaluation import predict
 from .tables import TITLES
 from ..images.batches import FolderImages, Images, mixed_order
@@ -126,7 +126,7 @@ def make_set(images: Images | FolderImages, root, make, settings: dict, batch_si
     import json
     from pathlib import Path
     from tqdm import tqdm
-    from advbn.files import held
+    from advbn.base.files import held
     from advbn.images.openmoji import write_png
 
     owners = {}

@@ -6,162 +6,173 @@
 __all__ = ['check_name', 'settings', 'table_of_runs', 'is_short', 'short_run', 'run_base', 'run_bases', 'run_study', 'control_of',
            'study_table']
 
-# %% ../../nbs/evidence/02_studies.ipynb #5ef126fc
+# %% ../../nbs/evidence/02_studies.ipynb #ef6de2e8
 import copy
 
 import pandas as pd
 
-from ..config import Layer, Params, Run
-from ..errors import ParameterError
+from ..base.config import Params, Row
+from ..base.errors import did_you_mean, ParameterError
+from ..base.rows import EPOCHS
+from ..base.sections import Layer, Short
+from ..base.workers import side_by_side
 from .evaluation import mean_interval
+from .testing import kept_tests, score
 from ..method.network import recipe_options
-from ..networks.models import build_model
-from ..networks.weights import load_into
-from ..shifts.cells import SHIFTS
+from ..shifts.cells import columns
 from ..shifts.corruptions import CORRUPTIONS
 from ..shifts.filters import FILTERS
 from ..training.distributed import build_accelerator
-from ..training.runs import branches, checkpoint, finetuned, load_data, pretrain, score, settle, shifted
-from ..workers import side_by_side
+from ..training.run import all_seeds, load_data, load_network, resolve, Run, use_threads
+from ..training.train import finetuned, pretrain
 
-# %% ../../nbs/evidence/02_studies.ipynb #d684830f
+# %% ../../nbs/evidence/02_studies.ipynb #2fd56b73
 def check_name(name: str, section: dict, kind: str):
-    "Raise a `ParameterError` unless `section` of `params.yaml`, its studies or bases, holds `name`."
+    """Raise a `ParameterError`, with the nearest name, unless `section` of `params.yaml`, its studies or
+    bases, holds `name`."""
     if name not in section:
-        raise ParameterError(f"no {kind} {name!r} in params.yaml; there are {', '.join(section) or 'none'}")
+        there = ", ".join(section) or "none"
+        raise ParameterError(
+            f"no {kind} {name!r} in params.yaml; there are {there}{did_you_mean(name, section)}"
+        )
 
 
-def settings(run: Run) -> dict:
-    """All options of the attack of a run, as said in `params.yaml`, by its recipe or by default; empty where
+def settings(row: Row) -> dict:
+    """All options of the attack of a row, as said in `params.yaml`, by its recipe or by default; empty where
     nothing is attacked."""
-    if run.method.options is None:
+    if row.method.options is None:
         return {}
-    options = recipe_options(**run.method.options)
+    options = recipe_options(**row.method.options)
     unpaired = options.pop("unpaired", False)
     return {**Layer(**options).model_dump(), "unpaired": unpaired}
 
-
+# %% ../../nbs/evidence/02_studies.ipynb #5c4d2006
 def table_of_runs(params: Params, study: str) -> pd.DataFrame:
     """A row for each run of a study: base, network, cut, augmentation, training, the layer's settings and the
     seeds. Empty where there are none."""
-    rows = []
-    for name, run in params.runs(study).items():
-        rows.append(
+    return pd.DataFrame(
+        [
             {
                 "run": name,
-                "base": run.base,
-                "method": name.partition("/")[2],
-                "network": run.network.name,
-                "after": run.after,
-                "augmentation": run.augmentation,
-                "train": run.method.train,
-                **settings(run),
-                "epochs": run.finetune.epochs,
+                "base": row.base,
+                "method": row.name,
+                "network": row.network.name,
+                "after": row.after,
+                "augmentation": row.augmentation,
+                "train": row.method.train,
+                **settings(row),
+                "epochs": row.finetune.epochs,
                 "seeds": params.current.short.seeds,
             }
-        )
-    return pd.DataFrame(rows)
+            for name, row in params.rows(study).items()
+        ]
+    )
 
-# %% ../../nbs/evidence/02_studies.ipynb #eaabdd65
-def is_short(params: Params):
-    "A function of shift and cell: do the studies test on it?"
-    short = params.current.short
-    kept = {
-        "corruptions": {
-            f"{name}/{severity}"
-            for name in _spread(CORRUPTIONS, short.corruptions)
-            for severity in short.severities
-        },
-        "instagram": {name.lstrip("_") for name in _spread(FILTERS, short.filters)},
-    }
-    return lambda shift, cell: shift in SHIFTS and cell in kept.get(shift, [cell])
-
-
+# %% ../../nbs/evidence/02_studies.ipynb #5c52c5d6
 def _spread(names, n):
     return names[:: len(names) // n][:n]
 
 
+def is_short(short: Short):
+    "A function of shift and cell: do the studies test on it?"
+    corruptions = _spread(CORRUPTIONS, short.corruptions)
+    kept = {
+        "corruptions": {f"{name}/{severity}" for name in corruptions for severity in short.severities},
+        "instagram": {name.lstrip("_") for name in _spread(FILTERS, short.filters)},
+    }
+    return lambda shift, cell: shift in columns() and cell in kept.get(shift, [cell])
+
+# %% ../../nbs/evidence/02_studies.ipynb #b91195e9
 _images = {}  # of the profile that this process works for, read once
 
 
-def short_run(params: Params, name: str, run: Run, seed: int) -> pd.DataFrame:
-    "Train and test `run`, called `name`, for one seed; a row per branch and cell."
-    settle(params)
-    section = params.current.data.model_dump_json()
+def _images_of(setting):
+    section = setting.data.model_dump_json()
     if section not in _images:
         _images.clear()
-        _images[section] = load_data(params)
-    data = _images[section]
+        _images[section] = load_data(setting)
+    return _images[section]
+
+
+def short_run(run: Run) -> pd.DataFrame:
+    "Train and test a run of a study; a row per branch and cell."
+    use_threads(run.setting)
+    data = _images_of(run.setting)
     accelerator = build_accelerator(run.finetune.precision)
-    model = load_into(
-        build_model(run.network.name, len(data.classes)), checkpoint(params, f"bases/{run.base}", seed)
-    ).eval()
-    net, _ = finetuned(params, run, copy.deepcopy(model), data, seed, accelerator)
+    model = load_network(run, run.start)
+    net, _ = finetuned(run, copy.deepcopy(model), data, accelerator)
     networks = {}
-    for branch in branches(run):
+    for branch in run.method.branches:
         plain = copy.deepcopy(model)
         if net:
             plain.load_state_dict(net.export(branch))
         networks[branch] = plain.eval().to(accelerator.device)
-    table, _ = score(networks, shifted(params, data, seed, is_short(params)), f"{name}, seed {seed}")
-    return table.assign(run=name, seed=seed, accuracy=100 * table.correct / table.images)
+    name = f"{run.base}/{run.name}"
+    made = kept_tests(run.setting, data, run.seed, is_short(run.short))
+    table, _ = score(networks, made, f"{name}, seed {run.seed}")
+    return table.assign(run=name, seed=run.seed, accuracy=100 * table.correct / table.images)
 
-
-def run_base(params: Params, base: str, seed: int) -> tuple:
-    """Pretrain a base for one seed, then train and test it with each of the `base_methods`: `(rows per epoch,
-    rows per run, branch and cell)`."""
-    history = pretrain(params, base, seed)
-    return history, pd.concat(
-        [short_run(params, name, run, seed) for name, run in params.base_runs(base).items()],
-        ignore_index=True,
-    )
-
-
+# %% ../../nbs/evidence/02_studies.ipynb #1e06ea5b
 _COLUMNS = ["branch", "shift", "cell", "correct", "images", "run", "seed", "accuracy"]
+
+
+def run_base(runs: list) -> tuple:
+    """Pretrain a base for one seed, then train and test it with each of its `runs`: `(rows per epoch, rows
+    per run, branch and cell)`."""
+    history = pretrain(runs[0])
+    return history, pd.concat([short_run(run) for run in runs], ignore_index=True)
 
 
 def run_bases(params: Params, base: str) -> tuple:
     """What `run_base` returns, of all seeds side by side where cores are free; empty tables where the profile
     has no section `short`."""
     check_name(base, params.bases, "base")
-    seeds = params.current.short.seeds if params.current.short else []
-    found = side_by_side(run_base, params, [(base, seed) for seed in seeds], base)
-    empty = (
-        pd.DataFrame(columns=["epoch", "lr", "clean_loss", "adversarial_loss", "accuracy", "seed"]),
-        pd.DataFrame(columns=_COLUMNS),
-    )
-    return tuple(pd.concat(tables, ignore_index=True) for tables in zip(*found)) if found else empty
+    if params.current.short is None:
+        return pd.DataFrame(columns=EPOCHS), pd.DataFrame(columns=_COLUMNS)
+    rows = params.base_rows(base).values()
+    tasks = [([resolve(params, row, seed) for row in rows],) for seed in params.current.short.seeds]
+    found = side_by_side(run_base, tasks, params.current.threads, base)
+    return tuple(pd.concat(tables, ignore_index=True) for tables in zip(*found))
 
-
+# %% ../../nbs/evidence/02_studies.ipynb #ed0675b5
 def run_study(params: Params, study: str, shared: pd.DataFrame) -> pd.DataFrame:
     """Rows of all runs of a study: those of its bases from `shared`, the rows of `run_bases`, the others
     trained and tested here, side by side where cores are free and the longest first."""
     check_name(study, params.studies, "study")
-    runs = params.runs(study)
-    own = {name: run for name, run in runs.items() if run.name in params.studies[study].methods}
-    steps = {name: settings(run).get("steps", -1) + 2 for name, run in own.items()}
-    tasks = [
-        (name, own[name], seed)
-        for name in sorted(own, key=steps.get, reverse=True)
-        for seed in params.current.short.seeds
-    ]
-    found = [shared[shared.run.isin(runs)], *side_by_side(short_run, params, tasks, study)]
-    found = pd.concat(
-        [rows for rows in found if len(rows)] or [pd.DataFrame(columns=_COLUMNS)], ignore_index=True
-    )
-    order = {name: i for i, name in enumerate(runs)}
-    return found.sort_values("run", key=lambda column: column.map(order), kind="stable").reset_index(
-        drop=True
-    )
+    rows = params.rows(study)
+    own = [row for row in rows.values() if row.name in params.studies[study].methods]
+    own.sort(key=lambda row: settings(row).get("steps", -1) + 2, reverse=True)
+    tasks = [(run,) for row in own for run in all_seeds(params, row)]
+    found = [shared[shared.run.isin(rows)]]
+    found += side_by_side(short_run, tasks, params.current.threads, study) if tasks else []
+    found = [table for table in found if len(table)] or [pd.DataFrame(columns=_COLUMNS)]
+    order = {name: i for i, name in enumerate(rows)}
+    found = pd.concat(found, ignore_index=True)
+    ordered = found.sort_values("run", key=lambda column: column.map(order), kind="stable")
+    return ordered.reset_index(drop=True)
 
-# %% ../../nbs/evidence/02_studies.ipynb #1e818391
-def control_of(run: Run, runs: dict) -> str:
-    "The clean fine-tune that a run is compared with: same base, same cut."
+# %% ../../nbs/evidence/02_studies.ipynb #d3ff38ba
+def control_of(row: Row, rows: dict) -> str:
+    "The clean fine-tune that a row is compared with: same base, same cut."
     return next(
         name
-        for name, other in runs.items()
-        if other.method.train == "clean" and (other.base, other.after) == (run.base, run.after)
+        for name, other in rows.items()
+        if other.method.train == "clean" and (other.base, other.after) == (row.base, row.after)
     )
+
+
+def _with_means(found):
+    "Accuracies by run, branch, shift and seed, and their mean over all shifts but clean."
+    by = ["run", "branch", "shift", "seed"]
+    means = found.groupby(by, sort=False).accuracy.mean().reset_index()
+    shifted = means[means["shift"] != "clean"]
+    over = shifted.groupby(["run", "branch", "seed"], sort=False).accuracy.mean().reset_index()
+    return pd.concat([means, over.assign(shift="mean")]).set_index(by).accuracy.sort_index()
+
+# %% ../../nbs/evidence/02_studies.ipynb #bcdae98f
+_TABLE = (
+    "profile study base method branch shift accuracy ci95 difference difference_ci95 control seeds"
+).split()
 
 
 def study_table(found: pd.DataFrame, params: Params, study: str) -> pd.DataFrame:
@@ -170,58 +181,15 @@ def study_table(found: pd.DataFrame, params: Params, study: str) -> pd.DataFrame
 
     `found` has a row per run, branch, cell and seed. The shift `mean` is the mean over all shifts but
     clean."""
-    runs = params.runs(study)
-    means = found.groupby(["run", "branch", "shift", "seed"], sort=False).accuracy.mean().reset_index()
-    over = (
-        means[means["shift"] != "clean"]
-        .groupby(["run", "branch", "seed"], sort=False)
-        .accuracy.mean()
-        .reset_index()
-        .assign(shift="mean")
-    )
-    values = pd.concat([means, over]).set_index(["run", "branch", "shift", "seed"]).accuracy.sort_index()
-    rows = []
-    for name, run in runs.items():
-        control = control_of(run, runs)
-        for branch in branches(run):
-            for shift in (*SHIFTS, "mean"):
+    rows, values, lines = params.rows(study), _with_means(found), []
+    shifts = [shift for shift in columns() if shift in set(found["shift"])]
+    for name, row in rows.items():
+        control = control_of(row, rows)
+        for branch in row.method.branches:
+            for shift in (*shifts, "mean"):
                 own = values[name, branch, shift]
-                mean, interval = mean_interval(own)
-                difference = (
-                    mean_interval(own - values[control, "clean", shift])
-                    if name != control
-                    else (float("nan"),) * 2
-                )
-                rows.append(
-                    {
-                        "profile": params.profile,
-                        "study": study,
-                        "base": run.base,
-                        "method": name.partition("/")[2],
-                        "branch": branch,
-                        "shift": shift,
-                        "accuracy": mean,
-                        "ci95": interval,
-                        "difference": difference[0],
-                        "difference_ci95": difference[1],
-                        "control": control,
-                        "seeds": len(own),
-                    }
-                )
-    return pd.DataFrame(
-        rows,
-        columns=[
-            "profile",
-            "study",
-            "base",
-            "method",
-            "branch",
-            "shift",
-            "accuracy",
-            "ci95",
-            "difference",
-            "difference_ci95",
-            "control",
-            "seeds",
-        ],
-    )
+                difference = own - values[control, "clean", shift]
+                compared = mean_interval(difference) if name != control else (float("nan"),) * 2
+                measured = (*mean_interval(own), *compared, control, len(own))
+                lines.append((params.profile, study, row.base, row.name, branch, shift, *measured))
+    return pd.DataFrame(lines, columns=_TABLE)

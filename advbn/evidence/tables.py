@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..config import Params
+from ..base.config import Params
 from advbn.evidence.evaluation import (
     corruption_errors,
     mean_corruption_error,

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms import v2
 
-from ..config import Policy
+from ..base.sections import Policy
 
 # %% ../../nbs/images/03_augmentation.ipynb #7b346b87
 def step_seed(*parts) -> int:

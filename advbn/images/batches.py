@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torchvision.transforms import InterpolationMode, v2
 
-from ..errors import DataError
+from ..base.errors import DataError
 from .augmentation import apply_policy, augment_batch, BLENDS, check_policy, EACH_IMAGE, step_seed
 from .decoding import BadImages, ImageError, Tree
 from .preprocessing import IMAGENET, Preprocessing

@@ -23,9 +23,9 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
-from ..config import OnBadImage
-from ..errors import DataError
-from ..files import cache_folder, whole_file
+from ..base.sections import OnBadImage
+from ..base.errors import DataError
+from ..base.files import cache_folder, whole_file
 
 # %% ../../nbs/images/04_decoding.ipynb #50a5ba6e
 FORMATS = (

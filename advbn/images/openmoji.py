@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
-from ..errors import DataError
+from ..base.errors import DataError
 
 # %% ../../nbs/images/01_openmoji.ipynb #ce96b9e3
 SIZE = 40  # pixels

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from ..images.preprocessing import recorded, remember
-from ..errors import WeightsError
-from ..files import whole_file
+from ..base.errors import WeightsError
+from ..base.files import whole_file
 
 # %% ../../nbs/networks/02_weights.ipynb #7940acdf
 def save_state(state: dict, path: Path):

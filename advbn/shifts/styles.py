@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from ..errors import DataError
+from ..base.errors import DataError
 from ..images.decoding import FORMATS
 from ..method.layer import AdvBN
 from .filters import check_images

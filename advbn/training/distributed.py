@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ..errors import ProcessLost
+from ..base.errors import ProcessLost
 from ..method.dual_batchnorm import convert_dual_batchnorm, dual_class
 from ..method.statistics import processes
 

@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 from tqdm import tqdm
 
-from .config import Params
+from .registry import load_extensions, loaded_extensions
 
 
 def _context():
@@ -46,25 +46,26 @@ def _end_with(owner):
     threading.Thread(target=watch, daemon=True).start()
 
 
-def side_by_side(verb, params: Params, tasks: list, title: str = "") -> list:
-    """`verb(params, *task)` for every one of `tasks`, in processes of their own where cores are free; results
-    in the order of `tasks`.
+def _begin(owner, extensions):
+    "In a worker: end with the process that asked for it, and know what was added to registries there."
+    _end_with(owner)
+    load_extensions(extensions, ".")
 
-    A few tasks more than cores all run at once and share them, so that no core waits: three on two cores
-    take the time of one and a half."""
+
+def side_by_side(verb, tasks: list, threads: int | None = None, title: str = "") -> list:
+    """`verb(*task)` for every one of `tasks`, in processes of their own where cores are free; results in the
+    order of `tasks`.
+
+    `threads` says how many CPU threads a task uses; `None` is all. A few tasks more than cores all run at
+    once and share them, so that no core waits: three on two cores take the time of one and a half."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    free = cores // (params.current.threads or cores)
+    free = cores // (threads or cores)
     workers = len(tasks) if len(tasks) < 2 * free else free
     if workers <= 1 or free <= 1 or torch.cuda.is_available():
-        return [verb(params, *task) for task in tasks]
-    with ProcessPoolExecutor(workers, _context(), _end_with, (os.getpid(),)) as pool:
-        running = [pool.submit(verb, params, *task) for task in tasks]
+        return [verb(*task) for task in tasks]
+    known = (os.getpid(), loaded_extensions())
+    with ProcessPoolExecutor(workers, _context(), _begin, known) as pool:
+        running = [pool.submit(verb, *task) for task in tasks]
         return [r.result() for r in tqdm(running, desc=title or verb.__name__, unit="run")]
-
-
-def each_seed(verb, params: Params, *args, seeds=None) -> list:
-    "`verb(params, *args, seed)` for every one of `seeds`, by default those of `params`, see `side_by_side`."
-    tasks = [(*args, seed) for seed in (params.seeds if seeds is None else seeds)]
-    return side_by_side(verb, params, tasks, " ".join([verb.__name__, *filter(None, args)]))

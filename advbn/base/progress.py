@@ -1,4 +1,4 @@
-"""A run that is killed at any moment goes on where it was, with the same numbers as if nothing had happened."""
+"""A run that is killed at any moment goes on where it was, with the same numbers as without that."""
 
 import hashlib
 import io
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .errors import Interrupted
 from .files import held
+from .registry import loaded_extensions
 
 
 def _spare(path):
@@ -78,7 +79,8 @@ def made_by() -> str:
     import torch
 
     digest = hashlib.sha256(torch.__version__.encode())
-    for file in sorted(Path(__file__).parent.rglob("*.py")):
+    ours = sorted(Path(__file__).parent.parent.rglob("*.py"))
+    for file in (*ours, *map(Path, loaded_extensions())):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 

@@ -1,4 +1,4 @@
-"""Files of the project: where they are, whole or not there, held by one process at a time, and their digests."""
+"""Files of the project: where they are, whole or not there, held by one process at a time, their digests."""
 
 import glob
 import hashlib
