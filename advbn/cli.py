@@ -564,6 +564,24 @@ def plan(
 
 
 @app.command()
+def status(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False):
+    """Whether the results that are kept still are what code, parameters and images give, for every profile;
+    exit status 1 if some are not. Example: advbn status"""
+    from .status import status
+
+    found = status()
+    if json:
+        from json import dumps
+
+        print(dumps(found, indent=1))
+    for profile, stages in found.items() if not json else ():
+        print(f"{profile}: {f'{len(stages)} stages would run again' if stages else 'holds'}")
+        for stage, changes in stages.items():
+            print(f"  {stage}: {', '.join(changes[:4])}{f' and {len(changes) - 4} more' if len(changes) > 4 else ''}")
+    raise typer.Exit(1 if any(found.values()) else 0)
+
+
+@app.command()
 def bench(
     what: Annotated[
         str,
