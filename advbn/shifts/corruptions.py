@@ -132,9 +132,9 @@ def _table():
 
 corrupt.__doc__ = f"""{getdoc(corrupt)}
 
-Severities 1 to 5: images whose shorter side, whatever the longer one, is up to {SWITCH} pixels take the row
-`small`, all others `large`; sizes between those of the published sets take one of the two as well, nothing
-is interpolated.
+Severities 1 to 5: images whose shorter side, whatever the longer one,
+is up to {SWITCH} pixels take the row `small`, all others `large`;
+sizes between those of the published sets take one of the two as well, nothing is interpolated.
 
 {_table()}
 
