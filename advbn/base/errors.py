@@ -33,10 +33,16 @@ class Interrupted(BaseException):
     `KeyboardInterrupt`."""
 
 
+def nearest(given, allowed: Iterable, most: int = 3, cutoff: float = 0.4) -> list:
+    """The `allowed` words that are most like the word `given`, the most similar first: at most `most`, none
+    whose similarity is below `cutoff`, 0 to 1."""
+    return difflib.get_close_matches(str(given), [str(word) for word in allowed], most, cutoff)
+
+
 def did_you_mean(given, allowed: Iterable, otherwise: str = "", cutoff: float = 0.4) -> str:
     """The end of a message about the word `given`: `"; did you mean 'advbn'?"` with the nearest of the
     `allowed` words.
 
     Where none is near, it is `otherwise`."""
-    near = difflib.get_close_matches(str(given), [str(word) for word in allowed], 1, cutoff)
+    near = nearest(given, allowed, 1, cutoff)
     return f"; did you mean {near[0]!r}?" if near else otherwise
