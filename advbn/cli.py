@@ -335,7 +335,7 @@ def make_set(
     sets/advbn"""
     from .config import load_params
     from .errors import ParameterError
-    from .evidence.figures import make_set
+    from .images.writing import make_set
     from .shifts.styles import adversarial, reconstructed, style_images, stylized
     from .training.distributed import build_accelerator
     from .training.runs import (
@@ -457,8 +457,8 @@ def corrupt(
     out --name fog --severity 3"""
     from .errors import ParameterError
     from .evidence.assess import Pictures
-    from .evidence.figures import make_set
     from .images.decoding import BadImages
+    from .images.writing import make_set
     from .shifts.corruptions import check_corruption, corrupt, SMALLEST
 
     bad = BadImages(on_bad_image)

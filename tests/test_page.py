@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 from advbn.config import load_params
-from advbn.evidence.evaluation import mean_interval
-from advbn.page import build_page, comparison, conclusions, side_by_side_rows, verdict
+from advbn.evidence.intervals import mean_interval, verdict
+from advbn.evidence.tables import comparison, conclusions, side_by_side_rows
+from advbn.page import build_page
 from advbn.shifts.cells import DECODED, SHIFTS
 from conftest import CHROMIUM, RECORDED, ROOT
 

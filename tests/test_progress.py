@@ -17,11 +17,11 @@ import yaml
 
 from advbn.config import load_params, Training
 from advbn.errors import Busy, DataError, Interrupted
-from advbn.evidence.figures import make_set
 from advbn.files import whole_file
 from advbn.images.batches import MemoryBatches, read_images
 from advbn.images.datasets import EmbeddedData
 from advbn.images.openmoji import build_openmoji, fingerprint
+from advbn.images.writing import make_set
 from advbn.networks.autoencoder import Autoencoder, fit_decoder
 from advbn.networks.models import build_model
 from advbn.networks.weights import load_state, save_state
