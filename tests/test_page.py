@@ -94,6 +94,25 @@ def test_the_committed_page_is_what_the_committed_files_give(profile):
     assert not re.search(r"(?:src|href)=[\"'](?!data:|#)", page)
 
 
+@pytest.mark.parametrize("profile", RECORDED)
+@pytest.mark.parametrize("name, columns", [("robustness", 1 + len(SHIFTS)), ("advbn_set", 1 + len(DECODED))])
+def test_page_and_markdown_show_the_same_text(profile, name, columns):
+    "They are made by one builder; Markdown has bold where the page has colour."
+    results = ROOT / "results" / profile
+    table = re.search(rf'<table id="table-{name}">.*?</table>', (results / "report.html").read_text(), re.S)[
+        0
+    ]
+    shown = [
+        [" ".join(re.sub("<.*?>", "", cell).split()) for cell in re.findall(r"<td>(.*?)</td>", row, re.S)]
+        for row in re.findall(r"<tr>(.*?)</tr>", table, re.S)[1:]
+    ]
+    lines = (results / f"tables/{name}.md").read_text().split("\n\n")[0].splitlines()[2:]
+    written = [
+        [cell.strip() for cell in re.sub(r"\*\*|\\", "", line).strip("|").split("|")] for line in lines
+    ]
+    assert [row[:columns] for row in shown] == [row[:columns] for row in written] and len(shown) > 2
+
+
 @pytest.mark.parametrize(
     "difference, interval, word",
     [

@@ -166,7 +166,7 @@ class Table:
 
     def with_column(self, title: str, texts) -> "Table":
         "The same table with one more column, a text for each row."
-        return Table([*self.head, title], [[*row, text] for row, text in zip(self.rows, texts)])
+        return Table([*self.head, title], [[*row, text] for row, text in zip(self.rows, texts, strict=True)])
 
     def markdown(self) -> str:
         "The table in Markdown, without a line's end; the first column is set left, the others right."
