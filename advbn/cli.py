@@ -351,7 +351,7 @@ def make_set(
     sets/advbn"""
     from .base.config import load_params
     from .base.errors import ParameterError
-    from .evidence.figures import make_set
+    from .images.writing import make_set
     from .shifts.styles import adversarial, reconstructed, style_images, stylized
     from .training.distributed import build_accelerator
     from .evidence.testing import made_from
@@ -467,8 +467,8 @@ def corrupt(
     out --name fog --severity 3"""
     from .base.errors import ParameterError
     from .evidence.assess import Pictures
-    from .evidence.figures import make_set
     from .images.decoding import BadImages
+    from .images.writing import make_set
     from .shifts.corruptions import check_corruption, corrupt, SMALLEST
 
     bad = BadImages(on_bad_image)
@@ -577,7 +577,9 @@ def status(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
     for profile, stages in found.items() if not json else ():
         print(f"{profile}: {f'{len(stages)} stages would run again' if stages else 'holds'}")
         for stage, changes in stages.items():
-            print(f"  {stage}: {', '.join(changes[:4])}{f' and {len(changes) - 4} more' if len(changes) > 4 else ''}")
+            print(
+                f"  {stage}: {', '.join(changes[:4])}{f' and {len(changes) - 4} more' if len(changes) > 4 else ''}"
+            )
     raise typer.Exit(1 if any(found.values()) else 0)
 
 

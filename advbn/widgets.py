@@ -11,7 +11,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from .base.errors import DataError
 from .evidence.evaluation import predict
-from .evidence.tables import TITLES
+from .shifts.cells import SHIFTS
 from .base.files import project_root
 from .images.batches import Images, sized
 from .images.decoding import read_picture
@@ -207,7 +207,7 @@ class RobustnessView:
             )
         ax.set(
             yticks=np.arange(len(shifts)) * (len(networks) + 1) + (len(networks) - 1) / 2,
-            yticklabels=[TITLES.get(s, s) for s in shifts],
+            yticklabels=[SHIFTS[s].title if s in SHIFTS else s for s in shifts],
             xlabel="accuracy, %",
         )
         ax.invert_yaxis()

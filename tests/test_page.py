@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 from advbn.base.config import load_params
-from advbn.evidence.evaluation import mean_interval
-from advbn.page import build_page, comparison, conclusions, side_by_side_rows, verdict
+from advbn.evidence.intervals import mean_interval, verdict
+from advbn.evidence.tables import comparison, conclusions, side_by_side_rows
+from advbn.page import build_page
 from advbn.shifts.cells import DECODED, SHIFTS
 from conftest import CHROMIUM, RECORDED, ROOT
 
@@ -91,6 +92,25 @@ def test_the_committed_page_is_what_the_committed_files_give(profile):
     page = (ROOT / "results" / profile / "report.html").read_text(encoding="utf-8")
     assert build_page(load_params().model_copy(update={"profile": profile})) == page
     assert not re.search(r"(?:src|href)=[\"'](?!data:|#)", page)
+
+
+@pytest.mark.parametrize("profile", RECORDED)
+@pytest.mark.parametrize("name, columns", [("robustness", 1 + len(SHIFTS)), ("advbn_set", 1 + len(DECODED))])
+def test_page_and_markdown_show_the_same_text(profile, name, columns):
+    "They are made by one builder; Markdown has bold where the page has colour."
+    results = ROOT / "results" / profile
+    table = re.search(rf'<table id="table-{name}">.*?</table>', (results / "report.html").read_text(), re.S)[
+        0
+    ]
+    shown = [
+        [" ".join(re.sub("<.*?>", "", cell).split()) for cell in re.findall(r"<td>(.*?)</td>", row, re.S)]
+        for row in re.findall(r"<tr>(.*?)</tr>", table, re.S)[1:]
+    ]
+    lines = (results / f"tables/{name}.md").read_text().split("\n\n")[0].splitlines()[2:]
+    written = [
+        [cell.strip() for cell in re.sub(r"\*\*|\\", "", line).strip("|").split("|")] for line in lines
+    ]
+    assert [row[:columns] for row in shown] == [row[:columns] for row in written] and len(shown) > 2
 
 
 @pytest.mark.parametrize(

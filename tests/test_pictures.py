@@ -6,9 +6,9 @@ from PIL import Image
 
 from advbn import AdvBN, CORRUPTIONS
 from advbn.base.errors import DataError
-from advbn.evidence.figures import make_set
 from advbn.images.batches import MemoryBatches, read_images
 from advbn.images.datasets import EmbeddedData
+from advbn.images.writing import make_set
 from advbn.method.splitting import split
 from advbn.networks.autoencoder import Autoencoder, fit_decoder, mirrored_decoder
 from advbn.networks.models import build_model

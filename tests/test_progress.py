@@ -18,11 +18,11 @@ import yaml
 from advbn.base.config import load_params
 from advbn.base.sections import Training
 from advbn.base.errors import Busy, DataError, Interrupted
-from advbn.evidence.figures import make_set
 from advbn.base.files import whole_file
 from advbn.images.batches import MemoryBatches, read_images
 from advbn.images.datasets import EmbeddedData
 from advbn.images.openmoji import build_openmoji, fingerprint
+from advbn.images.writing import make_set
 from advbn.networks.autoencoder import Autoencoder, fit_decoder
 from advbn.networks.models import build_model
 from advbn.networks.weights import load_state, save_state

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from advbn.base.config import load_params
-from advbn.page import conclusions
+from advbn.evidence.tables import conclusions
 from conftest import RECORDED, ROOT, fault
 
 NUMBERED = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))

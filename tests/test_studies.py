@@ -13,7 +13,8 @@ import yaml
 from advbn.base.config import load_params, parse_params
 from advbn.base.errors import ParameterError
 from advbn.evidence.cost import missing_sets, relative_costs, run_flops, set_sizes, step_flops
-from advbn.evidence.evaluation import mean_interval
+from advbn.evidence.figures import cost_chart
+from advbn.evidence.intervals import mean_interval
 from advbn.evidence.studies import (
     check_name,
     control_of,
@@ -23,7 +24,7 @@ from advbn.evidence.studies import (
     study_table,
     table_of_runs,
 )
-from advbn.evidence.tables import cost_chart, study_markdown
+from advbn.evidence.tables import study_markdown
 from advbn.networks.models import build_model
 from advbn.shifts.cells import SHIFTS
 from advbn.shifts.corruptions import CORRUPTIONS
