@@ -20,6 +20,10 @@ class WeightsError(ValueError):
     "A file that is damaged, holds something else than weights, or another network's."
 
 
+class NotFinite(ValueError):
+    "A NaN or an infinity in features, loss or gradient."
+
+
 class Busy(RuntimeError):
     "Another process is at work on the same files."
 
@@ -33,10 +37,15 @@ class Interrupted(BaseException):
     `KeyboardInterrupt`."""
 
 
+def nearest(given, allowed: Iterable, most: int = 1, cutoff: float = 0.4) -> list[str]:
+    "Up to `most` of the `allowed` words that are spelled like `given`, the nearest first."
+    return difflib.get_close_matches(str(given), [str(word) for word in allowed], most, cutoff)
+
+
 def did_you_mean(given, allowed: Iterable, otherwise: str = "", cutoff: float = 0.4) -> str:
     """The end of a message about the word `given`: `"; did you mean 'advbn'?"` with the nearest of the
     `allowed` words.
 
     Where none is near, it is `otherwise`."""
-    near = difflib.get_close_matches(str(given), [str(word) for word in allowed], 1, cutoff)
+    near = nearest(given, allowed, 1, cutoff)
     return f"; did you mean {near[0]!r}?" if near else otherwise

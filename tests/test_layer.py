@@ -12,7 +12,7 @@ from torch import nn
 from torchvision.models import resnet18
 
 from advbn import AdvBN, convert_dual_batchnorm, prepare, renormalize, use_branch
-from advbn.method.dual_batchnorm import folded
+from advbn.method.folding import folded
 from advbn.networks.models import build_model
 
 

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from ..errors import NotFinite
 from ..images.augmentation import step_seed
 from ..images.batches import to_channels_last
-from ..method.layer import NotFinite
 from ..method.network import AdvBNNet, joined, prepare
 from ..method.splitting import split
 from ..progress import fingerprint, Progress
