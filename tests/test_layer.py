@@ -1,6 +1,7 @@
 """The layer against the formula, and everything it must leave alone."""
 
 import copy
+import pickle
 from functools import partial
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 from torchvision.models import resnet18
 
 from advbn import AdvBN, convert_dual_batchnorm, prepare, renormalize, use_branch
-from advbn.method.dual_batchnorm import folded
+from advbn.method.folding import folded
 from advbn.networks.models import build_model
 
 
@@ -519,3 +520,39 @@ def test_pairs_that_are_not_fit_are_left_alone():
         assert conv.weight is not weight
         raise KeyError
     assert conv.weight is weight and "forward" not in vars(norm) and torch.equal(norm(conv(x)), expected)
+
+
+def test_forward_calls_the_public_attack_and_takes_the_mean_once(monkeypatch):
+    from advbn.method import attack
+
+    means = []
+    mean = attack.channel_mean
+    monkeypatch.setattr(attack, "channel_mean", lambda f: means.append(f) or mean(f))
+
+    class Still(AdvBN):
+        def attack(self, features, targets, head, loss_fn=F.cross_entropy):
+            mean_scale, std_scale = super().attack(features, targets, head, loss_fn)
+            return torch.ones_like(mean_scale), torch.ones_like(std_scale)
+
+    features, targets = batch()
+    assert torch.equal(Still()(features, targets, small_head()), features) and len(means) == 1
+    assert not torch.equal(AdvBN()(features, targets, small_head()), features) and len(means) == 2
+    assert not hasattr(features, "carried_mean")  # what somebody else may change is computed anew
+
+
+def test_the_layer_is_a_module_like_any_other():
+    "Settings by place and by name, a copy, pickle, a hash of its own, and no equality by settings."
+    layer = AdvBN(0.5, 0.1, 2, False, "random", "std", True, 0.5, True)
+    same = AdvBN(
+        eps=0.5,
+        step_size=0.1,
+        steps=2,
+        rectify=False,
+        start="random",
+        perturb="std",
+        batch_statistics=True,
+        share=0.5,
+        sync_statistics=True,
+    )
+    assert repr(layer) == repr(same) == repr(copy.deepcopy(layer)) == repr(pickle.loads(pickle.dumps(layer)))
+    assert layer != same and len({layer, same}) == 2 and list(layer.modules()) == [layer]

@@ -20,6 +20,10 @@ class WeightsError(ValueError):
     "A file that is damaged, holds something else than weights, or another network's."
 
 
+class NotFinite(ValueError):
+    "A NaN or an infinity in features, loss or gradient."
+
+
 class Busy(RuntimeError):
     "Another process is at work on the same files."
 

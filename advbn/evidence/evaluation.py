@@ -18,8 +18,8 @@ from torch import nn
 from ..base.errors import did_you_mean
 from ..images.batches import normalize, to_channels_last
 from ..images.preprocessing import preprocessing_of
-from ..method.dual_batchnorm import fold, in_mode
-from ..method.splitting import convolutions_and_norms
+from ..method.dual_batchnorm import in_mode
+from ..method.folding import convolutions_and_norms, fold
 from ..shifts.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS
 from ..shifts.filters import check_images
 

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from ..base.errors import NotFinite
 from ..base.progress import fingerprint, Progress
 from ..images.augmentation import step_seed
 from ..images.batches import to_channels_last, to_pixels
-from ..method.layer import NotFinite
 from ..method.network import AdvBNNet, joined, prepare
 from ..method.splitting import split
 from ..networks.autoencoder import Autoencoder, total_variation
