@@ -24,6 +24,8 @@ from advbn.images.batches import (
     MemoryBatches,
     mixed_order,
     read_images,
+    Reading,
+    Share,
     split_indices,
 )
 from .decoding import BadImages
@@ -83,8 +85,7 @@ class MemorySet:
             seed,
             augment,
             policy,
-            accelerator.process_index,
-            accelerator.num_processes,
+            Share(accelerator.process_index, accelerator.num_processes),
             preprocessing,
         )
 
@@ -315,7 +316,7 @@ class FolderData:
 
     def _pieces(self, shift, cell, most, wide=False):
         return self._images(shift, cell, most, wide).pieces(
-            workers=self.workers, rank=self.rank, world=self.world
+            workers=self.workers, share=Share(self.rank, self.world)
         )
 
     def pieces(self, seed: int, most: int | None = None, wide: bool = False):
@@ -362,14 +363,9 @@ class FolderData:
             self.size,
             batch_size,
             seed,
-            accelerator.device,
             policy,
-            accelerator.process_index,
-            accelerator.num_processes,
-            self.workers,
-            self.bad,
-            upright=False,
-            preprocessing=preprocessing,
+            Share(accelerator.process_index, accelerator.num_processes),
+            Reading(self.workers, accelerator.device, self.bad, upright=False, preprocessing=preprocessing),
         )
 
 # %% ../../nbs/images/06_datasets.ipynb #ec3c24fc
