@@ -33,10 +33,15 @@ class Interrupted(BaseException):
     `KeyboardInterrupt`."""
 
 
+def nearest(given, allowed: Iterable, count: int = 1, cutoff: float = 0.4) -> list:
+    "At most `count` of the `allowed` words, the nearest to `given` first; `cutoff` from 0, all, to 1, itself."
+    return difflib.get_close_matches(str(given), [str(word) for word in allowed], count, cutoff)
+
+
 def did_you_mean(given, allowed: Iterable, otherwise: str = "", cutoff: float = 0.4) -> str:
     """The end of a message about the word `given`: `"; did you mean 'advbn'?"` with the nearest of the
     `allowed` words.
 
     Where none is near, it is `otherwise`."""
-    near = difflib.get_close_matches(str(given), [str(word) for word in allowed], 1, cutoff)
+    near = nearest(given, allowed, 1, cutoff)
     return f"; did you mean {near[0]!r}?" if near else otherwise

@@ -218,7 +218,7 @@ def test_each_image_has_augmentation_of_its_own(root):
 
 def test_the_list_of_a_large_tree_is_kept_until_a_folder_changes(tmp_path, monkeypatch):
     import os
-    from advbn import decoding
+    from advbn.images import decoding
 
     monkeypatch.setattr(decoding, "LARGE_TREE", 4)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -21,7 +21,7 @@ from .evaluation import mean_corruption_error, mean_error, predict
 from ..images.batches import FolderImages, Images
 from ..images.decoding import BadImages, ImageError, LEAST, Tree
 from ..images.preprocessing import preprocessing_of
-from ..networks.models import build_model, SMALL
+from ..networks.models import build_model, NETWORKS
 from ..shifts.cells import cells
 from ..shifts.corruptions import CORRUPTIONS
 from ..shifts.filters import edges
@@ -61,7 +61,7 @@ def load_network(name: str, weights: str, classes: int) -> nn.Module:
     `weights` is a file with a state dict or the name of published weights. Raises `ValueError` for an
     unknown name and for another network's weights."""
     return build_model(
-        name if "/" in name or name in SMALL else f"torchvision/{name}", classes, weights
+        name if "/" in name or name in NETWORKS else f"torchvision/{name}", classes, weights
     ).eval()
 
 # %% ../../nbs/evidence/06_assess.ipynb #ee85efdc

@@ -206,9 +206,10 @@ def _digest(settings: tuple, tensors=()):
 # %% ../../nbs/images/05_batches.ipynb #b5d8ed5c
 @dataclass(eq=False)
 class MemoryBatches(_Batches):
-    """Training batches from an `Images` set on its device; `batch_size` counts the images of all processes
-    together. Images go through the `policy`, one of `POLICIES`, and then through the random affine map and
-    flip of `augment`, if there are any. `preprocessing` says how they are normalised; they keep their size."""
+    """Training batches from an `Images` set on its device; `batch_size` counts the images of all processes.
+
+    Images go through the `policy`, one of `POLICIES`, and then through the random affine map and flip of
+    `augment`, if it is given. `preprocessing` says how they are normalised; they keep their size."""
 
     images: Images
     batch_size: int
