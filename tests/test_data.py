@@ -10,7 +10,15 @@ from PIL import Image
 from advbn.base.sections import Augment
 from advbn.base.errors import DataError
 from advbn.images.augmentation import apply_policy, augment_batch, POLICIES
-from advbn.images.batches import FolderBatches, MemoryBatches, normalize, read_images, split_indices
+from advbn.images.batches import (
+    FolderBatches,
+    MemoryBatches,
+    normalize,
+    read_images,
+    Reading,
+    Share,
+    split_indices,
+)
 from advbn.images.datasets import EmbeddedData
 from advbn.images.openmoji import build_openmoji, fingerprint, write_png
 from advbn.shifts.cells import cells
@@ -147,10 +155,12 @@ def test_normalize_is_torchvisions():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_streamed_batches_do_not_depend_on_the_workers(root, workers):
     torch.manual_seed(0)
-    loader = FolderBatches(root / "data/openmoji", 32, 8, seed=0, workers=workers)
+    loader = FolderBatches(root / "data/openmoji", 32, 8, seed=0, reading=Reading(workers))
     before = torch.random.get_rng_state()
     x, y = next(loader.batches(0))
-    reference, targets = next(FolderBatches(root / "data/openmoji", 32, 8, seed=0, workers=0).batches(0))
+    reference, targets = next(
+        FolderBatches(root / "data/openmoji", 32, 8, seed=0, reading=Reading(0)).batches(0)
+    )
     assert torch.equal(x, reference) and torch.equal(y, targets)
     assert torch.equal(before, torch.random.get_rng_state())
 
@@ -164,7 +174,7 @@ def test_streamed_batches_do_not_depend_on_the_workers(root, workers):
             "batch_size is 8 and the set has 5",
         ),
         (
-            lambda r: MemoryBatches(read_images(r / "data/sketch")[range(9)], 9, 0, world=2),
+            lambda r: MemoryBatches(read_images(r / "data/sketch")[range(9)], 9, 0, share=Share(0, 2)),
             "must be a multiple",
         ),
         (lambda r: FolderBatches(r / "nowhere", 32, 8, 0), "no images at"),
@@ -208,7 +218,7 @@ def test_each_image_has_augmentation_of_its_own(root):
 
 def test_the_list_of_a_large_tree_is_kept_until_a_folder_changes(tmp_path, monkeypatch):
     import os
-    from advbn import decoding
+    from advbn.images import decoding
 
     monkeypatch.setattr(decoding, "LARGE_TREE", 4)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

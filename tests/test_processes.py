@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from advbn.base.sections import Training
-from advbn.images.batches import MemoryBatches, read_images
+from advbn.images.batches import MemoryBatches, read_images, Share
 from advbn.networks.models import build_model
 from advbn.networks.weights import load_state, save_state
 from advbn.training.distributed import build_accelerator, synchronized
@@ -166,7 +166,7 @@ def train_share(rank, world, port, folder, synchronise, n, precision="no"):
     images = read_images(ROOT / "data/openmoji")[range(n)]
     history = fit(
         net,
-        MemoryBatches(images, 16, 3, rank=accelerator.process_index, world=accelerator.num_processes),
+        MemoryBatches(images, 16, 3, share=Share(accelerator.process_index, accelerator.num_processes)),
         RECIPE,
         3,
         accelerator=accelerator,

@@ -25,7 +25,7 @@ from advbn.evidence.tables import (
 )
 from advbn.base.files import file_digest, filled_path
 from advbn.images.augmentation import POLICIES
-from advbn.images.batches import FolderBatches, read_images
+from advbn.images.batches import FolderBatches, read_images, Reading
 from advbn.images.datasets import Cifar10Data, FolderData, open_set
 from advbn.networks.models import build_model
 from advbn.shifts.cells import cropped
@@ -244,7 +244,9 @@ def test_a_file_that_params_name_is_the_one_that_is_meant(imagenet, root, monkey
 def test_streamed_images_take_every_policy(imagenet):
     batches = {
         policy: next(
-            FolderBatches(imagenet / "imagenet/train", 64, 8, seed=0, policy=policy, workers=0).batches(0)
+            FolderBatches(
+                imagenet / "imagenet/train", 64, 8, seed=0, policy=policy, reading=Reading(0)
+            ).batches(0)
         )
         for policy in POLICIES
     }
@@ -253,7 +255,9 @@ def test_streamed_images_take_every_policy(imagenet):
         assert torch.equal(images, batches["none"][0]) == (policy == "none")
         assert targets.shape == ((8, 3) if policy in ("mixup", "cutmix") else (8,))
     again = next(
-        FolderBatches(imagenet / "imagenet/train", 64, 8, seed=0, policy="augmix", workers=2).batches(0)
+        FolderBatches(
+            imagenet / "imagenet/train", 64, 8, seed=0, policy="augmix", reading=Reading(2)
+        ).batches(0)
     )
     assert torch.equal(again[0], batches["augmix"][0])  # the same in worker processes
     with pytest.raises(ValueError, match="augmentation is 'augmax'; allowed are none, augmix"):

@@ -29,7 +29,7 @@ from advbn.base.config import parse_params
 from advbn.base.sections import Training
 from advbn.base.errors import DataError
 from advbn.evidence.evaluation import for_inference, mean_error, predict, predict_each
-from advbn.images.batches import FolderBatches
+from advbn.images.batches import FolderBatches, Reading
 from advbn.images.openmoji import build_openmoji, write_png
 from advbn.networks.autoencoder import Autoencoder
 from advbn.networks.models import build_model
@@ -544,7 +544,7 @@ def test_workers_do_not_matter(root):
         torch.manual_seed(0)
         net = finetuning_net(build_model("small_resnet", 9), "layer1", {"steps": 1, "start": "random"})
         loader = FolderBatches(
-            root / "data/openmoji", 32, 256, seed=2, policy="trivialaugment", workers=workers
+            root / "data/openmoji", 32, 256, seed=2, policy="trivialaugment", reading=Reading(workers)
         )
         found.append(
             (fit(net, loader, Training(epochs=1, batch_size=256, lr=0.01), seed=2), net.state_dict())

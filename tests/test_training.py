@@ -12,7 +12,7 @@ from torchvision.models import mnasnet0_5
 from advbn.base.config import load_params
 from advbn.base.sections import Training
 from advbn.base.errors import WeightsError
-from advbn.images.batches import FolderBatches, MemoryBatches, read_images
+from advbn.images.batches import FolderBatches, MemoryBatches, read_images, Reading, Share
 from advbn.networks.models import build_model
 from advbn.networks.weights import load_state, save_state
 from advbn.training.distributed import synchronized
@@ -65,7 +65,7 @@ def test_learning_happens(images):
 
 
 def test_a_big_set_streams(root):
-    loader = FolderBatches(root / "data/openmoji", 32, 400, seed=0, workers=2)
+    loader = FolderBatches(root / "data/openmoji", 32, 400, seed=0, reading=Reading(2))
     history = fit(pretraining_net(model("resnet20")), loader, RECIPE.model_copy(update={"epochs": 1}), seed=0)
     assert len(loader) == 4 and math.isfinite(history[0]["clean_loss"])
 
@@ -106,7 +106,7 @@ def test_a_diverging_run_stops_and_says_where(images):
 
 def test_a_loader_for_other_processes_is_refused(images):
     with pytest.raises(ValueError, match="divides batches among 2 processes and there are 1"):
-        fit(pretraining_net(model()), MemoryBatches(images, 16, seed=0, world=2), RECIPE, seed=0)
+        fit(pretraining_net(model()), MemoryBatches(images, 16, seed=0, share=Share(0, 2)), RECIPE, seed=0)
 
 
 def test_checkpoints(tmp_path):

@@ -18,7 +18,7 @@ from ..method.dual_batchnorm import BRANCHES
 from ..method.network import prepare
 from ..networks.weights import save_state
 
-# %% ../../nbs/adapters/02_huggingface.ipynb #b0da5b89
+# %% ../../nbs/adapters/02_huggingface.ipynb #55e299c1
 def _logits_alone(model):
     """A classifier of `transformers` that shares everything with `model`, and whose own forward hands on its
     logits alone."""
@@ -30,45 +30,53 @@ def _logits_alone(model):
     )
     return model
 
-
+# %% ../../nbs/adapters/02_huggingface.ipynb #06187a6c
 _LOSSES = {
     "regression": "lambda logits, labels: F.mse_loss(logits.squeeze(), labels)",
     "multi_label_classification": "F.binary_cross_entropy_with_logits",
 }
 
 
-class AdvBNForImageClassification(nn.Module):
-    """`model`, cut after the module at the path `after`, for `Trainer`: `pixel_values` and `labels` in,
-    `{"loss", "logits"}` out.
-
-    In train mode the loss is the sum of the clean and the adversarial one, otherwise the clean one.
-    Options and errors are those of `prepare`; of an `unpaired` batch the clean loss still takes the whole.
-    Raises `ValueError` for a model of `transformers` made for another loss than `loss_fn`, and for a
-    training batch without labels."""
-
-    def __init__(self, model: nn.Module, after: str = "layer1", loss_fn=F.cross_entropy, **layer_options):
-        super().__init__()
-        own = isinstance(model, PreTrainedModel)
-        self.config = model.config if own else PretrainedConfig()  # which Trainer and its loggers read
-        problem = "regression" if self.config.num_labels == 1 else self.config.problem_type
-        if loss_fn is F.cross_entropy and problem in _LOSSES:
-            raise ValueError(
-                f"the model's problem_type is {problem!r}, and loss_fn is cross entropy; pass the loss that "
-                f"it is to be trained on, as in loss_fn={_LOSSES[problem]}"
-            )
-        self.net, self.loss_fn = (
-            prepare(_logits_alone(model) if own else model, after, **layer_options),
-            loss_fn,
+def _check_loss(config, loss_fn):
+    "Raise a `ValueError` for cross entropy where `config` is that of a model for another loss."
+    problem = "regression" if config.num_labels == 1 else config.problem_type
+    if loss_fn is F.cross_entropy and problem in _LOSSES:
+        raise ValueError(
+            f"the model's problem_type is {problem!r}, and loss_fn is cross entropy; pass the loss that it "
+            f"is to be trained on, as in loss_fn={_LOSSES[problem]}"
         )
-        self.seen = {}  # a device's sum and number of adversarial losses; the copies that DataParallel makes of this module share it
+
+# %% ../../nbs/adapters/02_huggingface.ipynb #dc51f733
+class _TrainedOn(dict):
+    "Sum and number of the losses that have been trained on, for each device."
+
+    def add(self, loss, gradient=None):
+        "Count a `loss` without gradient; as a hook of a loss, when its `gradient` is taken."
+        total, number = self.get(loss.device, (0, 0))
+        self[loss.device] = total + loss, number + 1
+
+    def take_mean(self) -> float:
+        "Their mean, and forget them."
+        totals, numbers = zip(*self.values())
+        self.clear()
+        return sum(t.item() for t in totals) / sum(numbers)
+
+# %% ../../nbs/adapters/02_huggingface.ipynb #7618a6a5
+class _BothLosses(nn.Module):
+    """A cut `net` that returns the sum of its clean and adversarial `loss_fn` in train mode, else the clean
+    one."""
+
+    def __init__(self, net, loss_fn):
+        super().__init__()
+        self.net, self.loss_fn = net, loss_fn
+        self.seen = _TrainedOn()  # adversarial losses; the copies that DataParallel makes share it
 
     def forward(self, pixel_values, labels=None):
         if self.training and labels is None:
             raise ValueError(
                 "a training batch came without labels, which the attack needs; Trainer's "
-                "label_smoothing_factor and compute_loss_func "
-                "take them away, so give the loss to this model: loss_fn=partial(F.cross_entropy, "
-                "label_smoothing=0.1)"
+                "label_smoothing_factor and compute_loss_func take them away, so give the loss to this "
+                "model: loss_fn=partial(F.cross_entropy, label_smoothing=0.1)"
             )
         logits = self.net(pixel_values)
         if labels is None:
@@ -78,35 +86,50 @@ class AdvBNForImageClassification(nn.Module):
             adversarial = self.net.adversarial_loss(pixel_values, labels, self.loss_fn)
             loss = loss + adversarial
             if adversarial.requires_grad:
-                adversarial.register_hook(partial(self._count, adversarial.detach()))
+                adversarial.register_hook(partial(self.seen.add, adversarial.detach()))
         return {"loss": loss, "logits": logits}
 
-    def _count(self, loss, gradient):
-        "Remember an adversarial loss when its gradient is taken."
-        total, number = self.seen.get(loss.device, (0, 0))
-        self.seen[loss.device] = total + loss, number + 1
+# %% ../../nbs/adapters/02_huggingface.ipynb #c4690e84
+class AdvBNForImageClassification(_BothLosses):
+    """`model`, cut after the module at the path `after`, for `Trainer`: `pixel_values` and `labels` in,
+    `{"loss", "logits"}` out.
+
+    In train mode the loss is the sum of the clean and the adversarial one, otherwise the clean one.
+    Options and errors are those of `prepare`; of an `unpaired` batch the clean loss still takes the whole.
+    Raises `ValueError` for a model of `transformers` made for another loss than `loss_fn`, and for a
+    training batch without labels."""
+
+    def __init__(self, model: nn.Module, after: str = "layer1", loss_fn=F.cross_entropy, **layer_options):
+        own = isinstance(model, PreTrainedModel)
+        config = model.config if own else PretrainedConfig()  # which Trainer and its loggers read
+        _check_loss(config, loss_fn)
+        super().__init__(prepare(_logits_alone(model) if own else model, after, **layer_options), loss_fn)
+        self.config = config
 
     def mean_adversarial_loss(self) -> float:
         "The mean of the adversarial losses that have been trained on since this was last asked for."
-        totals, numbers = zip(*self.seen.values())
-        self.seen.clear()
-        return sum(t.item() for t in totals) / sum(numbers)
+        return self.seen.take_mean()
 
     def export(self, branch: str = "adversarial") -> dict:
         "The plain state dict of one branch, for the model that this one was made from."
         return self.net.export(branch)
 
+# %% ../../nbs/adapters/02_huggingface.ipynb #a4faad14
+def _check_model(model):
+    "Raise a `ValueError` unless this is an `AdvBNForImageClassification`."
+    if not isinstance(model, AdvBNForImageClassification):
+        raise ValueError(
+            f"Trainer got a {type(model).__name__}; give it AdvBNForImageClassification(model, after), "
+            f"which torch_compile=True in its arguments compiles"
+        )
 
+# %% ../../nbs/adapters/02_huggingface.ipynb #b0da5b89
 class AdvBNCallback(TrainerCallback):
     """Adds the adversarial loss to the logs, the mean since the last one as for `loss`, and writes both
     branches to the output folder as `clean.safetensors` and `adversarial.safetensors` when training ends."""
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        if not isinstance(model, AdvBNForImageClassification):
-            raise ValueError(
-                f"Trainer got a {type(model).__name__}; give it AdvBNForImageClassification(model, after), "
-                f"which torch_compile=True in its arguments compiles"
-            )
+        _check_model(model)
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         if not model.seen:
@@ -117,9 +140,9 @@ class AdvBNCallback(TrainerCallback):
 
     def on_log(self, args, state, control, model=None, logs=None, **kwargs):
         if logs is not None and "loss" in logs and model.seen:
-            found = round(model.mean_adversarial_loss(), 4)
+            mean = round(model.mean_adversarial_loss(), 4)
             for record in (logs, state.log_history[-1]):
-                record["adversarial_loss"] = found
+                record["adversarial_loss"] = mean
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
         for branch in BRANCHES if state.is_world_process_zero else ():

@@ -19,8 +19,115 @@ from ..method.dual_batchnorm import BRANCHES
 from ..method.network import prepare
 from ..networks.weights import load_state
 
+# %% ../../nbs/adapters/01_lightning.ipynb #889131c9
+class _Swap:
+    "The network and the step of a `LightningModule` while others stand in their place."
+
+    def __init__(self, pl_module, attribute: str, network: nn.Module, step):
+        self.attribute = attribute
+        self.network = getattr(pl_module, attribute)
+        self.step = vars(pl_module).get("training_step")  # one that the module was given, not its class
+        setattr(pl_module, attribute, network)
+        pl_module.training_step = step
+
+    def undo(self, pl_module, network=None):
+        "Give `pl_module` its own step back, and its own network or another."
+        setattr(pl_module, self.attribute, self.network if network is None else network)
+        del pl_module.training_step
+        if self.step is not None:
+            pl_module.training_step = self.step
+
+# %% ../../nbs/adapters/01_lightning.ipynb #143e91f5
+def _with_attack(pl_module, adversarial_loss):
+    "The `training_step` of `pl_module`, with `adversarial_loss(batch)` added to the loss that it returns."
+    clean_step = pl_module.training_step
+
+    @functools.wraps(clean_step)
+    def training_step(batch, *args, **kwargs):
+        output = clean_step(batch, *args, **kwargs)
+        in_dictionary = isinstance(output, Mapping)
+        loss = output.get("loss") if in_dictionary else output
+        if not isinstance(loss, torch.Tensor):
+            return output  # None skips the batch; Lightning says what is wrong with anything else
+        adversarial = adversarial_loss(batch)
+        pl_module.log("adversarial_loss", adversarial, prog_bar=True)
+        return {**output, "loss": loss + adversarial} if in_dictionary else loss + adversarial
+
+    return training_step
+
+# %% ../../nbs/adapters/01_lightning.ipynb #f0418319
+def _check_loop(callback, trainer, pl_module):
+    "Raise a `ValueError` if `pl_module` optimises by hand, or its network is averaged before it is cut."
+    name = type(pl_module).__name__
+    if not pl_module.automatic_optimization:
+        raise ValueError(
+            f"{name} optimises by hand (automatic_optimization = False), so that no loss can be added to its "
+            f"own; leave the callback out, and train on both of prepare(model, {callback.after!r})"
+            f".losses(images, targets) in its training_step"
+        )
+    earlier = trainer.callbacks[: trainer.callbacks.index(callback)]
+    averaging = [type(c).__name__ for c in earlier if hasattr(c, "_average_model")]
+    if averaging:
+        raise ValueError(
+            f"{averaging[0]} comes before AdvBNCallback and averages the network that is not cut yet; list "
+            f"it after AdvBNCallback"
+        )
+
+# %% ../../nbs/adapters/01_lightning.ipynb #cd4cacc7
+def _classifier(pl_module, attribute):
+    "What `pl_module` holds under the name `attribute`; `ValueError` if that is no network."
+    network = getattr(pl_module, attribute, None)
+    if not isinstance(network, nn.Module):
+        raise ValueError(
+            f"{type(pl_module).__name__} has no {attribute!r}; attribute is the name under which it holds "
+            f"its classifier, from __init__ on"
+        )
+    return network
+
+
+def _images_and_targets(batch, unpack):
+    "The pair that `unpack` makes of a batch; `ValueError` if it makes something else."
+    pair = unpack(batch)
+    if len(pair) != 2 or not isinstance(pair[0], torch.Tensor):
+        raise ValueError(
+            f"unpack makes {', '.join(type(p).__name__ for p in pair)} of a batch, a {type(batch).__name__}; "
+            "it is to make images and targets, as unpack=lambda batch: (batch['image'], batch['label']) does"
+        )
+    return pair
+
+# %% ../../nbs/adapters/01_lightning.ipynb #2c6fb72e
+class _CutForAFit(Callback):
+    "What `AdvBNCallback` does at the beginning and at the end of a fit."
+
+    def setup(self, trainer, pl_module, stage):
+        "Cut the network, and let `training_step` return the sum of both losses."
+        if stage == "fit":
+            _check_loop(self, trainer, pl_module)
+            self.net = prepare(_classifier(pl_module, self.attribute), self.after, **self.layer_options)
+            step = _with_attack(pl_module, self._adversarial_loss)
+            self.swap = _Swap(pl_module, self.attribute, self.net, step)
+
+    def on_fit_end(self, trainer, pl_module):
+        "Put a plain network in the place of the cut one, with what it has learnt."
+        plain = copy.deepcopy(self.swap.network)
+        plain.load_state_dict(self.net.export(self.branch))
+        self._put_back(pl_module, plain.to(pl_module.device).eval())
+
+    def on_exception(self, trainer, pl_module, exception):
+        "Put the network back that the module came with, so that it can be fitted again."
+        self._put_back(pl_module)
+
+    def teardown(self, trainer, pl_module, stage):
+        "The same for a fit that a tuner ends."
+        self._put_back(pl_module)
+
+    def _put_back(self, pl_module, network=None):
+        if self.swap is not None:
+            self.swap.undo(pl_module, network)
+            self.swap = None
+
 # %% ../../nbs/adapters/01_lightning.ipynb #f9386928
-class AdvBNCallback(Callback):
+class AdvBNCallback(_CutForAFit):
     """Train the classifier that a `LightningModule` holds under the name `attribute`, cut after the module at
     the path `after`, with AdvBN.
 
@@ -40,78 +147,9 @@ class AdvBNCallback(Callback):
     ):
         if branch not in BRANCHES:
             raise ValueError(f"branch is {branch!r}; allowed are 'clean' and 'adversarial'")
-        self.after, self.attribute, self.branch, self.loss_fn, self.unpack, self.layer_options = (
-            after,
-            attribute,
-            branch,
-            loss_fn,
-            unpack,
-            layer_options,
-        )
-        self.net = self.plain = None  # `plain` is there while the network is cut
-
-    def setup(self, trainer, pl_module, stage):
-        "Cut the network, and let `training_step` return the sum of both losses."
-        if stage != "fit":
-            return
-        plain = self._classifier(trainer, pl_module)
-        self.net = prepare(plain, self.after, **self.layer_options)
-        self.plain, self.own_step, clean_step = (
-            plain,
-            vars(pl_module).get("training_step"),
-            pl_module.training_step,
-        )
-
-        @functools.wraps(clean_step)
-        def training_step(batch, *args, **kwargs):
-            found = clean_step(batch, *args, **kwargs)
-            loss = found.get("loss") if isinstance(found, Mapping) else found
-            if not isinstance(loss, torch.Tensor):
-                return found  # None skips the batch; Lightning says what is wrong with anything else
-            adversarial = self.net.adversarial_loss(*self._images_and_targets(batch), self.loss_fn)
-            pl_module.log("adversarial_loss", adversarial, prog_bar=True)
-            return {**found, "loss": loss + adversarial} if isinstance(found, Mapping) else loss + adversarial
-
-        setattr(pl_module, self.attribute, self.net)
-        pl_module.training_step = training_step
-
-    def _classifier(self, trainer, pl_module):
-        "The network to be cut; raises `ValueError` where it or the loop around it cannot be trained so."
-        name = type(pl_module).__name__
-        if not pl_module.automatic_optimization:
-            raise ValueError(
-                f"{name} optimises by hand (automatic_optimization = False), so that no loss can be added to "
-                f"its own; leave the "
-                f"callback out, and train on both of prepare(model, {self.after!r}).losses(images, targets) "
-                f"in its training_step"
-            )
-        early = [
-            type(c).__name__
-            for c in trainer.callbacks[: trainer.callbacks.index(self)]
-            if hasattr(c, "_average_model")
-        ]
-        if early:
-            raise ValueError(
-                f"{early[0]} comes before AdvBNCallback and averages the network that is not cut yet; list "
-                f"it after AdvBNCallback"
-            )
-        if not isinstance(getattr(pl_module, self.attribute, None), nn.Module):
-            raise ValueError(
-                f"{name} has no {self.attribute!r}; attribute is the name under which it holds its "
-                f"classifier, from __init__ on"
-            )
-        return getattr(pl_module, self.attribute)
-
-    def _images_and_targets(self, batch):
-        parts = self.unpack(batch)
-        if len(parts) != 2 or not isinstance(parts[0], torch.Tensor):
-            raise ValueError(
-                f"unpack makes {', '.join(type(p).__name__ for p in parts)} of a batch, a "
-                f"{type(batch).__name__}; "
-                "it is to make images and targets, as unpack=lambda batch: (batch['image'], batch['label']) "
-                "does"
-            )
-        return parts
+        self.after, self.attribute, self.branch = after, attribute, branch
+        self.loss_fn, self.unpack, self.layer_options = loss_fn, unpack, layer_options
+        self.net = self.swap = None  # `swap` is there while the network is cut
 
     def on_fit_start(self, trainer, pl_module):
         "Raise `ValueError` if the network has been replaced since it was cut."
@@ -121,28 +159,9 @@ class AdvBNCallback(Callback):
                 f"after AdvBNCallback has cut it; make it in __init__"
             )
 
-    def on_fit_end(self, trainer, pl_module):
-        "Put a plain network in the place of the cut one, with what it has learnt."
-        plain = copy.deepcopy(self.plain)
-        plain.load_state_dict(self.net.export(self.branch))
-        self._put_back(pl_module, plain.to(pl_module.device).eval())
-
-    def on_exception(self, trainer, pl_module, exception):
-        "Put the network back that the module came with, so that it can be fitted again."
-        self._put_back(pl_module, self.plain)
-
-    def teardown(self, trainer, pl_module, stage):
-        "The same for a fit that a tuner ends."
-        self._put_back(pl_module, self.plain)
-
-    def _put_back(self, pl_module, network):
-        if self.plain is None:
-            return
-        setattr(pl_module, self.attribute, network)
-        del pl_module.training_step
-        if self.own_step is not None:
-            pl_module.training_step = self.own_step
-        self.plain = None
+    def _adversarial_loss(self, batch):
+        "The loss of a batch whose statistics are attacked."
+        return self.net.adversarial_loss(*_images_and_targets(batch, self.unpack), self.loss_fn)
 
     def export(self, branch: str = "adversarial", checkpoint=None) -> dict:
         """A plain state dict of one branch of the trained network, or of what it was when Lightning wrote the
@@ -152,7 +171,6 @@ class AdvBNCallback(Callback):
         if checkpoint is None:
             return self.net.export(branch)
         net, prefix = copy.deepcopy(self.net), f"{self.attribute}."
-        net.load_state_dict(
-            {k.removeprefix(prefix): v for k, v in load_state(checkpoint).items() if k.startswith(prefix)}
-        )
+        state = load_state(checkpoint)
+        net.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         return net.export(branch)

@@ -268,11 +268,11 @@ class Data(Section):
             )
         return self
 
-    def open(self, root: Path, wanted, share: tuple):
+    def open(self, root: Path, wanted, share):
         """The set under `root`, as `advbn.images.datasets` describes one.
 
-        `wanted` is the `Preprocessing` of streamed images, `share` is `(rank, world)`: this process's number,
-        and how many divide a batch."""
+        `wanted` is the `Preprocessing` of streamed images, `share` says which process this is, and
+        how many divide a batch."""
         raise NotImplementedError(f"{type(self).__name__} has to say how a set is opened")
 
 

@@ -18,35 +18,28 @@ from ..base.sections import Policy
 # %% ../../nbs/images/03_augmentation.ipynb #7b346b87
 def step_seed(*parts) -> int:
     "A 63-bit seed made of numbers and words: `step_seed(seed, 'train', step)`."
-    return (
-        int.from_bytes(hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest(), "big")
-        >> 1
-    )
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 # %% ../../nbs/images/03_augmentation.ipynb #fba8c479
 def augment_batch(images: torch.Tensor, options, generator: torch.Generator) -> torch.Tensor:
     """Each image of a float batch `[N, C, H, W]` rotated, moved, scaled and flipped at random.
 
-    `options` has `degrees`, `translate` (fraction of the width), `scale` (largest change of size) and
-    `flip`; the random numbers are drawn on the CPU from `generator`, so that every device gets the same
-    ones."""
+    `options` has `degrees`, `translate` (a fraction of the width), `scale` (the largest change of size, a
+    fraction) and `flip`. The random numbers are drawn on the CPU from `generator`, so that every device gets
+    the same ones."""
     n = len(images)
     angle, dx, dy, size, mirror = torch.rand(5, n, generator=generator).to(images.device)
     angle = (2 * angle - 1) * options.degrees * torch.pi / 180
     size = 1 + (2 * size - 1) * options.scale
     sign = torch.where(mirror < 0.5, -1.0, 1.0) if options.flip else torch.ones_like(size)
     cos, sin = angle.cos() / size, angle.sin() / size
-    theta = torch.stack(
-        [
-            torch.stack([sign * cos, -sin, (2 * dx - 1) * 2 * options.translate], -1),
-            torch.stack([sign * sin, cos, (2 * dy - 1) * 2 * options.translate], -1),
-        ],
-        1,
-    )
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    upper = torch.stack([sign * cos, -sin, (2 * dx - 1) * 2 * options.translate], -1)
+    lower = torch.stack([sign * sin, cos, (2 * dy - 1) * 2 * options.translate], -1)
+    grid = F.affine_grid(torch.stack([upper, lower], 1), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
-# %% ../../nbs/images/03_augmentation.ipynb #a1c75da2
+# %% ../../nbs/images/03_augmentation.ipynb #3a58c108
 POLICIES = get_args(Policy)
 EACH_IMAGE = {"augmix": v2.AugMix, "trivialaugment": v2.TrivialAugmentWide}
 BLENDS = {"mixup": v2.MixUp, "cutmix": v2.CutMix}
@@ -57,7 +50,7 @@ def check_policy(policy: str):
     if policy not in POLICIES:
         raise ValueError(f"augmentation is {policy!r}; allowed are {', '.join(POLICIES)}")
 
-
+# %% ../../nbs/images/03_augmentation.ipynb #a1c75da2
 def apply_policy(policy: str, images: torch.Tensor, targets: torch.Tensor, classes: int, seed: int) -> tuple:
     """`(images, targets)` of a uint8 batch `[N, 3, H, W]` under one of `POLICIES`, with random numbers from
     `seed`.

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['Images', 'list_images', 'read_images', 'duplicates', 'split_indices', 'normalize', 'to_pixels', 'to_channels_last',
-           'MemoryBatches', 'epoch_order', 'check_batch_size', 'FolderBatches', 'mixed_order', 'sized', 'FolderImages']
+           'epoch_order', 'Share', 'check_batch_size', 'MemoryBatches', 'Reading', 'FolderBatches', 'mixed_order',
+           'sized', 'FolderImages']
 
 # %% ../../nbs/images/05_batches.ipynb #bb5b255f
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -38,21 +39,25 @@ class Images:
 
     def __getitem__(self, indices) -> "Images":
         indices = torch.as_tensor(indices)
-        return Images(
-            self.images[indices],
-            self.targets[indices],
-            tuple(self.names[i] for i in indices.tolist()),
-            self.classes,
-        )
+        names = tuple(self.names[i] for i in indices.tolist())
+        return Images(self.images[indices], self.targets[indices], names, self.classes)
 
     def to(self, device) -> "Images":
         "The same set with its tensors on `device`."
         return Images(self.images.to(device), self.targets.to(device), self.names, self.classes)
 
-
+# %% ../../nbs/images/05_batches.ipynb #fadfd02b
 def list_images(root: Path) -> Tree:
     "The pictures of an ImageFolder tree, not read yet. Raises the errors of `Tree`."
     return Tree(root, hint="; for the embedded set run 'advbn data'")
+
+# %% ../../nbs/images/05_batches.ipynb #75f1b05b
+def _check_equally_large(images, paths, root):
+    """Raise a `DataError` that names one of the `images`, read from `paths`, that is not as large as the
+    first."""
+    odd = [path for path, image in zip(paths, images) if image.shape != images[0].shape]
+    if odd:
+        raise DataError(f"{len(odd)} images under {root} differ in size from {paths[0]}, such as {odd[0]}")
 
 
 def read_images(root: Path, bad: BadImages | None = None) -> Images:
@@ -60,158 +65,93 @@ def read_images(root: Path, bad: BadImages | None = None) -> Images:
     cannot be read.
 
     Raises `DataError` if the tree is missing or sizes differ, and the errors of `Tree`."""
-    root, bad, read = Path(root), bad or BadImages(), []
-    tree = list_images(root)
+    root, bad = Path(root), bad or BadImages()
+    tree, pictures = list_images(root), []
     for path, target in tree.samples:
         try:
-            read.append((path, target, v2.functional.pil_to_tensor(tree.loader(path))))
+            pictures.append((path, target, v2.functional.pil_to_tensor(tree.loader(path))))
         except ImageError as error:
             bad.note(path, str(error))
-    if not read:
+    if not pictures:
         raise DataError(f"no image under {root} can be read")
-    paths, targets, images = zip(*read)
-    odd = [path for path, image in zip(paths, images) if image.shape != images[0].shape]
-    if odd:
-        raise DataError(f"{len(odd)} images under {root} differ in size from {paths[0]}, such as {odd[0]}")
-    return Images(
-        torch.stack(images),
-        torch.tensor(targets),
-        tuple(str(Path(p).relative_to(root)) for p in paths),
-        tuple(tree.classes),
-    )
+    paths, targets, images = zip(*pictures)
+    _check_equally_large(images, paths, root)
+    names = tuple(str(Path(path).relative_to(root)) for path in paths)
+    return Images(torch.stack(images), torch.tensor(targets), names, tuple(tree.classes))
 
-
+# %% ../../nbs/images/05_batches.ipynb #638bcfd5
 def duplicates(one: Images, other: Images) -> list:
     "`(name, name)` of each image of `one` that has the same pixels as an image of `other`."
-    seen = {
-        hashlib.sha256(image.numpy().tobytes()).digest(): name
-        for image, name in zip(other.images.cpu(), other.names)
-    }
-    keys = (hashlib.sha256(image.numpy().tobytes()).digest() for image in one.images.cpu())
-    return [(name, seen[key]) for name, key in zip(one.names, keys) if key in seen]
+
+    def keys(images):
+        return (hashlib.sha256(image.numpy().tobytes()).digest() for image in images.images.cpu())
+
+    name_of = dict(zip(keys(other), other.names))
+    return [(name, name_of[key]) for name, key in zip(one.names, keys(one)) if key in name_of]
 
 # %% ../../nbs/images/05_batches.ipynb #3335750e
 def split_indices(targets: torch.Tensor, names: tuple, seed: int, test: float = 0.25) -> tuple:
-    """`(train, test)` index tensors: the fraction `test` of each class, drawn by `seed` from the images'
-    names."""
+    """`(train, test)`, two tensors of indices: the fraction `test` of each class is drawn by `seed` from the
+    images' `names`."""
     rank = np.array([step_seed(seed, "split", Path(name).as_posix()) for name in names])
-    held = []
+    held_out = []
     for c in targets.unique():
         members = (targets == c).nonzero().flatten().numpy()
-        held.append(members[np.argsort(rank[members])][: round(test * len(members))])
-    held = np.sort(np.concatenate(held))
-    return torch.from_numpy(np.setdiff1d(np.arange(len(names)), held)), torch.from_numpy(held)
+        held_out.append(members[np.argsort(rank[members])][: round(test * len(members))])
+    held_out = np.sort(np.concatenate(held_out))
+    rest = np.setdiff1d(np.arange(len(names)), held_out)
+    return torch.from_numpy(rest), torch.from_numpy(held_out)
 
-# %% ../../nbs/images/05_batches.ipynb #c0729bf7
-def normalize(images: torch.Tensor, preprocessing: Preprocessing = IMAGENET) -> torch.Tensor:
-    """bytes `[N, 3, H, W]`, or floats from 0 to 255, to float32, divided by 255 and normalised as
-    `preprocessing` says, channels last."""
-    mean, std = (
-        255 * torch.tensor(v, device=images.device).view(1, 3, 1, 1)
+# %% ../../nbs/images/05_batches.ipynb #6507d30e
+def _mean_and_deviation(preprocessing, device, scale):
+    "Both as tensors `[1, 3, 1, 1]` on `device`, for pixels from 0 to `scale`."
+    return (
+        scale * torch.tensor(v, device=device).view(1, 3, 1, 1)
         for v in (preprocessing.mean, preprocessing.std)
     )
+
+
+def normalize(images: torch.Tensor, preprocessing: Preprocessing = IMAGENET) -> torch.Tensor:
+    """Bytes `[N, 3, H, W]`, or floats from 0 to 255, as float32, divided by 255 and normalised as
+    `preprocessing` says, channels last in memory."""
+    mean, std = _mean_and_deviation(preprocessing, images.device, 255)
     return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
 
-
+# %% ../../nbs/images/05_batches.ipynb #c0729bf7
 def to_pixels(normalized: torch.Tensor, preprocessing: Preprocessing = IMAGENET) -> torch.Tensor:
-    "The way back: normalised images as float pixels from 0 to 1."
-    mean, std = (
-        torch.tensor(v, device=normalized.device).view(1, 3, 1, 1)
-        for v in (preprocessing.mean, preprocessing.std)
-    )
+    "The way back: normalised images `[N, 3, H, W]` as float pixels from 0 to 1."
+    mean, std = _mean_and_deviation(preprocessing, normalized.device, 1)
     return normalized * std + mean
 
 # %% ../../nbs/images/05_batches.ipynb #c2fb450c
 def to_channels_last(module: nn.Module, device="cpu") -> nn.Module:
-    """`module` on `device`, its 4-D weights channels last in memory; weights of another number of axes, as of
-    3-D convolutions, stay as they lie."""
+    """`module` on `device`, its weights of four axes channels last in memory. Weights of another number of
+    axes, as of 3-D convolutions, stay as they lie."""
     for tensor in (*module.to(device).parameters(), *module.buffers()):
         if tensor.ndim == 4:
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     return module
 
-# %% ../../nbs/images/05_batches.ipynb #b5d8ed5c
-class MemoryBatches:
-    """Training batches from an `Images` set on its device; `batch_size` counts the images of all processes
-    together.
-
-    Images go through the `policy`, one of `POLICIES`, and then through the random affine map and flip of
-    `augment`, if there are any. `preprocessing` says how they are normalised; their size they keep."""
-
-    def __init__(
-        self,
-        images: Images,
-        batch_size: int,
-        seed: int,
-        augment=None,
-        policy: str = "none",
-        rank: int = 0,
-        world: int = 1,
-        preprocessing: Preprocessing = IMAGENET,
-    ):
-        check_batch_size(batch_size, len(images), world)
-        self.images, self.batch_size, self.seed, self.augment, self.policy = (
-            images,
-            batch_size,
-            seed,
-            augment,
-            policy,
-        )
-        self.rank, self.world, self.preprocessing = rank, world, preprocessing
-
-    def __len__(self):
-        return len(self.images) // self.batch_size
-
-    def identity(self) -> str:
-        "SHA-256 of all that the batches are made of."
-        digest = hashlib.sha256(
-            repr(
-                (
-                    self.batch_size,
-                    self.seed,
-                    self.augment,
-                    self.policy,
-                    self.world,
-                    self.images.classes,
-                    self.preprocessing.mean,
-                    self.preprocessing.std,
-                )
-            ).encode()
-        )
-        for tensor in (self.images.images, self.images.targets):
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
-
-    def batches(self, epoch: int, start: int = 0):
-        "Yield `(images, targets)` of `epoch`, from the batch number `start` on."
-        for step, indices in enumerate(
-            epoch_order(len(self.images), self.seed, epoch).split(self.batch_size)[: len(self)]
-        ):
-            if step < start:
-                continue
-            chosen = indices[self.rank :: self.world].to(self.images.images.device)
-            images, targets = apply_policy(
-                self.policy,
-                self.images.images[chosen],
-                self.images.targets[chosen],
-                len(self.images.classes),
-                step_seed(self.seed, "policy", epoch, step, self.rank),
-            )
-            images = normalize(images, self.preprocessing)
-            if self.augment is not None:
-                generator = torch.Generator().manual_seed(
-                    step_seed(self.seed, "augment", epoch, step, self.rank)
-                )
-                images = augment_batch(images, self.augment, generator)
-            yield images, targets
-
-
+# %% ../../nbs/images/05_batches.ipynb #ec735d4a
 def epoch_order(n: int, seed: int, epoch: int) -> torch.Tensor:
     "The order of `n` images in an epoch."
     return torch.randperm(n, generator=torch.Generator().manual_seed(step_seed(seed, "order", epoch)))
 
+# %% ../../nbs/images/05_batches.ipynb #e6bdc3d8
+@dataclass(frozen=True)
+class Share:
+    """What the process number `rank` of `world` takes of a common list: every `world`-th entry, from `rank`
+    on."""
 
-def check_batch_size(batch_size, n, world):
+    rank: int = 0
+    world: int = 1
+
+    def of(self, entries):
+        "This process's entries of a list or a tensor."
+        return entries[self.rank :: self.world]
+
+# %% ../../nbs/images/05_batches.ipynb #64ec838f
+def check_batch_size(batch_size: int, n: int, world: int):
     "Raise a `ValueError` unless `n` images give a batch that `world` processes can share."
     if n < batch_size:
         raise ValueError(f"batch_size is {batch_size} and the set has {n} images; allowed is at most that")
@@ -220,10 +160,83 @@ def check_batch_size(batch_size, n, world):
             f"batch_size is {batch_size} and there are {world} processes; it must be a multiple of that"
         )
 
-# %% ../../nbs/images/05_batches.ipynb #81ad1ebd
+# %% ../../nbs/images/05_batches.ipynb #4f9662e5
+class _Batches:
+    """Training batches of `count` images in the order of `epoch_order`, `batch_size` of all processes
+    together. A subclass has `count`, `batch_size`, `seed` and `share`, and makes batches of their indices in
+    `_make(shares, epoch, start)`."""
+
+    @property
+    def world(self) -> int:
+        "How many processes share a batch."
+        return self.share.world
+
+    def __len__(self):
+        return self.count // self.batch_size
+
+    def batches(self, epoch: int, start: int = 0):
+        "Yield `(images, targets)` of `epoch`, from the batch number `start` on."
+        order = epoch_order(self.count, self.seed, epoch).split(self.batch_size)[start : len(self)]
+        yield from self._make([self.share.of(indices) for indices in order], epoch, start)
+
+# %% ../../nbs/images/05_batches.ipynb #ab9f45b7
+def _augmented(loader, indices, epoch, step):
+    """`(images, targets)` of `MemoryBatches`: the images at `indices` under its policy and its random affine
+    map."""
+    data, chosen = loader.images, indices.to(loader.images.images.device)
+    moment = (epoch, step, loader.share.rank)
+    seed = step_seed(loader.seed, "policy", *moment)
+    images, targets = apply_policy(
+        loader.policy, data.images[chosen], data.targets[chosen], len(data.classes), seed
+    )
+    images = normalize(images, loader.preprocessing)
+    if loader.augment is not None:
+        generator = torch.Generator().manual_seed(step_seed(loader.seed, "augment", *moment))
+        images = augment_batch(images, loader.augment, generator)
+    return images, targets
+
+# %% ../../nbs/images/05_batches.ipynb #f375f300
+def _digest(settings: tuple, tensors=()):
+    "SHA-256 of settings and tensors, as hexadecimal digits."
+    digest = hashlib.sha256(repr(settings).encode())
+    for tensor in tensors:
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+# %% ../../nbs/images/05_batches.ipynb #b5d8ed5c
+@dataclass(eq=False)
+class MemoryBatches(_Batches):
+    """Training batches from an `Images` set on its device; `batch_size` counts the images of all processes.
+
+    Images go through the `policy`, one of `POLICIES`, and then through the random affine map and flip of
+    `augment`, if it is given. `preprocessing` says how they are normalised; they keep their size."""
+
+    images: Images
+    batch_size: int
+    seed: int
+    augment: object = None
+    policy: str = "none"
+    share: Share = Share()
+    preprocessing: Preprocessing = IMAGENET
+
+    def __post_init__(self):
+        self.count = len(self.images)
+        check_batch_size(self.batch_size, self.count, self.world)
+
+    def _make(self, shares, epoch, start):
+        for step, indices in enumerate(shares, start):
+            yield _augmented(self, indices, epoch, step)
+
+    def identity(self) -> str:
+        "SHA-256 of all that the batches are made of."
+        made_by = (self.batch_size, self.seed, self.augment, self.policy, self.world, self.images.classes)
+        normalised_by = (self.preprocessing.mean, self.preprocessing.std)
+        return _digest((*made_by, *normalised_by), (self.images.images, self.images.targets))
+
+# %% ../../nbs/images/05_batches.ipynb #71255679
 class _Decoded(torch.utils.data.Dataset):
-    """`(epoch, index)` to a transformed uint8 image, its target and `None`, or to `None`, its target and what
-    is wrong; what the transform draws depends on `seed` and both."""
+    """`(epoch, index)` to a transformed uint8 image, its target and `None`, or to `None`, its target and
+    `(path, what is wrong)`. What the transform draws depends on `seed` and both."""
 
     def __init__(self, folder, transform, seed=0):
         self.folder, self.transform, self.seed = folder, transform, seed
@@ -242,32 +255,30 @@ class _Decoded(torch.utils.data.Dataset):
             except ImageError as error:
                 return None, target, (path, f"{path}: {error}")
 
-
-def _together(samples):
-    """`(images, targets, which could be read, what is wrong with the others)`; `images` is `None` where there
-    are none, and the set of their shapes where those differ."""
-    read = [image is not None for image, _, _ in samples]
-    images, targets = (
-        [image for image, _, _ in samples if image is not None],
-        [target for image, target, _ in samples if image is not None],
-    )
+# %% ../../nbs/images/05_batches.ipynb #790ae56d
+def _collated(samples):
+    """`(images, targets, which could be read, what is wrong with the others)` of one batch. `images` is
+    `None` where there are none, and the set of their shapes where those differ."""
+    is_read = [image is not None for image, _, _ in samples]
+    images = [image for image, _, _ in samples if image is not None]
+    targets = [target for image, target, _ in samples if image is not None]
     shapes = {tuple(image.shape) for image in images}
-    images = torch.stack(images) if len(shapes) == 1 else shapes or None
-    return images, torch.tensor(targets), torch.tensor(read), [wrong for _, _, wrong in samples if wrong]
+    stacked = torch.stack(images) if len(shapes) == 1 else shapes or None
+    return stacked, torch.tensor(targets), torch.tensor(is_read), [wrong for _, _, wrong in samples if wrong]
 
-
-def _load(decoded, keys, workers, bad, **options):
+# %% ../../nbs/images/05_batches.ipynb #02edc69a
+def _loaded(decoded, keys, workers, bad, **options):
     """Yield `(images, targets, which could be read)` for each list of `keys`; what cannot be read is told to
-    `bad`, in this process."""
+    `bad`, in this process. Raises `DataError` for images of a batch that differ in size."""
     loader = torch.utils.data.DataLoader(
         decoded,
         batch_sampler=keys,
         num_workers=workers,
         generator=torch.Generator(),
-        collate_fn=_together,
+        collate_fn=_collated,
         **options,
     )
-    for images, targets, read, wrong in loader:
+    for images, targets, is_read, wrong in loader:
         for path, reason in wrong:
             bad.note(path, reason)
         if isinstance(images, set):
@@ -276,106 +287,80 @@ def _load(decoded, keys, workers, bad, **options):
                 f"images differ in size, such as {one[2]} x {one[1]} and {other[2]} x {other[1]} pixels; say "
                 f"which size the network is given"
             )
-        yield images, targets, read
+        yield images, targets, is_read
 
+# %% ../../nbs/images/05_batches.ipynb #34dd9939
+@dataclass(frozen=True)
+class Reading:
+    """How the pictures of a folder become tensors: so many `workers` decode them, for this `device`, and what
+    they cannot read is told to `bad`. `upright` is that of `read_picture`; `preprocessing` gives
+    interpolation and normalisation."""
 
-class FolderBatches:
-    """Training batches streamed from an ImageFolder tree: RandomResizedCrop, flip and one of `POLICIES`;
-    `workers` processes decode.
+    workers: int = 2
+    device: str | torch.device = "cpu"
+    bad: BadImages = field(default_factory=BadImages)
+    upright: bool = True
+    preprocessing: Preprocessing = IMAGENET
 
-    A batch is smaller by the images that could not be read, if `bad` leaves them out. `upright` is that of
-    `read_picture`; `preprocessing` gives interpolation and normalisation."""
+# %% ../../nbs/images/05_batches.ipynb #436ac649
+def _training_transform(size, policy, interpolation):
+    "RandomResizedCrop to `size` pixels, a flip, and a `policy` for single images."
+    crop = v2.RandomResizedCrop(size, interpolation=InterpolationMode(interpolation), antialias=True)
+    each_image = [EACH_IMAGE[policy]()] if policy in EACH_IMAGE else []
+    return v2.Compose([crop, v2.RandomHorizontalFlip(), *each_image])
 
-    def __init__(
-        self,
-        root: Path,
-        size: int,
-        batch_size: int,
-        seed: int,
-        device="cpu",
-        policy: str = "none",
-        rank: int = 0,
-        world: int = 1,
-        workers: int = 2,
-        bad: BadImages | None = None,
-        upright: bool = True,
-        preprocessing: Preprocessing = IMAGENET,
-    ):
+# %% ../../nbs/images/05_batches.ipynb #0e9cfdc9
+def _streamed(loader, shares, epoch, start):
+    "Yield the `(images, targets)` of `FolderBatches` for each of `shares`, lists of indices."
+    reading, device = loader.reading, torch.device(loader.reading.device)
+    keys = [[(epoch, i) for i in indices.tolist()] for indices in shares]
+    pinned = device.type == "cuda"
+    blend = loader.policy if loader.policy in BLENDS else "none"
+    loaded = _loaded(loader.decoded, keys, reading.workers, reading.bad, pin_memory=pinned)
+    for step, (images, targets, _) in enumerate(loaded, start):
+        if images is None:
+            raise DataError(f"no image of a batch could be read; {reading.bad.report()}")
+        images, targets = (tensor.to(device, non_blocking=True) for tensor in (images, targets))
+        seed = step_seed(loader.seed, "policy", epoch, step, loader.share.rank)
+        images, targets = apply_policy(blend, images, targets, len(loader.tree.classes), seed)
+        yield normalize(images, reading.preprocessing), targets
+
+# %% ../../nbs/images/05_batches.ipynb #81ad1ebd
+class FolderBatches(_Batches):
+    """Training batches streamed from an ImageFolder tree at `root`: RandomResizedCrop to `size` pixels, flip
+    and one of `POLICIES`. A batch is smaller by the images that could not be read, if `reading.bad` leaves
+    them out."""
+
+    def __init__(self, root, size, batch_size, seed, policy="none", share=Share(), reading=Reading()):
         check_policy(policy)
-        self.folder, self.bad = Tree(root, upright=upright), bad or BadImages()
-        check_batch_size(batch_size, len(self.folder), world)
-        each = [EACH_IMAGE[policy]()] if policy in EACH_IMAGE else []
-        self.preprocessing = preprocessing
-        crop = v2.RandomResizedCrop(
-            size, interpolation=InterpolationMode(preprocessing.interpolation), antialias=True
-        )
-        self.decoded = _Decoded(self.folder, v2.Compose([crop, v2.RandomHorizontalFlip(), *each]), seed)
-        self.blend = policy if policy in BLENDS else "none"
-        self.batch_size, self.seed, self.device, self.rank, self.world, self.workers = (
-            batch_size,
-            seed,
-            torch.device(device),
-            rank,
-            world,
-            workers,
-        )
+        self.tree = Tree(root, upright=reading.upright)
+        self.count = len(self.tree)
+        check_batch_size(batch_size, self.count, share.world)
+        self.batch_size, self.seed, self.policy = batch_size, seed, policy
+        self.share, self.reading, self.preprocessing = share, reading, reading.preprocessing
+        transform = _training_transform(size, policy, self.preprocessing.interpolation)
+        self.decoded = _Decoded(self.tree, transform, seed)
 
-    def __len__(self):
-        return len(self.folder) // self.batch_size
+    def _make(self, shares, epoch, start):
+        return _streamed(self, shares, epoch, start)
 
     def identity(self) -> str:
         "SHA-256 of all that the batches are made of, the images by their paths and classes."
-        names = [
-            (str(Path(path).relative_to(self.folder.root)), target) for path, target in self.folder.samples
-        ]
-        parts = (
-            self.batch_size,
-            self.seed,
-            str(self.decoded.transform),
-            self.blend,
-            self.world,
-            names,
-            self.preprocessing.mean,
-            self.preprocessing.std,
-        )
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
+        blend = self.policy if self.policy in BLENDS else "none"
+        made_by = (self.batch_size, self.seed, str(self.decoded.transform), blend, self.world)
+        names = [(str(Path(path).relative_to(self.tree.root)), c) for path, c in self.tree.samples]
+        return _digest((*made_by, names, self.preprocessing.mean, self.preprocessing.std))
 
-    def batches(self, epoch: int, start: int = 0):
-        "Yield `(images, targets)` of `epoch`, from the batch number `start` on."
-        order = epoch_order(len(self.folder), self.seed, epoch).split(self.batch_size)[start : len(self)]
-        keys = [[(epoch, i) for i in indices[self.rank :: self.world].tolist()] for indices in order]
-        loaded = _load(self.decoded, keys, self.workers, self.bad, pin_memory=self.device.type == "cuda")
-        for step, (images, targets, _) in enumerate(loaded, start):
-            if images is None:
-                raise DataError(f"no image of a batch could be read; {self.bad.report()}")
-            images, targets = apply_policy(
-                self.blend,
-                images.to(self.device, non_blocking=True),
-                targets.to(self.device, non_blocking=True),
-                len(self.folder.classes),
-                step_seed(self.seed, "policy", epoch, step, self.rank),
-            )
-            yield normalize(images, self.preprocessing), targets
-
-# %% ../../nbs/images/05_batches.ipynb #2587c030
+# %% ../../nbs/images/05_batches.ipynb #4506fed2
 def mixed_order(n: int) -> torch.Tensor:
     """A fixed random order of `n` images: test sets are sorted by class, and a batch of one class would be
     attacked as one class."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(step_seed("mixed order", n)))
 
-
-def sized(size: int | None, resize: int | None = None, interpolation: str = "bilinear"):
-    """A transform that resizes the shorter side of an image to `resize` and cuts out the middle `size`
-    pixels; `None` leaves that step out.
-
-    It raises `ImageError` for an image that is smaller than what is cut out, and would get black borders."""
-    steps = (
-        [v2.Resize(resize, interpolation=InterpolationMode(interpolation), antialias=True)] if resize else []
-    )
-    return v2.Compose([*steps, partial(_middle, size=size) if size else v2.Identity()])
-
-
+# %% ../../nbs/images/05_batches.ipynb #1034532e
 def _middle(image, size):
+    """The middle `size` x `size` pixels. Raises `ImageError` for a smaller image, which would get black
+    borders."""
     if min(image.shape[-2:]) < size:
         raise ImageError(
             f"{image.shape[-1]} x {image.shape[-2]} pixels are fewer than the {size} that are cut out of the "
@@ -384,54 +369,51 @@ def _middle(image, size):
     return v2.functional.center_crop(image, [size, size])
 
 
+def sized(size: int | None, resize: int | None = None, interpolation: str = "bilinear"):
+    """A transform that resizes the shorter side of an image to `resize` pixels and cuts out the middle `size`
+    pixels; `None` leaves that step out.
+
+    It raises `ImageError` for an image that is smaller than what is cut out."""
+    mode = InterpolationMode(interpolation)
+    resizing = [v2.Resize(resize, interpolation=mode, antialias=True)] if resize else []
+    return v2.Compose([*resizing, partial(_middle, size=size) if size else v2.Identity()])
+
+# %% ../../nbs/images/05_batches.ipynb #d316056a
+def _read_pieces(images, pieces, workers=0):
+    """Yield `(indices, Images)` of a `FolderImages` for each of `pieces`, tensors of positions in its order,
+    without what cannot be read."""
+    keys = [[(0, i) for i in images.indices[positions].tolist()] for positions in pieces]
+    loaded = _loaded(images.decoded, keys, workers, images.bad)
+    for positions, (pixels, targets, is_read) in zip(pieces, loaded):
+        if pixels is not None:
+            positions = positions[is_read]
+            names = tuple(images.names[i] for i in positions.tolist())
+            yield images.indices[positions], Images(pixels, targets, names, images.classes)
+
+# %% ../../nbs/images/05_batches.ipynb #2587c030
 class FolderImages:
     """A tree of images as a set that is read when it is asked: `names`, a length, and `[positions]` gives
-    those `Images`, each `sized`.
+    those `Images`, each `sized`. Its order is `mixed_order`, its length at most `most`; `indices` are the
+    images' places in the folder. Raises `DataError` for images that differ in size. What cannot be read is
+    missing where it is asked for, if `bad` leaves it out."""
 
-    Its order is `mixed_order`, its length at most `most`; `indices` are the images' places in the folder.
-    Raises `DataError` for images that differ in size. What cannot be read is missing where it is asked
-    for, if `bad` leaves it out."""
-
-    def __init__(
-        self,
-        folder: Tree,
-        classes,
-        size: int | None,
-        resize: int | None = None,
-        most: int | None = None,
-        bad: BadImages | None = None,
-        interpolation: str = "bilinear",
-    ):
-        self.decoded, self.classes, self.bad = (
-            _Decoded(folder, sized(size, resize, interpolation)),
-            tuple(classes),
-            bad or BadImages(),
-        )
+    def __init__(self, folder, classes, size, resize=None, most=None, bad=None, interpolation="bilinear"):
+        self.decoded = _Decoded(folder, sized(size, resize, interpolation))
+        self.classes, self.bad = tuple(classes), bad or BadImages()
         self.indices = mixed_order(len(folder))[:most]
-        self.names = tuple(
-            str(Path(folder.samples[i][0]).relative_to(folder.root)) for i in self.indices.tolist()
-        )
+        paths = [folder.samples[i][0] for i in self.indices.tolist()]
+        self.names = tuple(str(Path(path).relative_to(folder.root)) for path in paths)
 
     def __len__(self):
         return len(self.names)
 
     def __getitem__(self, positions) -> Images:
-        found = next(self._read([torch.as_tensor(positions)]), None)
-        if found is None:
+        piece = next(_read_pieces(self, [torch.as_tensor(positions)]), None)
+        if piece is None:
             raise DataError(f"none of the images asked for could be read; {self.bad.report()}")
-        return found[1]
+        return piece[1]
 
-    def pieces(self, batch_size: int = 64, workers: int = 0, rank: int = 0, world: int = 1):
-        """Yield `(indices, Images)`. Several processes get a share of the pieces each; together they see
-        every image once."""
-        yield from self._read(torch.arange(len(self)).split(batch_size)[rank::world], workers)
-
-    def _read(self, parts, workers=0):
-        keys = [[(0, i) for i in self.indices[part].tolist()] for part in parts]
-        for part, (images, targets, read) in zip(parts, _load(self.decoded, keys, workers, self.bad)):
-            if images is not None:
-                part = part[read]
-                yield (
-                    self.indices[part],
-                    Images(images, targets, tuple(self.names[i] for i in part.tolist()), self.classes),
-                )
+    def pieces(self, batch_size: int = 64, workers: int = 0, share: Share = Share()):
+        """Yield `(indices, Images)`. Several processes have a `share` of the pieces each, and every image
+        once."""
+        yield from _read_pieces(self, share.of(torch.arange(len(self)).split(batch_size)), workers)

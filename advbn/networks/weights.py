@@ -34,14 +34,56 @@ def save_state(state: dict, path: Path):
         if Path(path).suffix == ".safetensors":
             from safetensors.torch import save
 
-            file.write(
-                save(
-                    {k: v.clone() for k, v in plain.items()},
-                    {"preprocessing": json.dumps(asdict(wanted))} if wanted else None,
-                )
-            )
+            header = {"preprocessing": json.dumps(asdict(wanted))} if wanted else None
+            file.write(save({k: v.clone() for k, v in plain.items()}, header))
         else:
             torch.save(plain, file)
+
+# %% ../../nbs/networks/02_weights.ipynb #dbe578be
+def _safetensors(path):
+    "The state dict in a file of safetensors, with the metadata in its header."
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        state = OrderedDict((name, file.get_tensor(name)) for name in file.keys())
+        header = file.metadata() or {}
+    if "preprocessing" in header:
+        state._metadata = OrderedDict({"": {"preprocessing": json.loads(header["preprocessing"])}})
+    return state
+
+
+def _unreadable(error, path):
+    "The `WeightsError` for what torch or safetensors raises of the file at `path`."
+    if isinstance(error, UnpicklingError) and "GLOBAL" in str(error):  # a function that would be called
+        return WeightsError(
+            f"{path} holds more than tensors, which was not executed; allowed is a state dict, in "
+            f"safetensors or written by torch.save"
+        )
+    foreign = isinstance(error, UnpicklingError)
+    reason = "torch.save has not written it" if foreign else " ".join(str(error).split())[:100]
+    return WeightsError(f"{path} is damaged or no file of weights ({path.stat().st_size} bytes): {reason}")
+
+# %% ../../nbs/networks/02_weights.ipynb #7a036e2b
+def _inside(content, path):
+    "The state dict in what a file holds, out of a dictionary that a training program has put around it."
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            if f"{key}_ema" in content:
+                warnings.warn(
+                    f"{path} holds two networks; {key!r} is read, and '{key}_ema', the moving average, is "
+                    f"not; if that is meant, save it alone",
+                    stacklevel=3,
+                )
+            content = content[key]
+    return content
+
+
+def _without_prefix(state):
+    "A state dict with the names of the plain network, without those of `DataParallel` and `torch.compile`."
+    prefixes = ("module.", "_orig_mod.")
+    while prefix := next((p for p in prefixes if all(name.startswith(p) for name in state)), None):
+        state = OrderedDict((name.removeprefix(prefix), value) for name, value in state.items())
+    return state
 
 # %% ../../nbs/networks/02_weights.ipynb #9a1378fb
 def load_state(path: Path) -> dict:
@@ -54,106 +96,69 @@ def load_state(path: Path) -> dict:
     try:
         if path.suffix == ".safetensors":
             return _safetensors(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in many ways
-        if isinstance(error, UnpicklingError) and "GLOBAL" in str(
-            error
-        ):  # a name of a function or class that would have to be called
-            raise WeightsError(
-                f"{path} holds more than tensors, which was not executed; allowed is a state dict, in "
-                f"safetensors or written by torch.save"
-            ) from None
-        reason = (
-            "torch.save has not written it"
-            if isinstance(error, UnpicklingError)
-            else " ".join(str(error).split())[:100]
-        )
+        raise _unreadable(error, path) from None
+    state = _inside(content, path)
+    is_dict = isinstance(state, dict)
+    if not is_dict or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise WeightsError(
-            f"{path} is damaged or no file of weights ({path.stat().st_size} bytes): {reason}"
-        ) from None
-    for wrapping in ("state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(wrapping), dict):
-            if f"{wrapping}_ema" in found:
-                warnings.warn(
-                    f"{path} holds two networks; {wrapping!r} is read, and '{wrapping}_ema', the moving "
-                    f"average, is not; if that is meant, save it alone",
-                    stacklevel=2,
-                )
-            found = found[wrapping]
-    if (
-        not isinstance(found, dict)
-        or not found
-        or not all(isinstance(v, torch.Tensor) for v in found.values())
-    ):
-        raise WeightsError(
-            f"{path} holds {type(found).__name__ if not isinstance(found, dict) else 'a dictionary'} and not "
-            f"a state dict, name to tensor"
+            f"{path} holds {'a dictionary' if is_dict else type(state).__name__} and not a state dict, name "
+            f"to tensor"
         )
-    while prefix := next(
-        (p for p in ("module.", "_orig_mod.") if all(name.startswith(p) for name in found)), None
-    ):  # of DataParallel and torch.compile
-        found = OrderedDict((name.removeprefix(prefix), value) for name, value in found.items())
-    return found
+    return _without_prefix(state)
 
-
-def _safetensors(path):
-    "The state dict in a file of safetensors, with the metadata in its header."
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        found, header = (
-            OrderedDict((name, file.get_tensor(name)) for name in file.keys()),
-            file.metadata() or {},
-        )
-    if "preprocessing" in header:
-        found._metadata = OrderedDict({"": {"preprocessing": json.loads(header["preprocessing"])}})
-    return found
-
-
-def load_into(model: nn.Module, path: Path) -> nn.Module:
-    """`model` with the weights at `path`. Raises `WeightsError`, saying what differs, if they are another
-    network's; the model is then unchanged. How a network wants its images is taken from the file, if it says
-    it.
-
-    Counters of batches seen, which old files lack and nothing here uses, may be missing."""
-    found, own = load_state(path), model.state_dict()
-    missing = [k for k in own if k not in found and not k.endswith("num_batches_tracked")]
-    unknown = [k for k in found if k not in own]
-    shaped = [k for k in own if k in found and own[k].shape != found[k].shape]
+# %% ../../nbs/networks/02_weights.ipynb #37b0ea6b
+def _differences(state, own):
+    "What is wrong with a state dict for a network whose `own` it is to replace, in parts of a sentence."
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    unknown = [k for k in state if k not in own]
+    odd = [k for k in own if k in state and own[k].shape != state[k].shape]
     said = [f"{len(missing)} of its weights are not there, such as {missing[0]!r}"] if missing else []
     said += [f"{len(unknown)} are not its own, such as {unknown[0]!r}"] if unknown else []
-    said += (
-        [f"{shaped[0]!r} is {tuple(found[shaped[0]].shape)} and has to be {tuple(own[shaped[0]].shape)}"]
-        if shaped
-        else []
-    )
-    if said:
-        raise WeightsError(f"{path} does not hold this network's weights: {'; '.join(said)}")
-    odd = next(
-        (
-            k
-            for k, v in own.items()
-            if k in found
-            and v.is_floating_point()
-            and not (found[k].is_floating_point() and found[k].layout == torch.strided)
-        ),
-        None,
-    )
     if odd:
-        raise WeightsError(
-            f"{path}: {odd!r} is {found[odd].dtype}, {found[odd].layout}; needed are dense floating point "
-            f"numbers"
-        )
-    broken = next((k for k, v in found.items() if v.is_floating_point() and not v.isfinite().all()), None)
-    if broken:
-        raise WeightsError(f"{path} holds NaN or infinite values, first in {broken!r}")
-    complete = OrderedDict((k, found.get(k, v)) for k, v in own.items())
-    said, marks = getattr(found, "_metadata", {}), own._metadata
+        shape, wanted = tuple(state[odd[0]].shape), tuple(own[odd[0]].shape)
+        said += [f"{odd[0]!r} is {shape} and has to be {wanted}"]
+    return said
+
+
+def _check_numbers(state, own, path):
+    """Raise a `WeightsError` unless weights are dense floating point numbers where they are in `own`, and
+    finite."""
+    for k, v in own.items():
+        if k in state and v.is_floating_point():
+            given = state[k]
+            if not given.is_floating_point() or given.layout != torch.strided:
+                raise WeightsError(
+                    f"{path}: {k!r} is {given.dtype}, {given.layout}; needed are dense floating point numbers"
+                )
+    for k, v in state.items():
+        if v.is_floating_point() and not v.isfinite().all():
+            raise WeightsError(f"{path} holds NaN or infinite values, first in {k!r}")
+
+# %% ../../nbs/networks/02_weights.ipynb #a7c6a791
+def _completed(state, own):
+    "A state dict in the order of `own`, with what it lacks of it; metadata of both, its own first."
+    complete = OrderedDict((k, state.get(k, v)) for k, v in own.items())
+    given, marks = getattr(state, "_metadata", {}), own._metadata
     complete._metadata = OrderedDict(
-        (name, {**marks.get(name, {}), **said.get(name, {})}) for name in {**marks, **said}
+        (name, {**marks.get(name, {}), **given.get(name, {})}) for name in {**marks, **given}
     )
+    return complete
+
+# %% ../../nbs/networks/02_weights.ipynb #0bbe415d
+def load_into(model: nn.Module, path: Path) -> nn.Module:
+    """`model` with the weights at `path`. How a network wants its images is taken from the file, if it says
+    it. Counters of batches seen, which old files lack and nothing here uses, may be missing.
+
+    Raises `WeightsError`, saying what differs, if they are another network's; the model is then unchanged."""
+    state, own = load_state(path), model.state_dict()
+    if differences := _differences(state, own):
+        raise WeightsError(f"{path} does not hold this network's weights: {'; '.join(differences)}")
+    _check_numbers(state, own, path)
+    complete = _completed(state, own)
     try:
-        wanted = recorded(found)
+        wanted = recorded(state)
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from None
     model.load_state_dict(complete)

@@ -17,6 +17,7 @@ from ..base.config import Params, Row
 from ..base.errors import DataError, did_you_mean, ParameterError
 from ..base.files import file_digest, filled_path, project_root
 from ..base.sections import Data, Method, Network, Pictures, Short, Training
+from ..images.batches import Share
 from ..images.datasets import open_set
 from ..images.preprocessing import IMAGENET, Preprocessing, preprocessing_of, remember
 from ..method.splitting import split
@@ -202,7 +203,7 @@ def all_seeds(params: Params, row: Row | str) -> list:
 # %% ../../nbs/training/03_run.ipynb #f5aedae2
 def load_data(setting: Setting, accelerator=None):
     "The profile's image set. Raises `DataError` if it is missing or not what `params.yaml` says."
-    share = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    share = Share(accelerator.process_index, accelerator.num_processes) if accelerator else Share()
     try:
         return open_set(setting.data, project_root(), setting.images, share)
     except DataError as error:

@@ -67,9 +67,7 @@ def pretrained(run: Run, data, accelerator, progress=None) -> tuple:
         return model.eval(), []
     net, augment = pretraining_net(model), run.setting.data.augment
     wanted = preprocessing_of(model)
-    loader = data.batches(
-        recipe.batch_size, run.seed, accelerator, augment, run.augmentation, preprocessing=wanted
-    )
+    loader = data.batches(recipe.batch_size, run.seed, accelerator, augment, run.augmentation, wanted=wanted)
     title = f"{run.base or 'pretraining'}, seed {run.seed}"
     return net.head, fit(net, loader, recipe, run.seed, title, accelerator, progress)
 
@@ -97,9 +95,7 @@ def finetuned(run: Run, model: torch.nn.Module, data, accelerator, progress=None
         return None, []
     recipe, augment = run.finetune, run.setting.data.augment
     wanted = net.preprocessing
-    loader = data.batches(
-        recipe.batch_size, run.seed, accelerator, augment, run.augmentation, preprocessing=wanted
-    )
+    loader = data.batches(recipe.batch_size, run.seed, accelerator, augment, run.augmentation, wanted=wanted)
     return net, fit(net, loader, recipe, run.seed, run.title, accelerator, progress)
 
 
@@ -123,7 +119,7 @@ def train(run: Run) -> pd.DataFrame:
 def _train_classifier(setting, model, data, accelerator, progress):
     "Rows per epoch of the pictures' classifier."
     recipe, wanted = setting.pictures.classifier, preprocessing_of(model)
-    options = {"common": setting.seeds, "preprocessing": wanted}
+    options = {"common": setting.seeds, "wanted": wanted}
     loader = data.batches(recipe.batch_size, 0, accelerator, setting.data.augment, **options)
     return fit(pretraining_net(model), loader, recipe, 0, "pictures' classifier", accelerator, progress)
 
@@ -146,7 +142,7 @@ def train_autoencoder(setting: Setting) -> tuple:
         if section.classifier:
             history = _train_classifier(setting, model, data, accelerator, first)
         autoencoder, decoder = Autoencoder(model, section.after).to(accelerator.device), section.decoder
-        wanted = {"common": setting.seeds, "preprocessing": autoencoder.preprocessing}
+        wanted = {"common": setting.seeds, "wanted": autoencoder.preprocessing}
         loader = data.batches(decoder.batch_size * accelerator.num_processes, 0, accelerator, **wanted)
         errors = fit_decoder(autoencoder, loader, decoder.epochs, decoder.lr, second, accelerator)
         for part in ("classifier", "decoder") if accelerator.is_main_process else ():
