@@ -117,9 +117,8 @@ def evaluate_networks(
     """Top-1 accuracy of each network on every cell of the shifts, made on the way. Images are turned as their
     EXIF tags say; those of the `imagenet` profile are not, see `FolderData`.
 
-    Raises `DataError` for a missing folder, for classes that the networks do not have, for images that
-    differ in size where no size is said and for those that are smaller than what is cut out, and
-    `ValueError` for a `resize` below the size and a size that a network cannot take."""
+    Raises `DataError` for a missing folder, classes that the networks do not have, and images of unlike or
+    too small sizes, and `ValueError` for a `resize` below the size and a size that a network cannot take."""
     if not Path(folder).is_dir():
         raise DataError(f"no images at {folder}; expected is a folder with a folder for each class")
     tree, alike, tables = NamedFolder(folder, classes, "the test set"), {}, []
@@ -158,6 +157,22 @@ def summary(table: pd.DataFrame, imagenet: bool = False) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 # %% ../../nbs/evidence/08_assess.ipynb #bc43b25c
+def _looked_at(tree, bad, least):
+    "`(samples, sizes)` of the pictures of a tree that can be read and have `least` pixels on each side."
+    samples, sizes = [], set()
+    for path, target in tqdm(tree.samples, desc="looking", unit="image"):
+        try:
+            width, height = tree.loader(path).size
+            if min(width, height) < least:
+                allowed = f"allowed are at least {least} on a side"
+                raise ImageError(f"{path} is {width} x {height} pixels; {allowed}")
+            sizes.add((width, height))
+            samples.append((path, target))
+        except ImageError as error:
+            bad.note(path, str(error))
+    return samples, sizes
+
+# %% ../../nbs/evidence/08_assess.ipynb #4356b34e
 class Pictures:
     """The pictures of a tree, each in its own size, read when asked for: `names`, a length, and `[positions]`
     gives those `Images`, which must be of one size.
@@ -165,18 +180,8 @@ class Pictures:
     One with a side under `least` pixels counts as one that cannot be read."""
 
     def __init__(self, root: Path, bad: BadImages | None = None, least: int = LEAST):
-        self.tree, bad, self.samples, sizes = Tree(root), bad or BadImages(), [], set()
-        for path, target in tqdm(self.tree.samples, desc="looking", unit="image"):
-            try:
-                width, height = self.tree.loader(path).size
-                if min(width, height) < least:
-                    raise ImageError(
-                        f"{path} is {width} x {height} pixels; allowed are at least {least} on a side"
-                    )
-                sizes.add((width, height))
-                self.samples.append((path, target))
-            except ImageError as error:
-                bad.note(path, str(error))
+        self.tree = Tree(root)
+        self.samples, sizes = _looked_at(self.tree, bad or BadImages(), least)
         if not self.samples:
             raise DataError(f"no image under {root} can be read")
         self.one_size, self.classes = len(sizes) == 1, tuple(self.tree.classes)
@@ -187,10 +192,6 @@ class Pictures:
 
     def __getitem__(self, positions) -> Images:
         chosen = [int(i) for i in torch.as_tensor(positions)]
-        images = [pil_to_tensor(self.tree.loader(self.samples[i][0])) for i in chosen]
-        return Images(
-            torch.stack(images),
-            torch.tensor([self.samples[i][1] for i in chosen]),
-            tuple(self.names[i] for i in chosen),
-            self.classes,
-        )
+        images = torch.stack([pil_to_tensor(self.tree.loader(self.samples[i][0])) for i in chosen])
+        targets = torch.tensor([self.samples[i][1] for i in chosen])
+        return Images(images, targets, tuple(self.names[i] for i in chosen), self.classes)

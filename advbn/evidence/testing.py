@@ -117,7 +117,7 @@ def _added_up(table, accelerator):
     groups = rows.groupby(["branch", "shift", "cell"], sort=False, as_index=False)
     return groups[["correct", "images"]].sum()
 
-
+# %% ../../nbs/evidence/03_testing.ipynb #1b31b00b
 def evaluate(run: Run) -> tuple:
     """`(table, predictions)` of a run's trained network on every shift; see `score`. The table also has
     method, seed, source and accuracy (percent).

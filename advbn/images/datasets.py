@@ -134,26 +134,29 @@ def read_cifar10(root: Path, bad: BadImages | None = None) -> tuple:
     )
 
 # %% ../../nbs/images/07_datasets.ipynb #742f20d4
+def _check_apart(training, tested, root):
+    "Raise `DataError` for different classes; warn of test images that are training images, too."
+    if training.classes != tested.classes:
+        different = sorted(set(training.classes) ^ set(tested.classes))
+        raise DataError(f"{root}: train and test have different classes, {different}")
+    if twice := duplicates(tested, training):
+        warnings.warn(
+            f"{len(twice)} test images of {root} are training images, too, such as {twice[0][0]} and "
+            f"{twice[0][1]}",
+            stacklevel=3,
+        )
+
+# %% ../../nbs/images/07_datasets.ipynb #5e478efa
 class Cifar10Data(MemorySet):
     """CIFAR-10 under `root`, see `read_cifar10`: the same division for every seed.
 
     `test_images` tests on the first so many of a fixed mixed order; `on_bad_image` says what is done about
-    images that cannot be read. Warns of test images that are training images, too."""
+    images that cannot be read."""
 
     def __init__(self, root: Path, test_images: int | None = None, on_bad_image: str = "error"):
         bad = BadImages(on_bad_image)
         self.training, tested = read_cifar10(root, bad)
-        if self.training.classes != tested.classes:
-            raise DataError(
-                f"{root}: train and test have different classes, "
-                f"{sorted(set(self.training.classes) ^ set(tested.classes))}"
-            )
-        if twice := duplicates(tested, self.training):
-            warnings.warn(
-                f"{len(twice)} test images of {root} are training images, too, such as {twice[0][0]} and "
-                f"{twice[0][1]}",
-                stacklevel=2,
-            )
+        _check_apart(self.training, tested, root)
         if test_images is not None and test_images < len(tested):
             tested = tested[mixed_order(len(tested))[:test_images].sort().values]
         super().__init__(tested, bad)
@@ -185,9 +188,7 @@ def _class_folders(root):
 
 # %% ../../nbs/images/07_datasets.ipynb #25b47c3d
 class TestsInFolders:
-    "Test images in folders, read when they are asked for; what `FolderData` tests on."
-
-    in_memory = False
+    in_memory = False  # read when they are asked for
 
     def images_of(self, folder, most: int | None = None, cut_only: bool = False, wide: bool = False):
         """The images of a test folder, at most `most` and `test_images`, as `FolderImages`; `cut_only` ones

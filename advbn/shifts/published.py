@@ -72,6 +72,21 @@ def _array(path):
         ) from None
 
 # %% ../../nbs/shifts/08_published.ipynb #e75d3655
+def _check_arrays(images, labels, root, corruption):
+    "Raise `DataError` for arrays that are not those of CIFAR-10-C."
+    pictures = images.ndim == 4 and images.shape[-1] == 3 and images.dtype == np.uint8
+    if not pictures or len(images) % 5 or labels.shape != images.shape[:1]:
+        raise DataError(
+            f"{root}/{corruption}.npy holds {images.dtype} {images.shape} and labels.npy {labels.shape}; "
+            "expected are uint8 (5 N, H, W, 3) and (5 N,)"
+        )
+    if labels.dtype.kind not in "iu" or not np.isin(labels, range(len(CIFAR10))).all():
+        raise DataError(
+            f"{root}/labels.npy holds {labels.dtype}, {np.unique(labels).tolist()[:12]}; expected are whole "
+            f"numbers from 0 to 9"
+        )
+
+# %% ../../nbs/shifts/08_published.ipynb #1b104f52
 def cifar10_c(root: Path, corruption: str, severity: int, classes=CIFAR10) -> Images:
     """One cell of CIFAR-10-C: `root/<corruption>.npy`, uint8 `[5 N, H, W, 3]`, and `root/labels.npy`; labels
     as `classes` count them.
@@ -85,31 +100,13 @@ def cifar10_c(root: Path, corruption: str, severity: int, classes=CIFAR10) -> Im
         )
     require(root, "CIFAR-10-C")
     images, labels = _array(Path(root) / f"{corruption}.npy"), _array(Path(root) / "labels.npy")
-    if (
-        images.ndim != 4
-        or images.shape[-1] != 3
-        or images.dtype != np.uint8
-        or len(images) % 5
-        or labels.shape != images.shape[:1]
-    ):
-        raise DataError(
-            f"{root}/{corruption}.npy holds {images.dtype} {images.shape} and labels.npy {labels.shape}; "
-            "expected are uint8 (5 N, H, W, 3) and (5 N,)"
-        )
-    if labels.dtype.kind not in "iu" or not np.isin(labels, range(len(CIFAR10))).all():
-        raise DataError(
-            f"{root}/labels.npy holds {labels.dtype}, {np.unique(labels).tolist()[:12]}; expected are whole "
-            f"numbers from 0 to 9"
-        )
+    _check_arrays(images, labels, root, corruption)
     n = len(images) // 5
     part = slice((severity - 1) * n, severity * n)
-    place = torch.tensor([tuple(classes).index(c) for c in CIFAR10])
-    return Images(
-        torch.from_numpy(images[part].copy()).permute(0, 3, 1, 2).contiguous(),
-        place[torch.from_numpy(labels[part].astype("int64"))],
-        tuple(map(str, range(n))),
-        tuple(classes),
-    )
+    number = torch.tensor([tuple(classes).index(c) for c in CIFAR10])
+    pictures = torch.from_numpy(images[part].copy()).permute(0, 3, 1, 2).contiguous()
+    targets = number[torch.from_numpy(labels[part].astype("int64"))]
+    return Images(pictures, targets, tuple(map(str, range(n))), tuple(classes))
 
 # %% ../../nbs/shifts/08_published.ipynb #be0f0053
 CUT_ONLY = ("corruptions", "stylized")  # published as large as they are tested

@@ -73,7 +73,7 @@ class _Sum(torch.autograd.Function):
         dist.all_reduce(gradient)
         return gradient
 
-
+# %% ../../nbs/training/01_distributed.ipynb #bf32ea9b
 class HostSyncBatchNorm2d(nn.BatchNorm2d):
     """A `BatchNorm2d` that trains on the statistics of all processes' batches together, on any device;
     `nn.SyncBatchNorm` takes GPUs alone."""
@@ -99,7 +99,7 @@ class HostSyncBatchNorm2d(nn.BatchNorm2d):
             x.dtype
         )
 
-
+# %% ../../nbs/training/01_distributed.ipynb #96dcf4b8
 def synchronized(module: nn.Module, device="cuda") -> nn.Module:
     """`module` with its batch norms synchronised between processes, those with an activation of timm's and
     those with two branches, too."""

@@ -55,16 +55,14 @@ class _Meter:
         self.reset()
 
     def reset(self):
-        for name in self.sums:
-            setattr(self, name, 0)
+        self.__dict__.update(dict.fromkeys(self.sums, 0))
 
     def _see(self, module, inputs, logits):
         if module.training and self.logits is None:
             self.logits = logits.detach()
 
     def add(self, clean, adversarial, targets):
-        n = len(targets)
-        labels = targets if targets.ndim == 1 else targets.argmax(1)
+        n, labels = len(targets), targets if targets.ndim == 1 else targets.argmax(1)
         labels = labels[: len(self.logits)]  # of an unpaired batch the first half
         self.correct = self.correct + (self.logits.argmax(1) == labels).sum()
         self.clean = self.clean + n * clean.detach()
@@ -73,11 +71,9 @@ class _Meter:
         self.logits = None
 
     def means(self) -> dict:
-        return {
-            "clean_loss": float(self.clean) / self.images,
-            "adversarial_loss": float(self.adversarial) / self.images,
-            "accuracy": 100 * float(self.correct) / self.judged,
-        }
+        clean, adversarial = (float(loss) / self.images for loss in (self.clean, self.adversarial))
+        accuracy = 100 * float(self.correct) / self.judged
+        return {"clean_loss": clean, "adversarial_loss": adversarial, "accuracy": accuracy}
 
 # %% ../../nbs/training/02_loop.ipynb #a01e3207
 def _summed(meter) -> dict:

@@ -227,7 +227,7 @@ def load_network(run: Run, method: str | None = None, branch: str = "clean") -> 
     path = run.setting.checkpoint(method or run.name, run.seed, branch)
     return load_into(model, path).eval()
 
-
+# %% ../../nbs/training/03_run.ipynb #c9b4c4ef
 def use_threads(setting: Setting):
     "Threads as the profile says: the order of additions, and with it the last digit, depends on them."
     if setting.threads:
@@ -261,7 +261,7 @@ def _places(params):
             places.setdefault((row.network.name, row.after, row.network.weights), (row.network, key))
     return [(section, after, name, key) for (name, after, _), (section, key) in places.items()]
 
-
+# %% ../../nbs/training/03_run.ipynb #49dc6398
 def check_networks(params: Params):
     """Raise a `ParameterError` if a network's name, its published weights or a cut is wrong, in any row of
     any table."""

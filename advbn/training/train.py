@@ -123,7 +123,7 @@ def _train_classifier(setting, model, data, accelerator, progress):
     loader = data.batches(recipe.batch_size, 0, accelerator, setting.data.augment, **options)
     return fit(pretraining_net(model), loader, recipe, 0, "pictures' classifier", accelerator, progress)
 
-
+# %% ../../nbs/training/04_train.ipynb #f47ef0bb
 def train_autoencoder(setting: Setting) -> tuple:
     """Train the pictures' classifier, unless its weights are published, and its decoder on the images that no
     seed tests on; save both.
