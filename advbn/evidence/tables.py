@@ -6,8 +6,9 @@
 __all__ = ['CONTROL', 'BASELINE', 'COLUMNS', 'PUBLISHED', 'columns_in', 'read_runs', 'shift_means', 'robustness_table',
            'decoded_table', 'mce_table', 'measured', 'signed', 'Entry', 'Table', 'rows_of', 'row_label', 'entries',
            'accuracy_text', 'accuracy_note', 'origin', 'baseline_label', 'errors_text', 'published_text',
-           'corruption_note', 'robustness_markdown', 'decoded_markdown', 'study_label', 'study_text', 'study_notes',
-           'study_markdown', 'conclusions', 'comparison', 'study_conclusions', 'side_by_side_rows']
+           'corruption_note', 'robustness_markdown', 'paper_text', 'finding', 'decoded_markdown', 'study_label',
+           'study_text', 'study_notes', 'study_markdown', 'conclusions', 'comparison', 'study_conclusions',
+           'side_by_side_rows']
 
 # %% ../../nbs/evidence/06_tables.ipynb #394f2261
 import math
@@ -270,6 +271,30 @@ def robustness_markdown(table: pd.DataFrame, mce: pd.DataFrame, params: Params, 
         published_text().markdown(),
     ]
     return "\n\n".join(parts) + "\n"
+
+# %% ../../nbs/evidence/06_tables.ipynb #eee54954
+def paper_text(table: pd.DataFrame, params: Params) -> Table:
+    """The text of a short table of accuracies: a row for each method, each column on the branch that the
+    paper's evaluation uses for it."""
+    shifts, lines = columns_in(table), {}
+    for method, branch, has_two, rows in rows_of(table):
+        line = lines.setdefault(method, {})
+        shown = [s for s in shifts if not has_two or SHIFTS[s].branch == branch]
+        line.update(zip(shown, entries(rows, shown)))
+    texts = [[params.methods[m].label, *(line[s] for s in shifts)] for m, line in lines.items()]
+    return Table(["accuracy in %", *map(title, shifts)], texts)
+
+
+def finding(table: pd.DataFrame, params: Params, method: str = "advbn", branch: str = "adversarial") -> str:
+    "One sentence about a branch of `method` against the clean fine-tune: where it helps, and where it does not."
+    rows = table[(table.method == method) & (table.branch == branch)].set_index("shift")
+    groups = {"above it": [], "below it": [], "not told apart from it": []}
+    for shift in columns_in(table):
+        value, half = rows.difference[shift], rows.difference_ci95[shift]
+        where = "not told apart from it" if not abs(value) > half else "above it" if value > 0 else "below it"
+        groups[where].append(f"{title(shift)} ({signed(value, half)})")
+    parts = [f"{where} on {', '.join(names)}" for where, names in groups.items() if names]
+    return f"{params.methods[method].label}'s {branch} branch against a clean fine-tune: {'; '.join(parts)}."
 
 # %% ../../nbs/evidence/06_tables.ipynb #f10acc8c
 def decoded_markdown(table: pd.DataFrame, params: Params) -> str:
