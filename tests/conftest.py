@@ -11,6 +11,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
         "OMP_NUM_THREADS", "1"
     )  # of this worker and what it starts; another worker has the other core
 
+import nbformat
 import pytest
 import torch
 import yaml
@@ -19,6 +20,7 @@ from filelock import FileLock
 from advbn import cli
 from advbn.images.openmoji import fingerprint
 
+pytest_plugins = ["lite_profile", "miniature_imagenet", "some_emoji", "some_pictures"]  # their fixtures
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED = [
     p for p in ("openmoji", "cifar10", "imagenet") if (ROOT / "results" / p).exists()
@@ -83,6 +85,21 @@ def keep_a_fourth(folder):
     pin = yaml.safe_load((folder / "data.dvc").read_text())
     pin["outs"][0].update(fingerprint(folder / "data"))
     (folder / "data.dvc").write_text(yaml.safe_dump(pin))
+
+
+def notebook(path, *cells):
+    "Write a notebook of code cells, pairs of source and tags; returns its path."
+    made = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(source, metadata={"tags": tags}) for source, tags in cells]
+    )
+    nbformat.write(made, path)
+    return path
+
+
+def would_run(folder):
+    "The stages that `dvc repro` would run in a clone."
+    done = call(sys.executable, "-m", "dvc", "repro", "--dry", "--allow-missing", cwd=folder)
+    return re.findall(r"Running stage '(\S+)'", done.stdout + done.stderr)
 
 
 FIRST = (
@@ -201,6 +218,18 @@ def miniature(once, make):
         assert "about" in said.splitlines()[0] and "Gentle AdvBN" in said and "is complete" in said
 
     return once("miniature", reproduce)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    "A clone in which nothing was run, for the tests of a file."
+    return copied_project(tmp_path_factory.mktemp("clone") / "advbn")
+
+
+@pytest.fixture(scope="module")
+def reproduced(miniature, tmp_path_factory):
+    "A copy of the clone that has run the pipeline, for the tests of a file."
+    return shutil.copytree(miniature, tmp_path_factory.mktemp("reproduced") / "advbn", symlinks=True)
 
 
 @pytest.fixture

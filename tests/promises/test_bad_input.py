@@ -2,30 +2,39 @@
 left out, counted and listed."""
 
 import json
-import os
-import struct
-import zlib
-from itertools import count
-
 import numpy as np
+import os
 import pytest
+import struct
+import sys
 import torch
 import yaml
+import zlib
 from PIL import Image
+from itertools import count
 from torch import nn
-
 from advbn import AdvBN, corrupt
-from advbn.config import Training
+from advbn.config import parse_params, Training
 from advbn.errors import DataError, WeightsError
+from advbn.evidence.assess import class_names, evaluate_networks
+from advbn.evidence.evaluation import predict, predict_each, top1_accuracy
 from advbn.images.batches import duplicates, MemoryBatches, read_images
 from advbn.images.datasets import Cifar10Data, FolderData
 from advbn.images.decoding import BadImages, read_picture, Tree
+from advbn.images.openmoji import build_openmoji
 from advbn.method.network import AdvBNNet
+from advbn.networks.autoencoder import Autoencoder
 from advbn.networks.models import build_model
 from advbn.networks.weights import load_into, load_state, save_state
 from advbn.progress import Progress, read_checked
+from advbn.shifts.filters import edges, instagram
+from advbn.shifts.styles import adversarial, reconstructed, stylized
 from advbn.training.loop import finetuning_net, fit
-from conftest import ROOT
+from advbn.training.runs import load_data, made_from
+from advbn.widgets import classify
+from conftest import call, copied_project, ROOT
+from lite_profile import LITE
+
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*do not end in")
 
@@ -454,6 +463,8 @@ def put(path, value):
 
 
 OWN = "profiles/openmoji/"
+
+
 PARAMETERS = [
     ("unknown key", put("sede", [0]), "unknown key 'sede'; did you mean 'seeds'"),
     ("unknown key below", put(OWN + "finetune/epoch", 3), "did you mean 'epochs'"),
@@ -828,15 +839,15 @@ def test_progress_of_another_version(tmp_path, monkeypatch):
         with Progress(tmp_path / "run.pt", 1) as progress:
             if version == "1.0":
                 with pytest.warns(UserWarning, match="run with other settings, weights, images or code"):
-                    assert len(fit(net, MemoryBatches(images, 16, 0), RECIPE, 0, progress=progress)) == 1
+                    assert len(fit(net, MemoryBatches(images, 16, 0), ONE_EPOCH, 0, progress=progress)) == 1
             else:
-                fit(net, MemoryBatches(images, 16, 0), RECIPE, 0, progress=progress)
+                fit(net, MemoryBatches(images, 16, 0), ONE_EPOCH, 0, progress=progress)
 
 
 # ---- numbers
 
 
-RECIPE = Training(epochs=1, batch_size=16, lr=0.02)
+ONE_EPOCH = Training(epochs=1, batch_size=16, lr=0.02)
 
 
 class Spoiling:
@@ -908,7 +919,7 @@ def test_numbers_that_are_none_stop_training(tmp_path, what, layer):
             next(p for p in net.trainable_parameters() if p.ndim == 4).register_hook(
                 lambda g: g * (float("inf") if next(turns) > 3 else 1)
             )
-        fit(net, loader, RECIPE.model_copy(update={"epochs": 5}), 0, "this run", progress=progress)
+        fit(net, loader, ONE_EPOCH.model_copy(update={"epochs": 5}), 0, "this run", progress=progress)
     said = str(stopped.value)
     assert (
         "this run: " in said
@@ -919,23 +930,6 @@ def test_numbers_that_are_none_stop_training(tmp_path, what, layer):
     assert all(
         v.isfinite().all() for v in read_checked(tmp_path / "run.pt")["net"].values() if v.is_floating_point()
     )
-
-
-def test_constant_channels_batches_of_one_and_one_class():
-    images = read_images(ROOT / "data/openmoji")[range(0, 1898, 200)]
-    torch.manual_seed(0)
-    net = finetuning_net(build_model("small_resnet", 9), "layer1", {"steps": 2})
-    with torch.no_grad():
-        net.stem.state_dict()["bn1.weight"][:4] = 0  # four channels are constant
-    history = fit(net, MemoryBatches(images, 1, 0), RECIPE, 0)
-    assert np.isfinite(history[0]["clean_loss"]) and all(
-        v.isfinite().all() for v in net.state_dict().values()
-    )
-    features, targets = torch.ones(1, 4, 3, 3), torch.tensor([0])
-    out = AdvBN()(
-        features, targets, nn.Sequential(nn.Flatten(), nn.Linear(36, 1))
-    )  # one class: no loss, no gradient, and nothing moves
-    assert torch.equal(out, features)
 
 
 @pytest.mark.promise(
@@ -977,3 +971,141 @@ def test_the_names_of_compiled_and_parallel_networks_are_read(folder, prefix):
 def test_a_list_of_classes_may_begin_with_a_byte_order_mark(folder, run):
     (folder / "classes.txt").write_text("cats\ndogs\n", encoding="utf-8-sig")
     assert run(*evaluation(folder, "--classes", folder / "classes.txt"))[0] == 0
+
+
+@pytest.mark.promise(
+    "Bad input",
+    "an image that is smaller than what is cut out of it gets no black border: it stops with its name, or is "
+    "left out and listed",
+)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_smaller_than_the_cut_are_refused(emoji_folder, emoji_network, workers):
+    with pytest.raises(
+        DataError,
+        match=r"png: 40 x 40 pixels are fewer than the 64 that are cut out of the middle; resize to 64 or "
+        r"more, or .*skip leaves",
+    ):
+        evaluate_networks(
+            {"a": emoji_network},
+            emoji_folder,
+            class_names(emoji_folder),
+            ("clean",),
+            size=64,
+            workers=workers,
+        )
+    assert (
+        evaluate_networks(
+            {"a": emoji_network},
+            emoji_folder,
+            class_names(emoji_folder),
+            ("clean",),
+            size=64,
+            resize=64,
+            workers=workers,
+        ).images.item()
+        == 12
+    )
+    with pytest.raises(DataError, match="40 x 40 pixels are fewer"):
+        classify(emoji_network, next(emoji_folder.rglob("*.png")), "abc", size=64)
+
+
+@pytest.mark.promise("Bad input", "no command removes what it has not made")
+@pytest.mark.parametrize("name", ["photos.before", "photos.partial", "photos"])
+def test_no_folder_of_others_is_removed(tmp_path, name):
+    """Also one that has our name for what is unfinished, and one in which somebody keeps a file beside the
+    images."""
+    build_openmoji(tmp_path / "photos", limit=1)
+    (tmp_path / name).mkdir(exist_ok=True)
+    (tmp_path / name / "mine.txt").write_text("mine")
+    with pytest.raises(DataError, match=f"{name} holds something else than these images, mine.txt"):
+        build_openmoji(tmp_path / "photos", limit=1)
+    assert (tmp_path / name / "mine.txt").read_text() == "mine"
+    (tmp_path / name / "mine.txt").unlink()
+    build_openmoji(tmp_path / "photos", limit=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["photos"]
+
+
+@pytest.mark.promise(
+    "Bad input",
+    "images that are no bytes, and targets that do not fit them, are refused wherever images are taken",
+)
+@pytest.mark.parametrize(
+    "change, found",
+    [
+        (lambda x: x / 255, r"torch.float32 \(4, 3, 32, 32\)"),
+        (lambda x: x[:, :1], r"torch.uint8 \(4, 1, 32, 32\)"),
+        (lambda x: x.permute(0, 2, 3, 1), r"torch.uint8 \(4, 32, 32, 3\)"),
+        (lambda x: x[0], r"torch.uint8 \(3, 32, 32\)"),
+    ],
+    ids=["floats", "grey", "channels last", "one image"],
+)
+def test_images_that_are_no_bytes_are_refused(change, found):
+    images, targets, model = (
+        torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8),
+        torch.tensor([0, 1, 0, 1]),
+        build_model("small_resnet", 2).eval(),
+    )
+    painter = Autoencoder(build_model("small_vgg", 2), "features.relu2_2").eval()
+    styles = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    takers = (
+        lambda x: predict(model, x),
+        lambda x: predict_each({"a": model}, x),
+        lambda x: top1_accuracy(model, x, targets),
+        edges,
+        lambda x: instagram(x, "rise"),
+        lambda x: corrupt(x, "fog", 1),
+        lambda x: reconstructed(painter, x),
+        lambda x: stylized(painter, x, range(4), styles),
+        lambda x: stylized(painter, images, range(4), x),
+        lambda x: adversarial(painter, x, targets, AdvBN(steps=1)),
+    )
+    for taker in takers:
+        taker(images)
+        with pytest.raises(ValueError, match=f"images are {found}; allowed is a uint8 tensor"):
+            taker(change(images))
+
+
+@pytest.mark.promise("Bad input", "a name in params.yaml is no command")
+@pytest.mark.parametrize(
+    "stage, change",
+    [
+        ("pretrain", lambda c, name: c.update(profile=name, profiles={name: c["profiles"]["openmoji"]})),
+        ("train@{}", lambda c, name: c["methods"].update({name: c["methods"]["finetune"]})),
+    ],
+    ids=["a profile", "a method"],
+)
+def test_no_name_reaches_a_shell(tmp_path, stage, change):
+    copied_project(tmp_path)
+    content = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    (tmp_path / "checkpoints/openmoji/pretrained").mkdir(parents=True)
+    name = "x$(touch pwned)'$(touch pwned)'"  # also where it stands in quotes
+    change(content, name)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    done = call(
+        sys.executable, "-m", "dvc", "repro", "--single-item", stage.format(name), cwd=tmp_path, check=False
+    )
+    assert (
+        not (tmp_path / "pwned").exists()
+        and done.returncode != 0
+        and "allowed are letters, digits" in done.stderr
+    )
+
+
+@pytest.mark.promise(
+    "Bad input", "kept images that were made in another way are not taken for those that are asked for"
+)
+def test_images_made_for_another_network_are_made_with_other_settings(lite_project):
+    content = yaml.safe_load((lite_project / "params.yaml").read_text())
+    content["profiles"]["imagenet"]["data"].update(size=None, resize=None)
+    settings = []
+    for name in (LITE, "torchvision/resnet18"):
+        content["profiles"]["imagenet"]["network"].update(name=name, weights=None, weights_sha256=None)
+        content["profiles"]["imagenet"].update(pretrain={"epochs": 1, "batch_size": 8, "lr": 0.1})
+        params = parse_params(content)
+        settings.append(made_from(params, load_data(params), 0))
+    assert (
+        settings[0].pop("interpolation") == "bicubic"
+        and settings[1].pop("interpolation") == "bilinear"
+        and settings[0] == settings[1]
+    )
+    assert (settings[0]["size"], settings[0]["resize"]) == (224, 256)

@@ -2,23 +2,19 @@
 number of workers."""
 
 import copy
-import shutil
-
 import numpy as np
 import pandas as pd
 import pytest
+import shutil
 import torch
 import torch.nn.functional as F
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import nn
-
 from advbn import (
     AdvBN,
-    DualBatchNorm2d,
-    convert_dual_batchnorm,
     corrupt,
+    DualBatchNorm2d,
     mean_corruption_error,
     prepare,
     renormalize,
@@ -33,7 +29,6 @@ from advbn.images.openmoji import build_openmoji, write_png
 from advbn.networks.autoencoder import Autoencoder
 from advbn.networks.models import build_model
 from advbn.networks.weights import load_state, save_state
-from advbn.shifts.cells import store_cells, stored_cells
 from advbn.shifts.corruptions import CORRUPTIONS
 from advbn.training.loop import finetuning_net, fit
 from advbn.training.runs import (
@@ -171,6 +166,8 @@ def test_a_head_that_fails_leaves_nothing_changed(after):
 
 
 FORMATS = st.sampled_from([torch.contiguous_format, torch.channels_last])
+
+
 TYPES = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16])
 
 
@@ -529,13 +526,6 @@ def test_shifts_of_other_settings_are_refused(small, tmp_path, change, words):
     assert len(list(shifted(again, load_data(again), 0, one))) == 1
 
 
-def test_a_list_of_cells_with_other_columns(tmp_path):
-    store_cells([], tmp_path)
-    (tmp_path / "cells.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(DataError, match="cells.csv has the columns a, b; make it again with"):
-        list(stored_cells(tmp_path, "ab"))
-
-
 @pytest.mark.promise("Determinism and state", "the same numbers with 0 or 2 data workers")
 def test_workers_do_not_matter(root):
     found = []
@@ -549,22 +539,3 @@ def test_workers_do_not_matter(root):
             (fit(net, loader, Training(epochs=1, batch_size=256, lr=0.01), seed=2), net.state_dict())
         )
     assert found[0][0] == found[1][0] and all(torch.equal(v, found[1][1][k]) for k, v in found[0][1].items())
-
-
-def test_dual_norms_are_compared_too():
-    "The comparison above notices what it is there for."
-    net = network().eval()
-    before = complete_state(net)
-    for change in (
-        lambda: setattr(next(net.modules()), "extra", 1),
-        lambda: next(net.head.parameters()).requires_grad_(False),
-        lambda: net.head.train(),
-        lambda: next(
-            m for m in net.modules() if isinstance(m, DualBatchNorm2d)
-        ).adversarial.running_mean.add_(1),
-    ):
-        change()
-        with pytest.raises(AssertionError):
-            assert_same(before, complete_state(net))
-        before = complete_state(net)
-    assert isinstance(convert_dual_batchnorm(nn.BatchNorm2d(2)), DualBatchNorm2d)

@@ -2,20 +2,20 @@
 processes and signals."""
 
 import multiprocessing
+import nbformat
 import os
+import pandas as pd
+import pytest
 import random
+import re
 import resource
 import signal
 import subprocess
 import sys
 import time
-
-import pandas as pd
-import pytest
 import torch
 import yaml
-
-from advbn.config import load_params, Training
+from advbn.config import Training
 from advbn.errors import Busy, DataError, Interrupted
 from advbn.evidence.figures import make_set
 from advbn.files import whole_file
@@ -28,10 +28,13 @@ from advbn.networks.weights import load_state, save_state
 from advbn.progress import Progress, read_checked, write_checked
 from advbn.shifts.cells import cells, store_cells, stored_cells
 from advbn.training.loop import finetuning_net, fit
-from advbn.training.runs import clear_progress, keep_rows
-from conftest import ROOT
+from advbn.training.runs import keep_rows
+from conftest import call, ROOT, would_run
 
-RECIPE = Training(epochs=3, batch_size=16, lr=0.02, schedule="onecycle")
+
+THREE_EPOCHS = Training(epochs=3, batch_size=16, lr=0.02, schedule="onecycle")
+
+
 AUGMENT = dict(degrees=10.0, translate=0.1, scale=0.1, flip=True)
 
 
@@ -55,7 +58,9 @@ def train(folder, every=1, seed=0, epochs=20):
     loader = MemoryBatches(images, 16, seed, Augment(**AUGMENT), "mixup")
     try:
         with Progress(folder / "run.pt", every) as progress:
-            history = fit(net, loader, RECIPE.model_copy(update={"epochs": epochs}), seed, progress=progress)
+            history = fit(
+                net, loader, THREE_EPOCHS.model_copy(update={"epochs": epochs}), seed, progress=progress
+            )
     except Interrupted:
         os._exit(75)
     else:
@@ -221,26 +226,13 @@ def test_progress_of_another_run_is_passed_over(tmp_path):
             if seed:
                 with pytest.warns(UserWarning, match="run with other settings"):
                     finished.append(
-                        fit(net, MemoryBatches(images, 16, seed), RECIPE, seed, progress=progress)
+                        fit(net, MemoryBatches(images, 16, seed), THREE_EPOCHS, seed, progress=progress)
                     )
             else:
-                finished.append(fit(net, MemoryBatches(images, 16, seed), RECIPE, seed, progress=progress))
+                finished.append(
+                    fit(net, MemoryBatches(images, 16, seed), THREE_EPOCHS, seed, progress=progress)
+                )
     assert len(finished[1]) == 3 and finished[0] != finished[1]
-
-
-def test_weights_that_are_not_finite_are_not_kept(tmp_path):
-    images = read_images(ROOT / "data/openmoji")[range(0, 1898, 60)]
-    torch.manual_seed(0)
-    net = finetuning_net(build_model("small_resnet", 9), "layer1", None)
-    next(p for p in net.trainable_parameters() if p.ndim == 4).register_hook(
-        lambda gradient: gradient * float("inf")
-    )
-    with (
-        pytest.raises(FloatingPointError, match="learning rate"),
-        Progress(tmp_path / "run.pt", 1) as progress,
-    ):
-        fit(net, MemoryBatches(images, 16, 0), RECIPE, 0, progress=progress)
-    assert not (tmp_path / "run.pt").exists()
 
 
 def train_decoder(folder, every):
@@ -491,19 +483,6 @@ def test_two_processes_keep_their_progress_until_the_weights_are_written(tmp_pat
     )
 
 
-def test_only_a_runs_own_progress_is_removed(tmp_path, monkeypatch):
-    monkeypatch.setenv("ADVBN_ROOT", str(tmp_path))
-    params, folder = load_params(ROOT / "params.yaml"), tmp_path / "progress/openmoji"
-    names = ["x-seed0.pt", "x-seed0.pt.previous", "x-seed1.pt", "x-seed0-seed1.pt", "xx-seed0.pt"]
-    folder.mkdir(parents=True)
-    for name in names:
-        (folder / name).touch()
-    clear_progress(params, "x", 0)
-    assert {p.name for p in folder.iterdir()} == {*names[2:]}
-    clear_progress(params, "x")
-    assert {p.name for p in folder.iterdir()} == {*names[3:]}
-
-
 def keep_seed(path, seed, ready):
     ready.wait()
     keep_rows(pd.DataFrame({"seed": [seed] * 2000, "cell": range(2000)}), path)
@@ -556,23 +535,101 @@ def test_weights_written_by_two_at_once_are_those_of_one(context, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["net.pt"]
 
 
-def test_a_writer_that_is_stopped_leaves_nothing(tmp_path):
-    with pytest.raises(KeyboardInterrupt), whole_file(tmp_path / "rows.csv") as file:
-        file.write(b"half")
-        raise KeyboardInterrupt
-    assert not list(tmp_path.iterdir())
+@pytest.mark.promise("Interrupted work", "dvc repro after a failed stage goes on from that stage")
+def test_a_failed_stage_is_where_the_next_run_begins(reproduced):
+    "A method gets new settings; the report fails, is mended, and nothing before it is run again."
+    clone, params = reproduced, reproduced / "params.yaml"
+    content = yaml.safe_load(params.read_text())
+    content["methods"]["gentle"]["layer"]["eps"] = 0.1  # less than a step
+    params.write_text(yaml.safe_dump(content, sort_keys=False))
+    path = clone / "nbs/stages/report.ipynb"
+    before = path.read_text()
+    broken = nbformat.reads(before, as_version=4)
+    broken.cells.append(nbformat.v4.new_code_cell("raise ValueError('this stage fails')"))
+    nbformat.write(broken, path)
+    done = call(sys.executable, "-m", "dvc", "repro", "report", cwd=clone, check=False)
+    assert done.returncode != 0 and "this stage fails" in done.stdout + done.stderr
+    ran = re.findall(r"Running stage '(\S+)'", done.stdout + done.stderr)
+    assert ran == ["train@gentle", "evaluate@gentle", "report"]
+    path.write_text(before)
+    done = call(sys.executable, "-m", "dvc", "repro", cwd=clone)
+    again = re.findall(r"Running stage '(\S+)'", done.stdout + done.stderr)
+    assert (
+        "report" in again and not {"train@gentle", "evaluate@gentle"} & set(again) and would_run(clone) == []
+    )
 
 
-def test_a_disk_that_is_full_of_kept_cells_is_said_by_name(tmp_path, monkeypatch):
-    images = read_images(ROOT / "data/openmoji")[range(20)]
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
-    try:
-        with pytest.raises(OSError, match=f"{tmp_path}/clean/clean.npz could not be written: "):
-            store_cells([("clean", "clean", images)], tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["settings.json"]
-    store_cells([("clean", "clean", images)], tmp_path)
-    ((_, _, kept),) = stored_cells(tmp_path, images.classes)
-    assert torch.equal(kept.images, images.images)
+@pytest.mark.promise("Interrupted work", "Ctrl-C and SIGTERM keep the progress and exit with status 75")
+def test_a_run_asked_to_stop_says_so_by_its_exit_status(reproduced):
+    """In the same clone: a second run on the same files is refused while the first is at work; the first
+    keeps its progress and goes on from it."""
+    clone, path = reproduced, reproduced / "params.yaml"
+    before = path.read_text()
+    content = yaml.safe_load(before)
+    content["profiles"]["openmoji"]["pretrain"]["epochs"] = 100
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    command = [sys.executable, "-m", "advbn", "pretrain", "--seed", "0"]
+    first = subprocess.Popen(command, cwd=clone, stderr=subprocess.PIPE, text=True)
+    while not (clone / "progress/openmoji/pretrained-seed0.owner").exists() and first.poll() is None:
+        time.sleep(0.1)
+    second = call(*command, cwd=clone, check=False)
+    assert second.returncode == 2 and f"being trained by process {first.pid}" in second.stderr
+    first.send_signal(signal.SIGTERM)
+    said = first.communicate(timeout=60)[1].strip().splitlines()[-1]
+    assert (
+        first.returncode == 75
+        and "SIGTERM: stopped after step" in said
+        and (clone / "progress/openmoji/pretrained-seed0.pt").exists()
+    )
+    again = subprocess.Popen(command, cwd=clone, stderr=subprocess.PIPE, text=True)
+    while not (clone / "progress/openmoji/pretrained-seed0.owner").exists() and again.poll() is None:
+        time.sleep(0.1)
+    time.sleep(1)
+    again.send_signal(signal.SIGINT)
+    later = again.communicate(timeout=60)[1].strip().splitlines()[-1]
+    assert again.returncode == 75 and int(later.split("step ")[1].split(";")[0]) > int(
+        said.split("step ")[1].split(";")[0]
+    )
+    path.write_text(before)
+
+
+@pytest.mark.promise("Interrupted work", "Ctrl-C and SIGTERM keep the progress and exit with status 75")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stage_asked_to_stop_takes_its_workers_along(clone, number):
+    "Two seeds side by side, each in a process of its own: both keep their progress, and none is left."
+    path = clone / "params.yaml"
+    before = path.read_text()
+    content = yaml.safe_load(before)
+    content.update(seeds=[7, 8])
+    content["profiles"]["openmoji"]["short"] = None
+    content["profiles"]["openmoji"]["threads"] = 1
+    content["profiles"]["openmoji"]["pretrain"]["epochs"] = 200
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    kept = [clone / f"progress/openmoji/pretrained-seed{seed}" for seed in (7, 8)]
+    stage = subprocess.Popen(
+        [sys.executable, "-m", "advbn", "run", "nbs/stages/pretrain.ipynb", "-p", "profile=openmoji"],
+        cwd=clone,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.time() + 120
+    while (
+        not all(k.with_suffix(".owner").exists() for k in kept)
+        and time.time() < deadline
+        and stage.poll() is None
+    ):
+        time.sleep(0.1)
+    workers = [int(k.with_suffix(".owner").read_text().split()[1]) for k in kept]
+    time.sleep(2)
+    stage.send_signal(number)
+    said = stage.communicate(timeout=90)[1]
+    assert stage.returncode == 75 and f"{number.name}: stopped" in said
+    assert all(k.with_suffix(".pt").exists() and not k.with_suffix(".owner").exists() for k in kept)
+    deadline = time.time() + 20
+    while any(os.path.exists(f"/proc/{pid}") for pid in workers) and time.time() < deadline:
+        time.sleep(0.2)
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in workers)
+    path.write_text(before)
+    for k in kept:
+        for file in clone.glob(f"progress/openmoji/{k.name}*"):
+            file.unlink()

@@ -1,13 +1,14 @@
-"""2,000 training steps and 200 evaluations in one process: memory, open files and the disk do not grow."""
+"""Long runs: memory, open files and the disk do not grow, and nothing is freed without being asked for."""
 
 import json
 import os
+import pytest
 import subprocess
 import sys
+import torch
+from advbn.networks.models import build_model
+from conftest import call, ROOT
 
-import pytest
-
-from conftest import ROOT
 
 PROGRAM = """
 import gc, json, os, resource, sys, warnings
@@ -83,3 +84,58 @@ def test_nothing_grows(tmp_path):
         marks
     )  # MiB, in 1,200 steps and 120 evaluations; a tensor kept per step would be 30
     assert last["disk"] == pytest.approx(first["disk"], rel=0.1) and last["disk"] < 1, marks
+
+
+@pytest.mark.promise(
+    "Long runs",
+    "advbn clean says what it would free before it frees it, and the disk that a run takes is bounded",
+)
+def test_weights_are_exported_and_disk_is_freed_only_when_asked(reproduced):
+    "In the same clone."
+    clone = reproduced
+    done = call(
+        sys.executable,
+        "-m",
+        "advbn",
+        "export",
+        "gentle",
+        "sets/robust.pt",
+        "--branch",
+        "adversarial",
+        "--seed",
+        "1",
+        cwd=clone,
+    )
+    assert "small_resnet, 9 classes" in done.stdout
+    build_model("small_resnet", 9).load_state_dict(torch.load(clone / "sets/robust.pt", weights_only=True))
+    done = call(
+        sys.executable,
+        "-m",
+        "advbn",
+        "export",
+        "finetune",
+        "x.pt",
+        "--branch",
+        "adversarial",
+        cwd=clone,
+        check=False,
+    )
+    assert done.returncode == 2 and "finetune has clean" in done.stderr and not (clone / "x.pt").exists()
+    left = {
+        p.name for p in (clone / "progress").rglob("*.pt*")
+    }  # finished runs leave no progress, and one that was stopped a file and a spare
+    assert (
+        left <= {"pretrained-seed0.pt", "pretrained-seed0.pt.previous"}
+        and sum(p.stat().st_size for p in (clone / "executed").rglob("*.ipynb")) < 20e6
+    )
+    done = call(sys.executable, "-m", "advbn", "clean", cwd=clone)
+    assert (
+        "checkpoints" in done.stdout and "would be freed" in done.stdout and (clone / "checkpoints").exists()
+    )
+    done = call(sys.executable, "-m", "advbn", "clean", "--yes", cwd=clone)
+    assert (
+        "freed" in done.stdout
+        and not (clone / "checkpoints").exists()
+        and (clone / "data").exists()
+        and (clone / "results").exists()
+    )

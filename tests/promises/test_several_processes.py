@@ -4,28 +4,33 @@ them fails."""
 import datetime
 import json
 import os
+import pandas as pd
+import pytest
 import signal
 import subprocess
 import sys
 import time
-
-import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 import yaml
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-
-from advbn.config import Training
+from advbn.config import parse_params, Training
 from advbn.images.batches import MemoryBatches, read_images
+from advbn.images.datasets import FolderData
 from advbn.networks.models import build_model
 from advbn.networks.weights import load_state, save_state
 from advbn.training.distributed import build_accelerator, synchronized
-from advbn.training.loop import finetuning_net, fit, pretraining_net
+from advbn.training.loop import finetuning_net, fit
+from advbn.training.runs import evaluate, pretrain, train, train_autoencoder
 from conftest import ROOT
+from miniature_imagenet import parameters
+
 
 RECIPE = Training(epochs=2, batch_size=16, lr=0.02)
+
+
 LAYERS = {
     "clean start": {"steps": 3},
     "random start": {"steps": 2, "start": "random"},
@@ -372,12 +377,78 @@ def test_synchronised_norms_in_any_precision(tmp_path, dtype, tolerance):
         assert (found - value).abs().max() <= tolerance * value.abs().max(), name
 
 
-def test_norms_that_act_alone_are_ordinary_ones():
-    net = pretraining_net(build_model("small_resnet", 9)).train().double()
-    images, _ = batch(8)
-    other = pretraining_net(build_model("small_resnet", 9)).train().double()
-    other.load_state_dict(net.state_dict())
-    other.head = synchronized(other.head, "cpu")
-    assert torch.equal(net(images), other(images)) and all(
-        torch.equal(v, other.state_dict()[k]) for k, v in net.state_dict().items()
+@pytest.mark.promise("Several processes", "evaluation counts every image once, as one process does")
+def test_two_processes_evaluate_as_one_does_and_a_streamed_set_is_written(imagenet, root, monkeypatch):
+    "The second process has no piece of so small a set, and must not be waited for in vain."
+    monkeypatch.setenv("ADVBN_ROOT", str(imagenet))
+    content = parameters(imagenet, root)
+    (imagenet / "params.yaml").write_text(yaml.safe_dump(content))
+    params = parse_params(content)
+    pretrain(params, None, 0)
+    train(params, "standard", 0)
+    train_autoencoder(params)
+    alone, _ = evaluate(params, "standard", 0)
+    launch = [
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ]
+    done = subprocess.run(
+        [sys.executable, *launch, "-m", "advbn", "evaluate", "standard", "--seed", "0", "--save"],
+        cwd=imagenet,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (
+        alone.groupby(["branch", "shift"], sort=False)
+        .accuracy.mean()
+        .unstack(sort=False)
+        .round(2)
+        .to_string()
+        in done.stdout
+    )
+    kept = pd.read_csv(imagenet / "results/imagenet/runs/standard.csv").set_index(["branch", "shift", "cell"])
+    assert (kept.correct == alone.set_index(["branch", "shift", "cell"]).correct).all() and (
+        kept.images == alone.set_index(["branch", "shift", "cell"]).images
+    ).all()
+    for command, words in (
+        (["make-set", "made"], "6 images written"),
+        (["make-set", "made"], "0 images written"),
+    ):
+        assert (
+            words
+            in subprocess.run(
+                [sys.executable, "-m", "advbn", *command],
+                cwd=imagenet,
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+        )
+    made = read_images(imagenet / "made")
+    assert made.images.shape == (6, 3, 72, 72) and made.classes == ("n01440764", "n01443537", "n01484850")
+
+
+@pytest.mark.promise("Several processes", "evaluation counts every image once, as one process does")
+def test_processes_share_the_images_and_count_none_twice(imagenet):
+    names = [
+        [
+            n
+            for _, piece in FolderData(
+                imagenet / "imagenet", size=64, resize=72, workers=0, rank=r, world=2
+            ).pieces(0)
+            for n in piece.names
+        ]
+        for r in (0, 1)
+    ]
+    assert len(sum(names, [])) == len(set(sum(names, []))) == 6

@@ -1,19 +1,22 @@
 """The repository is what it says: package and notebooks agree, notebooks are clean, the README is the index
 notebook and works."""
 
-import re
-import subprocess
-import sys
-
 import nbformat
 import pandas as pd
 import pytest
-
+import re
+import subprocess
+import sys
+import yaml
 from advbn.config import load_params
+from advbn.images.openmoji import fingerprint
 from advbn.page import conclusions
-from conftest import RECORDED, ROOT, fault
+from conftest import fault, RECORDED, ROOT
+
 
 NUMBERED = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+
+
 STAGES = sorted((ROOT / "nbs/stages").glob("*.ipynb"))
 
 
@@ -236,3 +239,50 @@ def test_every_command_has_an_example_and_shells_can_complete():
         env={**os.environ, "_ADVBN_COMPLETE": "complete_bash", "COMP_WORDS": "advbn eva", "COMP_CWORD": "1"},
     )
     assert done.stdout.strip() == "evaluate"
+
+
+def test_nothing_is_loaded_that_was_not_asked_for():
+    code = (
+        "import sys, advbn, advbn.training, advbn.runs, advbn.cli\nprint([m for m in ('lightning', "
+        "'transformers', 'timm', 'ipywidgets') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+        == "[]"
+    )
+
+
+def test_the_fingerprint_is_dvcs(root):
+    pin = yaml.safe_load((root / "data.dvc").read_text())["outs"][0]
+    assert fingerprint(root / "data") == {k: pin[k] for k in ("md5", "size", "nfiles")}
+    status = subprocess.run(
+        [sys.executable, "-m", "dvc", "status", "data.dvc"], cwd=root, capture_output=True, text=True
+    )
+    assert "up to date" in status.stdout
+
+
+@pytest.mark.parametrize("profile", ["openmoji", "cifar10", "imagenet"])
+def test_every_parameter_that_a_stage_watches_is_there(profile):
+    "DVC stops at one that is not; so a word in params.yaml changes the scale."
+    stages, content = (
+        yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"],
+        yaml.safe_load((ROOT / "params.yaml").read_text()),
+    )
+    for stage in stages.values():
+        ((key, names),) = stage.get("matrix", {"": [""]}).items()
+        for item in content[names[2:-1]] if key else [""]:
+            for name in stage["params"]:
+                place = content
+                for part in name.replace("${profile}", profile).replace(f"${{item.{key}}}", item).split("."):
+                    assert part in place, f"{name} with profile {profile}"
+                    place = place[part]
+
+
+def test_stages_depend_on_what_opens_the_images():
+    "Of every stage that opens a set: the modules whose code runs then, for published sets, too."
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    opening = {name for name, stage in stages.items() if "advbn/images/datasets.py" in stage["deps"]}
+    assert (
+        len(opening) == 8
+        and [name for name in opening if "advbn/shifts/published.py" not in stages[name]["deps"]] == []
+    )

@@ -1,56 +1,34 @@
-"""Any network on any folder: the numbers are those of a direct computation, and wrong words are refused
-before work begins."""
-
-import json
-import subprocess
-import sys
+"""Any network on any folder of images."""
 
 import numpy as np
 import pytest
 import torch
+import torchvision
+from miniature_imagenet import picture
 from torch import nn
-
-from advbn import CORRUPTIONS, corrupt
+from advbn import corrupt, CORRUPTIONS, prepare
 from advbn.errors import DataError
-from advbn.evidence.assess import class_names, evaluate_networks, summary
+from advbn.evidence.assess import class_names, evaluate_networks, load_network, summary
 from advbn.evidence.evaluation import predict
 from advbn.images.batches import read_images
 from advbn.images.openmoji import write_png
-from advbn.networks.models import build_model
-from advbn.networks.weights import save_state
+from advbn.images.preprocessing import IMAGENET, Preprocessing, recorded, remember
+from advbn.networks.models import build_model, wanted_by
+from advbn.networks.weights import load_state, save_state
 from advbn.shifts.filters import edges
 from advbn.widgets import classify
-from conftest import ROOT
+from lite_profile import HALF, pixels, seen_by_first_convolutions
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    "Twelve emoji of three classes as a folder of test images."
-    images = read_images(ROOT / "data/openmoji")
-    root = tmp_path_factory.mktemp("images")
-    for c in range(3):
-        for i in (images.targets == c).nonzero().flatten()[:4].tolist():
-            path = root / images.names[i]
-            path.parent.mkdir(exist_ok=True)
-            write_png(path, images.images[i].permute(1, 2, 0).numpy())
-    return root
-
-
-@pytest.fixture(scope="module")
-def network():
-    torch.manual_seed(0)
-    return build_model("small_resnet", 3).eval()
-
-
-def test_the_numbers_are_those_of_a_direct_computation(folder, network):
-    classes = class_names(folder)
+def test_the_numbers_are_those_of_a_direct_computation(emoji_folder, emoji_network):
+    classes = class_names(emoji_folder)
     other = build_model("small_resnet", 3).eval()
     table = evaluate_networks(
-        {"clean": network, "adversarial": other}, folder, classes, size=40, resize=None, workers=0
+        {"clean": emoji_network, "adversarial": other}, emoji_folder, classes, size=40, resize=None, workers=0
     )
     assert len(table) == 2 * (1 + 75 + 20 + 1) and (table.images == 12).all()
-    images = read_images(folder)
-    for name, model in (("clean", network), ("adversarial", other)):
+    images = read_images(emoji_folder)
+    for name, model in (("clean", emoji_network), ("adversarial", other)):
         for shift, cell, changed in (
             ("clean", "clean", images.images),
             ("sketch", "edges", edges(images.images)),
@@ -74,71 +52,20 @@ def test_the_numbers_are_those_of_a_direct_computation(folder, network):
     assert any("mCE against AlexNet" in name for name in summary(table, imagenet=True).index)
 
 
-def test_a_folder_with_some_of_the_classes_is_matched_by_name(folder, network, tmp_path):
+def test_a_folder_with_some_of_the_classes_is_matched_by_name(emoji_folder, emoji_network, tmp_path):
     listed = tmp_path / "classes.txt"
-    names = class_names(folder)
+    names = class_names(emoji_folder)
     listed.write_text("\n".join(["zebra", *reversed(names)]) + "\n")
-    classes = class_names(folder, listed)
-    wide = nn.Sequential(network, nn.Linear(3, 4)).eval()
+    classes = class_names(emoji_folder, listed)
+    wide = nn.Sequential(emoji_network, nn.Linear(3, 4)).eval()
     with torch.no_grad():  # the same answers, in the order of the list
         wide[1].weight.copy_(torch.tensor([[0.0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0]]))
         wide[1].bias.copy_(torch.tensor([-1e4, 0, 0, 0]))
-    plain = evaluate_networks({"a": network}, folder, names, ("clean",), 40, None, workers=0)
-    matched = evaluate_networks({"a": wide}, folder, classes, ("clean",), 40, None, workers=0)
+    plain = evaluate_networks({"a": emoji_network}, emoji_folder, names, ("clean",), 40, None, workers=0)
+    matched = evaluate_networks({"a": wide}, emoji_folder, classes, ("clean",), 40, None, workers=0)
     assert len(plain) == 1 and plain.correct.item() == matched.correct.item()
     with pytest.raises(DataError, match="the network knows 2 classes"):
-        evaluate_networks({"a": network}, folder, names[:2], ("clean",), 40, None, workers=0)
-
-
-def call(*words):
-    return subprocess.run(
-        [sys.executable, "-m", "advbn", "evaluate", *map(str, words)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_the_command_line_prints_the_table(folder, network, tmp_path):
-    save_state(network.state_dict(), tmp_path / "net.pt")
-    done = call(
-        "--model",
-        "small_resnet",
-        "--weights",
-        tmp_path / "net.pt",
-        "--adversarial-weights",
-        tmp_path / "net.pt",
-        "--data",
-        folder,
-        "--size",
-        40,
-        "--resize",
-        40,
-        "--shifts",
-        "clean,sketch",
-        "--json",
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    direct = (
-        evaluate_networks(
-            {"a": network}, folder, class_names(folder), ("clean", "sketch"), 40, None, workers=0
-        )
-        .set_index("shift")
-        .accuracy
-    )
-    assert found == {
-        name: {s: pytest.approx(direct[s]) for s in ("clean", "sketch")} for name in ("clean", "adversarial")
-    }
-
-
-def test_wrong_words_are_one_line():
-    done = call()
-    assert (
-        done.returncode == 2
-        and "exactly one of them" in done.stderr
-        and len(done.stderr.strip().splitlines()) == 1
-    )
+        evaluate_networks({"a": emoji_network}, emoji_folder, names[:2], ("clean",), 40, None, workers=0)
 
 
 @pytest.mark.parametrize(
@@ -162,41 +89,32 @@ def test_wrong_words_are_one_line():
         ),
     ],
 )
-def test_wrong_words_are_refused(folder, network, tmp_path, refused, words, said):
-    save_state(network.state_dict(), tmp_path / "net.pt")
+def test_wrong_words_are_refused(emoji_folder, emoji_network, tmp_path, refused, words, said):
+    save_state(emoji_network.state_dict(), tmp_path / "net.pt")
     assert (
-        len(refused(["evaluate", *(w.format(file=tmp_path / "net.pt", folder=folder) for w in words)], said))
+        len(
+            refused(
+                ["evaluate", *(w.format(file=tmp_path / "net.pt", folder=emoji_folder) for w in words)], said
+            )
+        )
         == 1
     )
 
 
-@pytest.mark.promise(
-    "Bad input",
-    "an image that is smaller than what is cut out of it gets no black border: it stops with its name, or is "
-    "left out and listed",
-)
-@pytest.mark.parametrize("workers", [0, 2])
-def test_images_smaller_than_the_cut_are_refused(folder, network, workers):
-    with pytest.raises(
-        DataError,
-        match=r"png: 40 x 40 pixels are fewer than the 64 that are cut out of the middle; resize to 64 or "
-        r"more, or .*skip leaves",
-    ):
-        evaluate_networks({"a": network}, folder, class_names(folder), ("clean",), size=64, workers=workers)
-    assert (
-        evaluate_networks(
-            {"a": network}, folder, class_names(folder), ("clean",), size=64, resize=64, workers=workers
-        ).images.item()
-        == 12
-    )
-    with pytest.raises(DataError, match="40 x 40 pixels are fewer"):
-        classify(network, next(folder.rglob("*.png")), "abc", size=64)
-
-
-def test_a_size_that_a_network_cannot_take_is_said_before_the_first_image(folder, tmp_path, refused):
+def test_a_size_that_a_network_cannot_take_is_said_before_the_first_image(emoji_folder, tmp_path, refused):
     save_state(build_model("torchvision/vgg11", 3).state_dict(), tmp_path / "vgg.pt")
     refused(
-        ["evaluate", "--model", "vgg11", "--weights", tmp_path / "vgg.pt", "--data", folder, "--size", "16"],
+        [
+            "evaluate",
+            "--model",
+            "vgg11",
+            "--weights",
+            tmp_path / "vgg.pt",
+            "--data",
+            emoji_folder,
+            "--size",
+            "16",
+        ],
         "vgg11 cannot take images of 16 x 16 pixels",
         "Output size is too small",
         "say another size",
@@ -205,7 +123,7 @@ def test_a_size_that_a_network_cannot_take_is_said_before_the_first_image(folder
 
 @pytest.mark.parametrize("policy", ["error", "skip"])
 def test_pictures_too_small_to_corrupt_are_named_before_any_is_written(
-    folder, tmp_path, run, refused, policy
+    emoji_folder, tmp_path, run, refused, policy
 ):
     for number, size in enumerate((40, 20)):
         path = tmp_path / f"images/{'ab'[number]}/{number}.png"
@@ -230,3 +148,60 @@ def test_a_set_of_another_folder_of_the_same_name_is_not_continued(tmp_path, run
             assert run(*words)[0] == 0 and run(*words)[1].strip().endswith("0 images written")
         else:
             refused(words, "made with other settings")
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+@pytest.mark.parametrize("branch", ["clean", "adversarial"])
+def test_exported_weights_say_what_images_they_are_for(tmp_path, branch, suffix):
+    own = Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 96, 100, "bicubic")
+    model, file = torchvision.models.resnet18(num_classes=3), tmp_path / f"net.{suffix}"
+    model.preprocessing = own
+    net = prepare(model, "layer1")
+    assert net.preprocessing == own
+    save_state(net.export(branch), file)
+    assert recorded(load_state(file)) == wanted_by("torchvision/resnet18", str(file)) == own
+    again = load_network("resnet18", str(file), 3)
+    assert again.preprocessing == own  # before the architecture's own
+    torchvision.models.resnet18(num_classes=3).load_state_dict(
+        torch.load(file, weights_only=True) if suffix == "pt" else load_state(file), strict=True
+    )
+    save_state(again.state_dict(), file)
+    assert recorded(load_state(file)) == own
+    save_state(dict(again.state_dict()), file)  # by somebody who knows nothing of it
+    assert (
+        load_network("resnet18", str(file), 3).preprocessing == wanted_by("torchvision/resnet18")
+        and recorded(load_state(file)) is None
+    )
+
+
+def test_networks_that_want_other_images_are_tested_on_other_images(tmp_path):
+    for c, name in enumerate("ab"):
+        picture(tmp_path / name / "0.JPEG", (50 + 9 * c, 60), seed=c)
+    half = remember(torchvision.models.resnet18(num_classes=2), Preprocessing(HALF, HALF, 32, 40)).eval()
+    usual = build_model("torchvision/resnet18", 2).eval()
+    (table, seen) = seen_by_first_convolutions(
+        lambda: evaluate_networks(
+            {"a": half, "b": usual, "c": half}, tmp_path, class_names(tmp_path), ("clean",), workers=0
+        )
+    )
+    seen = [
+        found for found in seen if len(found[1]) == 2
+    ]  # one black image before is to see whether a network takes the size
+    assert table.branch.tolist() == ["a", "c", "b"] and [tuple(b.shape) for _, b in seen] == [
+        (2, 3, 32, 32)
+    ] * 2 + [(2, 3, 224, 224)]
+    assert pixels(seen[0][1], HALF, HALF) and pixels(seen[2][1], IMAGENET.mean, IMAGENET.std)
+    _, seen = seen_by_first_convolutions(lambda: classify(half, tmp_path / "a/0.JPEG", "ab"))
+    assert seen[0][1].shape[-2:] == (32, 32) and pixels(seen[0][1], HALF, HALF)
+    for size in ({"size": 64, "resize": 60}, {"resize": 20}):
+        with pytest.raises(ValueError, match="what is cut out cannot be larger"):
+            evaluate_networks({"a": half}, tmp_path, class_names(tmp_path), ("clean",), workers=0, **size)
+    for workers in (0, 2):
+        with pytest.raises(DataError, match="images differ in size, such as 50 x 60 and 59 x 60 pixels"):
+            evaluate_networks(
+                {"a": build_model("small_resnet", 2)},
+                tmp_path,
+                class_names(tmp_path),
+                ("clean",),
+                workers=workers,
+            )

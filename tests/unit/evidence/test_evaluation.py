@@ -1,16 +1,14 @@
-import json
+"""Accuracies, intervals, mCE, and predictions of the network's own forward."""
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from scipy.stats import t
+from torch import nn
 from torchvision.models import resnet18
-
-from advbn import AdvBN, CORRUPTIONS, corrupt, mean_corruption_error
-from advbn.config import load_params, Method, Profile
+from advbn import AdvBN, CORRUPTIONS, mean_corruption_error
 from advbn.evidence.evaluation import (
     ALEXNET,
     for_inference,
@@ -21,13 +19,13 @@ from advbn.evidence.evaluation import (
     summarize,
     top1_accuracy,
 )
-from advbn.evidence.tables import mce_table, PUBLISHED, robustness_table, signed
+from advbn.images.batches import normalize
 from advbn.method.splitting import split
 from advbn.networks.autoencoder import Autoencoder
 from advbn.networks.models import build_model
-from advbn.shifts.filters import edges, instagram
-from advbn.shifts.styles import adversarial, reconstructed, stylized
-from conftest import RECORDED
+from advbn.shifts.styles import adversarial, stylized
+from users_networks import EVALUATED, IMAGES, Net, conv_bn, same, snapshot, used
+
 
 FULL = {name: [0.1, 0.2, 0.3, 0.4, 0.5] for name in CORRUPTIONS}
 
@@ -186,88 +184,6 @@ def test_paired_differences_and_a_missing_seed():
         summarize(runs[~((runs.method == "new") & (runs.seed == 2))], "finetune")
 
 
-def test_bold_means_that_the_interval_excludes_zero():
-    assert (
-        signed(2.0, 1.0) == "(**+2.0 ± 1.0**)"
-        and signed(-0.5, 1.0) == "(-0.5 ± 1.0)"
-        and signed(float("nan"), 1.0) == ""
-    )
-
-
-@pytest.mark.parametrize(
-    "profile, images", [p for p in (("openmoji", 474), ("cifar10", 1000)) if p[0] in RECORDED]
-)
-def test_the_committed_tables_follow_from_the_committed_runs(root, profile, images):
-    results, params = root / "results" / profile, load_params()
-    used = json.loads((results / "parameters.json").read_text())
-    runs = pd.concat([pd.read_csv(results / f"runs/{m}.csv") for m in used["methods"]])
-    for name, made in (("robustness", robustness_table(runs, profile)), ("mce", mce_table(runs, profile))):
-        pd.testing.assert_frame_equal(pd.read_csv(results / f"tables/{name}.csv"), made, check_dtype=False)
-    today = params.model_copy(
-        update={"profile": profile, "seeds": params.seeds if profile == params.profile else used["seeds"]}
-    )
-    settings = today.current.model_dump() | {"note": used["settings"]["note"]}
-    assert (used["profile"], used["seeds"]) == (
-        today.profile,
-        today.seeds,
-    )  # the tables hold what params.yaml says today; keys that are new since have their defaults
-    assert {name: Method.model_validate(method) for name, method in used["methods"].items()} == today.methods
-    assert Profile.model_validate(used["settings"]) == Profile.model_validate(settings)
-    assert set(runs.seed) == set(used["seeds"]) and len(used["seeds"]) >= 3 and (runs.images == images).all()
-    assert PUBLISHED["AdvBN"]["corruptions"] == 72.7
-
-
-def test_reconstruction_costs_the_standard_network_at_most_ten_points(root):
-    table = (
-        pd.read_csv(root / "results/tables/advbn_set.csv")
-        .query("method == 'standard'")
-        .set_index("shift")
-        .accuracy
-    )
-    assert table["clean"] - table["reconstructed"] <= 10
-    assert table["advbn"] < table["reconstructed"]
-
-
-@pytest.mark.promise(
-    "Bad input",
-    "images that are no bytes, and targets that do not fit them, are refused wherever images are taken",
-)
-@pytest.mark.parametrize(
-    "change, found",
-    [
-        (lambda x: x / 255, r"torch.float32 \(4, 3, 32, 32\)"),
-        (lambda x: x[:, :1], r"torch.uint8 \(4, 1, 32, 32\)"),
-        (lambda x: x.permute(0, 2, 3, 1), r"torch.uint8 \(4, 32, 32, 3\)"),
-        (lambda x: x[0], r"torch.uint8 \(3, 32, 32\)"),
-    ],
-    ids=["floats", "grey", "channels last", "one image"],
-)
-def test_images_that_are_no_bytes_are_refused(change, found):
-    images, targets, model = (
-        torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8),
-        torch.tensor([0, 1, 0, 1]),
-        build_model("small_resnet", 2).eval(),
-    )
-    painter = Autoencoder(build_model("small_vgg", 2), "features.relu2_2").eval()
-    styles = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
-    takers = (
-        lambda x: predict(model, x),
-        lambda x: predict_each({"a": model}, x),
-        lambda x: top1_accuracy(model, x, targets),
-        edges,
-        lambda x: instagram(x, "rise"),
-        lambda x: corrupt(x, "fog", 1),
-        lambda x: reconstructed(painter, x),
-        lambda x: stylized(painter, x, range(4), styles),
-        lambda x: stylized(painter, images, range(4), x),
-        lambda x: adversarial(painter, x, targets, AdvBN(steps=1)),
-    )
-    for taker in takers:
-        taker(images)
-        with pytest.raises(ValueError, match=f"images are {found}; allowed is a uint8 tensor"):
-            taker(change(images))
-
-
 def test_what_belongs_to_each_image_is_there_for_each():
     images, model, painter = (
         torch.zeros(40, 3, 16, 16, dtype=torch.uint8),
@@ -283,3 +199,90 @@ def test_what_belongs_to_each_image_is_there_for_each():
         stylized(painter, images, range(32), images[:2])
     with pytest.raises(ValueError, match="there are 40 images and 32 targets"):
         adversarial(painter, images, torch.zeros(32, dtype=torch.long), AdvBN(steps=1))
+
+
+def test_a_block_that_is_used_three_times_is_evaluated_as_it_is():
+    def thrice(self, x):
+        for _ in range(3):
+            x = self.block(x)
+        return x
+
+    torch.manual_seed(0)
+    model = used(Net(conv_bn(), thrice))
+    images = torch.randint(256, (60, 3, 1, 1), dtype=torch.uint8).expand(-1, -1, 12, 12)
+    with torch.no_grad():
+        model.fc.bias -= model(normalize(images)).mean(0)  # so that not one class is named alone
+    labels = predict(model, images)[0][:, 0]
+    assert top1_accuracy(for_inference(model), images, labels) == 100 and len(labels.unique()) > 1
+    with torch.no_grad():
+        assert torch.allclose(for_inference(model)(IMAGES), model(IMAGES), atol=1e-5)
+
+
+@pytest.mark.parametrize("case", EVALUATED)
+def test_a_folded_copy_agrees_with_the_network(case):
+    model = EVALUATED[case]()
+    model = (
+        used(model)
+        if isinstance(model, Net) and not isinstance(model.block, nn.SyncBatchNorm) and "sync" not in case
+        else model.eval()
+    )
+    before = snapshot(model)
+    with torch.no_grad():
+        expected, found = model(IMAGES), for_inference(model)(IMAGES)
+    assert (
+        torch.allclose(found, expected, atol=1e-5)
+        and found.argmax(1).equal(expected.argmax(1))
+        and same(snapshot(model), before)
+    )
+
+
+def test_what_cannot_be_copied_is_evaluated_itself_and_left_as_found():
+    class Locked(Net):
+        def __deepcopy__(self, memo):
+            raise TypeError("cannot copy")
+
+    model = used(Locked(conv_bn())).train()
+    before = snapshot(model)
+    found = for_inference(model)(IMAGES)
+    assert same(snapshot(model), before) and torch.equal(found, model.eval()(IMAGES))
+
+
+def test_batch_norms_that_fold_are_folded():
+    model = used(Net(conv_bn()))
+    assert (
+        sum(
+            m.forward(IMAGES) is IMAGES
+            for m in for_inference(model).modules()
+            if isinstance(m, nn.BatchNorm2d)
+        )
+        == 2
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_network_of_any_precision_predicts(dtype):
+    torch.manual_seed(0)
+    model, images = used(Net(conv_bn())), torch.randint(256, (3, 3, 12, 12), dtype=torch.uint8)
+    expected = predict(model, images)[1]
+    model = model.to(dtype)
+    assert torch.allclose(predict(model, images)[1], expected, atol=0.01)
+    assert predict_each({"plain": model}, images)["plain"].equal(predict(model, images)[0][:, 0])
+
+
+def test_a_network_without_parameters_predicts():
+    model, images = (
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
+    )
+    assert predict(model, images)[0][:, 0].equal(predict_each({"plain": model}, images)["plain"])
+
+
+def test_a_network_that_predicts_no_tensor_is_refused():
+    class Dictionary(Net):
+        def forward(self, x):
+            return {"logits": super().forward(x)}
+
+    model, images = Dictionary(conv_bn()), torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    for call in (lambda: predict(model, images), lambda: predict_each({"plain": model}, images)):
+        with pytest.raises(ValueError, match="returns a dict; needed are logits"):
+            call()

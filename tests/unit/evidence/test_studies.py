@@ -2,17 +2,11 @@
 cost."""
 
 import json
-import subprocess
-import sys
-
 import pandas as pd
 import pytest
-import torch
 import yaml
-
 from advbn.config import load_params, parse_params
 from advbn.errors import ParameterError
-from advbn.evidence.cost import missing_sets, relative_costs, run_flops, set_sizes, step_flops
 from advbn.evidence.evaluation import mean_interval
 from advbn.evidence.studies import (
     check_name,
@@ -24,12 +18,9 @@ from advbn.evidence.studies import (
     table_of_runs,
 )
 from advbn.evidence.tables import cost_chart, study_markdown
-from advbn.networks.models import build_model
 from advbn.shifts.cells import SHIFTS
 from advbn.shifts.corruptions import CORRUPTIONS
 from advbn.shifts.filters import FILTERS
-from advbn.training.loop import finetuning_net
-from advbn.training.runs import check_networks
 from conftest import ROOT
 
 
@@ -225,100 +216,3 @@ def test_unknown_studies_and_profiles_without_them(params, tmp_path):
     )
     table.to_csv(tmp_path / "empty.csv", index=False)
     assert pd.read_csv(tmp_path / "empty.csv").empty and len(cost_chart(table, without).axes) == 1
-
-
-@pytest.mark.parametrize(
-    "change, words",
-    [
-        (
-            lambda c: (
-                c["studies"]["ablations"]["methods"]["layer2"].update(after="layr2")
-                or c["studies"]["ablations"]["methods"]["finetune-layer2"].update(after="layr2")
-            ),
-            "studies.ablations.methods.*after: .*'layr2'; the nearest are 'layer2'",
-        ),
-        (
-            lambda c: c["bases"]["densenet"]["network"].update(name="small_densnet"),
-            "bases.densenet.network: no network 'small_densnet'; the nearest are 'small_densenet'",
-        ),
-        (
-            lambda c: c["bases"]["densenet"]["network"].update(after="features.transitoin1"),
-            "bases.densenet.network: .*'features.transitoin1'; the nearest are 'features.transition1'",
-        ),
-    ],
-)
-def test_wrong_networks_and_cuts_of_any_table_are_found_before_training(change, words):
-    content = yaml.safe_load((ROOT / "params.yaml").read_text())
-    change(content)
-    with pytest.raises(ParameterError, match=words):
-        check_networks(parse_params(content))
-
-
-def test_flops_are_those_worked_out_by_hand():
-    """One 3 x 3 convolution in the head, one linear layer; the input's gradient is asked for by the attack
-    alone."""
-    model = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 4, 1),
-        torch.nn.Conv2d(4, 8, 3, padding=1, bias=False),
-        torch.nn.AdaptiveAvgPool2d(1),
-        torch.nn.Flatten(),
-        torch.nn.Linear(8, 5),
-    )
-    images, targets = torch.randn(2, 3, 10, 10), torch.tensor([0, 1])
-    stem, conv, linear = 2 * 100 * 3 * 4, 2 * 100 * 4 * 8 * 9, 2 * 8 * 5
-    clean = stem + 2 * conv + 3 * linear  # forward; the weights' gradients; the linear layer's input's
-    assert step_flops(finetuning_net(model, "0", None), images, targets) == clean
-    attacked = (
-        clean + 2 * conv + 3 * linear + 3 * (2 * conv + 2 * linear)
-    )  # a second loss, and three attacks: forward and the input's gradient
-    assert step_flops(finetuning_net(model, "0", {"steps": 3}), images, targets) == attacked
-
-
-def test_costs_are_relative_to_the_bases_clean_finetune(params):
-    costs = relative_costs(params, None, 40)
-    assert costs["finetune"] == 1 and costs["standard"] == 0 and 1.8 < costs["random"] < 2 < costs["advbn"]
-    assert run_flops(params.runs()["standard"], 9, 40) == 0
-
-
-def test_the_plan_names_stages_and_missing_sets(params, monkeypatch, tmp_path):
-    for name in ("IMAGENET", "IMAGENET_SKETCH"):
-        monkeypatch.delenv(name, raising=False)
-    missing = missing_sets(params.model_copy(update={"profile": "imagenet"}))
-    assert len(missing) == 2 and "IMAGENET_SKETCH" in missing[1] and missing_sets(params) == []
-    monkeypatch.setenv("CIFAR10", str(tmp_path / "cifar"))
-    cifar = params.model_copy(update={"profile": "cifar10"})
-    assert (
-        "no images at" in missing_sets(cifar)[0]
-        and set_sizes(cifar) == (50_000, cifar.current.data.test_images, 32)
-        and not (tmp_path / "cifar").exists()
-    )  # nothing is downloaded
-    (tmp_path / "cifar/tran").mkdir(parents=True)
-    assert "has not train/ and test/ nor cifar-10-batches-py/" in missing_sets(cifar)[0]
-    done = subprocess.run(
-        [sys.executable, "-m", "advbn", "plan", "--json"], capture_output=True, text=True, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr
-    planned = json.loads(done.stdout)
-    stages = {row["stage"]: row for row in planned["stages"]}
-    assert {
-        "pretrain",
-        "shifts",
-        *(f"{verb} {m}" for verb in ("train", "evaluate") for m in params.methods),
-        *(f"study {s}" for s in params.studies),
-    } <= set(stages)
-    recipe = params.current.pretrain
-    assert stages["pretrain"]["images"] == len(params.seeds) * recipe.epochs * 1424
-    size = lambda name: 4 * sum(p.numel() for p in build_model(name, 9).parameters())
-    networks = (
-        len(params.seeds)
-        * (1 + sum(1 + (m.train == "adversarial") for m in params.methods.values()))
-        * size(params.current.network.name)
-    )
-    bases = sum(
-        len(params.current.short.seeds) * size((b.network or params.current.network).name)
-        for b in params.bases.values()
-    )
-    assert planned["disk"]["checkpoints"] == 2 * (
-        networks + bases + 2 * size(params.current.pictures.network)
-    )
-    assert all(row["minutes"] >= 0 for row in planned["stages"]) and planned["missing"] == []

@@ -1,15 +1,20 @@
-import copy
+"""A prepared network: losses, gradients, export, and what it refuses."""
 
+import advbn
+import copy
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from contextlib import nullcontext
+from functools import partial
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.models import densenet121, resnet18
-
-import advbn
 from advbn import AdvBN, AdvBNNet, prepare, use_branch
 from advbn.bench import peak_memory
 from advbn.method.network import RECIPES
+from users_networks import IMAGES, Net, conv_bn, used, weighted
 
 
 @pytest.fixture
@@ -254,3 +259,148 @@ def test_training_on_cuda(cuda):
         clean, adversarial = net.losses(images, targets)
     (clean + adversarial).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.trainable_parameters())
+
+
+def test_the_attack_on_a_replica_is_that_on_the_network():
+    "As `nn.DataParallel` makes it: parameters are attributes, `_parameters` is empty."
+    torch.manual_seed(0)
+    net = prepare(used(Net(conv_bn())), "bn", steps=3)
+    features, targets = net.features(IMAGES), torch.arange(4)
+
+    def loss_fn(logits, targets, seen):
+        seen.append(F.cross_entropy(logits, targets))
+        return seen[-1]
+
+    replica = net.head._replicate_for_data_parallel()
+    modules = {name: m for name, m in net.head.named_modules()}
+    copies = {"": replica}
+    for name, m in modules.items():
+        if name:
+            parent, _, child = name.rpartition(".")
+            copies[name] = m._replicate_for_data_parallel()
+            copies[parent]._modules[child] = copies[name]
+    for name, m in modules.items():
+        for key, value in [*m._parameters.items(), *m._buffers.items()]:
+            copies[name]._parameters.pop(key, None)
+            copies[name]._buffers.pop(key, None)
+            setattr(
+                copies[name],
+                key,
+                None if value is None else value.detach().clone().requires_grad_(value.requires_grad),
+            )
+    for head, seen in ((net.head, own := []), (replica, theirs := [])):
+        net.layer.attack(features, targets, head, partial(loss_fn, seen=seen))
+    assert torch.allclose(torch.stack(own), torch.stack(theirs), atol=1e-5) and len(own) == 3
+
+
+class Recomputed(nn.Module):
+    def __init__(self, recompute):
+        super().__init__()
+        self.block, self.fc, self.recompute = conv_bn(), nn.Linear(4, 5), recompute
+
+    def forward(self, x):
+        x = checkpoint(self.block, x, use_reentrant=False) if self.recompute else self.block(x)
+        return self.fc(x.mean((2, 3)))
+
+
+def recomputed(recompute):
+    torch.manual_seed(0)
+    net = AdvBNNet(nn.Conv2d(3, 4, 3), Recomputed(recompute), AdvBN(steps=2, rectify=False)).train()
+    with torch.no_grad():
+        net.head.block[1].adversarial.weight.fill_(2)
+    return net
+
+
+def test_a_head_that_recomputes_gets_the_gradients_of_its_branch():
+    gradients = []
+    for recompute in (False, True):
+        net = recomputed(recompute)
+        net.losses(IMAGES, torch.arange(4), backward=lambda loss: loss.backward())
+        gradients.append([p.grad for p in net.trainable_parameters()])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients))
+
+
+def test_where_a_recomputed_branch_is_not_known_it_is_refused():
+    net = recomputed(True)
+    with pytest.raises(RuntimeError, match="recomput.*backward="):
+        sum(net.losses(IMAGES, torch.arange(4))).backward()
+    plain = recomputed(False)
+    sum(plain.losses(IMAGES, torch.arange(4))).backward()
+
+
+def test_the_stem_stays_frozen_when_the_network_is_unfrozen():
+    net = prepare(used(Net(conv_bn())), "bn", steps=1)
+    net.requires_grad_(False)
+    assert net.requires_grad_(True) is net
+    assert not any(p.requires_grad for p in net.stem.parameters()) and all(
+        p.requires_grad for p in net.head.parameters()
+    )
+
+
+def test_statistics_of_the_stem_that_have_been_reset_are_noticed():
+    averaged = torch.optim.swa_utils.AveragedModel(prepare(used(Net(conv_bn())), "bn", steps=1))
+    with pytest.raises(ValueError, match="stem.*'bn'.*update_bn.*export"):
+        torch.optim.swa_utils.update_bn([IMAGES], averaged)
+
+
+def test_weights_that_are_cached_during_a_step_get_their_gradients():
+    torch.manual_seed(0)
+    net, gradients = prepare(weighted(Net(conv_bn())), "bn", steps=1).train(), []
+    for cached in (torch.nn.utils.parametrize.cached, nullcontext):
+        net.zero_grad()
+        with cached():
+            loss = sum(net.losses(IMAGES, torch.arange(4)))
+        loss.backward()
+        gradients.append([p.grad.clone() for p in net.trainable_parameters()])
+    assert all(map(torch.allclose, *gradients))
+
+
+MIXED = (torch.arange(4), torch.arange(4).flip(0), 0.3)
+
+
+@pytest.mark.parametrize("recipe", ["faithful", "fast"])
+@pytest.mark.parametrize(
+    "images, targets, words",
+    [
+        (4, MIXED, "several.*each for the whole batch.*one tensor"),
+        (
+            3,
+            tuple(t[:3] if isinstance(t, torch.Tensor) else t for t in MIXED),
+            "several.*whole batch.*one tensor",
+        ),
+        (4, {"y": torch.arange(4)}, "several.*whole batch.*one tensor"),
+        (4, {"a": 1, "b": 2, "c": 3, "y": torch.arange(4)}, "several.*whole batch.*one tensor"),
+        (2, [torch.arange(2), torch.arange(2)], "several.*whole batch.*one tensor"),
+        (4, torch.tensor(1), "4 images and targets a single number"),
+        (4, torch.arange(3), "4 images and targets 3"),
+        (4, 7, "4 images and targets a single number"),
+        (4, object(), "4 images and targets are"),
+    ],
+)
+def test_targets_that_cannot_be_divided_are_refused_before_they_are(recipe, images, targets, words):
+    with pytest.raises(ValueError, match=words):
+        prepare(Net(conv_bn()), "bn", recipe).losses(IMAGES[:images], targets)
+
+
+@pytest.mark.parametrize("options", [{}, {"recipe": "fast"}, {"share": 0.25}])
+def test_a_batch_whose_targets_are_all_ignored_says_so(options):
+    with pytest.raises(ValueError, match=f"{1 if options else 4} images.*targets.*ignore"):
+        prepare(used(Net(conv_bn())), "bn", **options).losses(IMAGES, torch.tensor([-100] * 4))
+
+
+@pytest.mark.parametrize(
+    "stem, head, what",
+    [
+        (nn.Identity(), lambda f: f, "head is a function"),
+        (nn.Identity(), partial(nn.Flatten()), "head is a partial"),
+        (torch.relu, nn.Flatten(), "stem is a builtin_function_or_method"),
+    ],
+)
+def test_parts_are_modules(stem, head, what):
+    with pytest.raises(ValueError, match=f"{what}.*nn.Module"):
+        AdvBNNet(stem, head, AdvBN())
+
+
+def test_a_wrapped_network_is_refused_by_name():
+    with pytest.raises(ValueError, match="DataParallel.*hand over its module"):
+        prepare(nn.DataParallel(Net(conv_bn())), "module.bn")

@@ -1,13 +1,15 @@
 """`split` on networks drawn at random, of the pieces in which networks are hard to cut: the parts keep all
 that `check_cut` asks for, or are refused."""
 
+import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import assume, given, settings, strategies as st
 from torch import nn
+from advbn import convert_dual_batchnorm, DualBatchNorm2d, prepare
+from advbn.networks.models import build_model
+from splitting_checks import assert_same, check_cut, check_network, complete_state, lived_in
 
-from splitting_checks import check_cut, check_network, lived_in
 
 WIDTH = 4  # channels, of every piece's input and output
 
@@ -175,6 +177,8 @@ SIMPLE = [
     lambda: nn.ReLU(True),
     nn.Identity,
 ]
+
+
 PIECES = st.recursive(
     st.sampled_from(SIMPLE).map(lambda make: lambda: make()),
     lambda inner: st.lists(inner, min_size=1, max_size=3).map(
@@ -182,6 +186,8 @@ PIECES = st.recursive(
     ),
     max_leaves=3,
 )
+
+
 NEW, USED = st.tuples(PIECES, st.integers(0, 9)), st.tuples(st.none(), st.integers(0, 9))
 
 
@@ -233,3 +239,29 @@ def test_any_cut_of_any_network_works_or_is_refused(plan, place, seed):
     paths = [path for path, _ in model.named_modules() if path]
     check_network(model, x)
     check_cut(model, paths[place % len(paths)], x, torch.tensor([0, 1, 2]))
+
+
+def network():
+    torch.manual_seed(0)
+    net = prepare(build_model("small_resnet", 9), "layer1", steps=3)
+    sum(net(torch.randn(4, 3, 40, 40), torch.arange(4))).backward()  # there are gradients already
+    return net
+
+
+def test_dual_norms_are_compared_too():
+    "The comparison above notices what it is there for."
+    net = network().eval()
+    before = complete_state(net)
+    for change in (
+        lambda: setattr(next(net.modules()), "extra", 1),
+        lambda: next(net.head.parameters()).requires_grad_(False),
+        lambda: net.head.train(),
+        lambda: next(
+            m for m in net.modules() if isinstance(m, DualBatchNorm2d)
+        ).adversarial.running_mean.add_(1),
+    ):
+        change()
+        with pytest.raises(AssertionError):
+            assert_same(before, complete_state(net))
+        before = complete_state(net)
+    assert isinstance(convert_dual_batchnorm(nn.BatchNorm2d(2)), DualBatchNorm2d)

@@ -1,12 +1,12 @@
+"""params.yaml: slips are named with the nearest right word."""
+
 import copy
-import re
-
 import pytest
+import re
 import yaml
-
 from advbn.config import load_params, parse_params
 from advbn.errors import ParameterError
-from advbn.files import project_root
+from miniature_imagenet import parameters
 
 
 @pytest.fixture
@@ -114,8 +114,23 @@ def test_missing_and_unreadable(content, tmp_path):
         load_params(tmp_path / "params.yaml")
 
 
-def test_the_root_is_found_from_below(root, tmp_path, monkeypatch):
-    assert project_root(root / "nbs" / "stages") == root
-    monkeypatch.delenv("ADVBN_ROOT", raising=False)
-    with pytest.raises(FileNotFoundError, match="no dvc.yaml"):
-        project_root(tmp_path)
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda p: p["data"]["sets"].pop("sketch"), "needs sets.sketch"),
+        (lambda p: p.pop("finetune"), "'profiles.imagenet.finetune' is missing"),
+        (lambda p: p["network"].pop("weights"), "weights and pretrain are both missing"),
+        (
+            lambda p: p["pictures"].update(classifier={"epochs": 1, "batch_size": 8, "lr": 0.1}),
+            "weights and classifier are both given",
+        ),
+        (lambda p: p["data"].update(name="imagnet"), "profiles.imagenet.data.name is 'imagnet'"),
+        (lambda p: p["data"].update(name="openmoji"), "openmoji has no published set for sketch"),
+    ],
+)
+def test_profiles_that_cannot_work_are_refused(imagenet, root, change, words):
+    content = parameters(imagenet, root)
+    change(content["profiles"]["imagenet"])
+    with pytest.raises(ParameterError) as caught:
+        parse_params(content)
+    assert words in str(caught.value)

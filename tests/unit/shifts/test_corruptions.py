@@ -1,22 +1,19 @@
 """The corruptions against the maintained reference on real photographs, and their own promises."""
 
-import math
-import re
-
 import imagecorruptions
+import math
 import numpy as np
 import pytest
+import re
 import skimage.data
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from pathlib import Path
 from PIL import Image
+from hypothesis import given, settings, strategies as st
+from pathlib import Path
 from torchvision.transforms import v2
-
 from advbn.images.batches import read_images
 from advbn.shifts.corruptions import corrupt, corruption_settings, CORRUPTIONS, EXTRA_CORRUPTIONS
-from advbn.shifts.weather import frost_textures
+
 
 PHOTOGRAPHS = (
     "astronaut.png",
@@ -32,6 +29,8 @@ PHOTOGRAPHS = (
     "coins.png",
     "clock_motion.png",
 )
+
+
 DETERMINISTIC = (
     "defocus_blur",
     "zoom_blur",
@@ -42,9 +41,17 @@ DETERMINISTIC = (
     "gaussian_blur",
     "saturate",
 )
+
+
 LOOSE = {"motion_blur": (1.0, 0.08), "fog": (1.0, 0.08), "spatter": (1.0, 0.08), "frost": (1.5, 0.12)}
+
+
 UNORDERED = ("glass_blur", "frost", "saturate")
+
+
 SEEDS = 6  # of each random corruption; frost, which draws among six pictures, gets twice as many
+
+
 ALL = CORRUPTIONS + EXTRA_CORRUPTIONS
 
 
@@ -121,10 +128,6 @@ def test_frost_has_the_contrasts_and_the_directions_of_the_photographs():
     assert abs(along - along_theirs) < 0.1, (
         "smooth noise is easier for a network, a weave of parallel needles harder"
     )
-
-
-def test_small_frost_keeps_the_contrast():
-    assert torch.allclose(frost_textures(True).std((2, 3)), frost_textures().std((2, 3)), rtol=0.05)
 
 
 @pytest.mark.parametrize("size", [224, 40])

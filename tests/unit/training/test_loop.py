@@ -1,22 +1,21 @@
-import math
-import multiprocessing
-import os
-from concurrent.futures import ProcessPoolExecutor
+"""The training loop against plain SGD, its schedules, and what stops it."""
 
-import numpy
+import math
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from torchvision.models import mnasnet0_5
-
-from advbn.config import load_params, Training
-from advbn.errors import WeightsError
-from advbn.images.batches import FolderBatches, MemoryBatches, read_images
+from advbn import AdvBN
+from advbn.config import Training
+from advbn.images.batches import FolderBatches, MemoryBatches, normalize, read_images, to_pixels
+from advbn.images.preprocessing import Preprocessing, remember
 from advbn.networks.models import build_model
-from advbn.networks.weights import load_state, save_state
-from advbn.training.distributed import synchronized
+from advbn.progress import Progress
 from advbn.training.loop import build_optimizer, finetuning_net, fit, pretraining_net
 from conftest import ROOT
+from lite_profile import HALF
+from users_networks import EVALUATED
+
 
 RECIPE = Training(epochs=2, batch_size=16, lr=0.02)
 
@@ -108,57 +107,68 @@ def test_a_loader_for_other_processes_is_refused(images):
         fit(pretraining_net(model()), MemoryBatches(images, 16, seed=0, world=2), RECIPE, seed=0)
 
 
-def test_checkpoints(tmp_path):
-    net = mnasnet0_5(num_classes=2)
-    save_state(net.state_dict(), tmp_path / "a" / "net.pt")
-    mnasnet0_5(num_classes=2).load_state_dict(load_state(tmp_path / "a" / "net.pt"))
-    assert [p.name for p in (tmp_path / "a").iterdir()] == ["net.pt"]
-    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
-        load_state(tmp_path / "b.pt")
+ONE_EPOCH = Training(epochs=1, batch_size=16, lr=0.02)
 
 
-def test_a_payload_is_not_executed(tmp_path):
-    class Payload:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "harm"),)
-
-    torch.save({"weight": Payload()}, tmp_path / "bad.pt")
-    with pytest.raises(WeightsError, match="was not executed"):
-        load_state(tmp_path / "bad.pt")
-    assert not (tmp_path / "harm").exists()
-
-
-@pytest.mark.parametrize("name", ["small_resnet", "timm/efficientnet_b0"])
-@pytest.mark.parametrize("layer", [None, {"steps": 1}])
-def test_synchronised_heads_compute_the_same(name, layer):
-    net = finetuning_net(model(name), "layer1" if name == "small_resnet" else "blocks.1", layer).eval()
-    x = torch.randn(2, 3, 64, 64)
-    before, keys = net(x), net.state_dict().keys()
-    net.head = synchronized(net.head)
-    assert torch.allclose(net.eval()(x), before, atol=1e-6) and net.state_dict().keys() == keys
-
-
-def _trained_alone():
-    """A fine-tune from nothing but seeds, as a process of the pipeline makes it: one thread, augmentation,
-    attack."""
-    torch.set_num_threads(1)
-    images = read_images(ROOT / "data/openmoji")[range(0, 1898, 30)]
-    net = finetuning_net(model(), "layer1", {"steps": 2, "start": "random"})
-    fit(
-        net,
-        MemoryBatches(
-            images, 16, seed=3, augment=load_params().current.data.augment, policy="trivialaugment"
-        ),
-        RECIPE,
-        seed=3,
+def test_constant_channels_batches_of_one_and_one_class():
+    images = read_images(ROOT / "data/openmoji")[range(0, 1898, 200)]
+    torch.manual_seed(0)
+    net = finetuning_net(build_model("small_resnet", 9), "layer1", {"steps": 2})
+    with torch.no_grad():
+        net.stem.state_dict()["bn1.weight"][:4] = 0  # four channels are constant
+    history = fit(net, MemoryBatches(images, 1, 0), ONE_EPOCH, 0)
+    assert np.isfinite(history[0]["clean_loss"]) and all(
+        v.isfinite().all() for v in net.state_dict().values()
     )
-    return {key: value.numpy() for key, value in net.state_dict().items()}
+    features, targets = torch.ones(1, 4, 3, 3), torch.tensor([0])
+    out = AdvBN()(
+        features, targets, nn.Sequential(nn.Flatten(), nn.Linear(36, 1))
+    )  # one class: no loss, no gradient, and nothing moves
+    assert torch.equal(out, features)
 
 
-def test_two_processes_train_the_same_network_to_the_last_digit():
+def test_pixels_come_back_and_a_loader_of_another_normalisation_is_refused():
+    images = read_images(ROOT / "data/openmoji")[range(16)]
+    own = Preprocessing(HALF, (0.25, 0.25, 0.25))
+    assert torch.allclose(normalize(images.images, own), (images.images / 255 - 0.5) / 0.25, atol=1e-5)
+    assert torch.allclose(to_pixels(normalize(images.images, own), own), images.images / 255, atol=1e-6)
+    net, recipe = (
+        pretraining_net(remember(build_model("small_resnet", 9), own)),
+        Training(epochs=1, batch_size=16, lr=0.01),
+    )
+    with pytest.raises(ValueError, match="make it with preprocessing=net.preprocessing"):
+        fit(net, MemoryBatches(images, 16, 0), recipe, 0)
+    loader = MemoryBatches(images, 16, 0, preprocessing=net.preprocessing)
+    assert (
+        len(fit(net, loader, recipe, 0)) == 1 and loader.identity() != MemoryBatches(images, 16, 0).identity()
+    )
+
+
+THREE_EPOCHS = Training(epochs=3, batch_size=16, lr=0.02, schedule="onecycle")
+
+
+def test_weights_that_are_not_finite_are_not_kept(tmp_path):
+    images = read_images(ROOT / "data/openmoji")[range(0, 1898, 60)]
+    torch.manual_seed(0)
+    net = finetuning_net(build_model("small_resnet", 9), "layer1", None)
+    next(p for p in net.trainable_parameters() if p.ndim == 4).register_hook(
+        lambda gradient: gradient * float("inf")
+    )
     with (
-        ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as one,
-        ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other,
+        pytest.raises(FloatingPointError, match="learning rate"),
+        Progress(tmp_path / "run.pt", 1) as progress,
     ):
-        first, second = one.submit(_trained_alone), other.submit(_trained_alone)
-        assert all(numpy.array_equal(a, b) for a, b in zip(first.result().values(), second.result().values()))
+        fit(net, MemoryBatches(images, 16, 0), THREE_EPOCHS, 0, progress=progress)
+    assert not (tmp_path / "run.pt").exists()
+
+
+def test_training_takes_weights_of_five_axes():
+    from advbn.images.batches import to_channels_last
+
+    net = pretraining_net(EVALUATED["volumes"]())
+    moved = to_channels_last(net)
+    assert (
+        moved is net
+        and net.head[3].weight.is_contiguous(memory_format=torch.channels_last)
+        and net.head[1].weight.ndim == 5
+    )
