@@ -1,9 +1,9 @@
 """A network, some images, and training written as a plain loop, with which the adapters are compared."""
 
 import torch
+
 from advbn import prepare
 from advbn.networks.models import build_model
-
 
 IMAGES, TARGETS = torch.randn(24, 3, 40, 40, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 9
 

@@ -20,7 +20,7 @@ from filelock import FileLock
 from advbn import cli
 from advbn.images.openmoji import fingerprint
 
-pytest_plugins = ["lite_profile", "miniature_imagenet", "some_emoji", "some_pictures"]  # their fixtures
+pytest_plugins = ["miniature_imagenet", "lite_profile", "some_emoji", "some_pictures"]  # their fixtures
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED = [
     p for p in ("openmoji", "cifar10", "imagenet") if (ROOT / "results" / p).exists()

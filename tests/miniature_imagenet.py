@@ -5,6 +5,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+
 from advbn.files import file_digest
 from advbn.networks.models import build_model
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from advbn.images.batches import MemoryBatches, read_images
 from advbn.networks.autoencoder import Autoencoder, fit_decoder
 from advbn.networks.models import build_model

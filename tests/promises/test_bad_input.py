@@ -2,17 +2,19 @@
 left out, counted and listed."""
 
 import json
-import numpy as np
 import os
-import pytest
 import struct
 import sys
+import zlib
+from itertools import count
+
+import numpy as np
+import pytest
 import torch
 import yaml
-import zlib
 from PIL import Image
-from itertools import count
 from torch import nn
+
 from advbn import AdvBN, corrupt
 from advbn.config import parse_params, Training
 from advbn.errors import DataError, WeightsError
@@ -32,9 +34,9 @@ from advbn.shifts.styles import adversarial, reconstructed, stylized
 from advbn.training.loop import finetuning_net, fit
 from advbn.training.runs import load_data, made_from
 from advbn.widgets import classify
+
 from conftest import call, copied_project, ROOT
 from lite_profile import LITE
-
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*do not end in")
 
@@ -181,6 +183,7 @@ def test_an_image_that_cannot_be_read(folder, refused, run, case, policy):
 def test_no_interpreter_is_started_for_a_picture(folder, refused, monkeypatch):
     "Pillow hands PostScript to Ghostscript, whatever the file is called."
     from PIL import EpsImagePlugin
+
     from advbn.shifts.styles import style_images
 
     started = folder / "started"

@@ -2,15 +2,18 @@
 number of workers."""
 
 import copy
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
-import shutil
 import torch
 import torch.nn.functional as F
 import yaml
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
+
 from advbn import (
     AdvBN,
     corrupt,
@@ -41,6 +44,7 @@ from advbn.training.runs import (
     train,
     train_autoencoder,
 )
+
 from conftest import ROOT
 from splitting_checks import assert_same, complete_state
 

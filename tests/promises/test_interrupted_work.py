@@ -2,10 +2,7 @@
 processes and signals."""
 
 import multiprocessing
-import nbformat
 import os
-import pandas as pd
-import pytest
 import random
 import re
 import resource
@@ -13,8 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+
+import nbformat
+import pandas as pd
+import pytest
 import torch
 import yaml
+
 from advbn.config import Training
 from advbn.errors import Busy, DataError, Interrupted
 from advbn.evidence.figures import make_set
@@ -29,8 +31,8 @@ from advbn.progress import Progress, read_checked, write_checked
 from advbn.shifts.cells import cells, store_cells, stored_cells
 from advbn.training.loop import finetuning_net, fit
 from advbn.training.runs import keep_rows
-from conftest import call, ROOT, would_run
 
+from conftest import call, ROOT, would_run
 
 THREE_EPOCHS = Training(epochs=3, batch_size=16, lr=0.02, schedule="onecycle")
 
@@ -42,7 +44,7 @@ AUGMENT = dict(degrees=10.0, translate=0.1, scale=0.1, flip=True)
 def context():
     "Processes forked from one that has imported everything, so that each start takes a tenth of a second."
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["advbn.training.runs", "accelerate", "test_progress"])
+    context.set_forkserver_preload(["advbn.training.runs", "accelerate", __name__])
     return context
 
 
@@ -427,7 +429,8 @@ def test_a_decoder_that_diverges_stops(tmp_path):
 
 FULL_DISK = """
 import os, resource, sys, time
-from advbn import cli, runs
+from advbn import cli
+from advbn.training import runs
 first, save_state, clear_progress = os.environ["RANK"] == "0", runs.save_state, runs.clear_progress
 
 def late_and_full(*arguments):  # the other process is done by now, and the disk takes no more

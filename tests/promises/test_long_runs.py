@@ -2,13 +2,15 @@
 
 import json
 import os
-import pytest
 import subprocess
 import sys
-import torch
-from advbn.networks.models import build_model
-from conftest import call, ROOT
 
+import pytest
+import torch
+
+from advbn.networks.models import build_model
+
+from conftest import call, ROOT
 
 PROGRAM = """
 import gc, json, os, resource, sys, warnings

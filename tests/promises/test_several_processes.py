@@ -4,18 +4,20 @@ them fails."""
 import datetime
 import json
 import os
-import pandas as pd
-import pytest
 import signal
 import subprocess
 import sys
 import time
+
+import pandas as pd
+import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 import yaml
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
 from advbn.config import parse_params, Training
 from advbn.images.batches import MemoryBatches, read_images
 from advbn.images.datasets import FolderData
@@ -24,9 +26,9 @@ from advbn.networks.weights import load_state, save_state
 from advbn.training.distributed import build_accelerator, synchronized
 from advbn.training.loop import finetuning_net, fit
 from advbn.training.runs import evaluate, pretrain, train, train_autoencoder
+
 from conftest import ROOT
 from miniature_imagenet import parameters
-
 
 RECIPE = Training(epochs=2, batch_size=16, lr=0.02)
 

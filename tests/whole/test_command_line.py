@@ -1,14 +1,17 @@
 """The command line in a process of its own: what it prints, one line for a slip, and its exit status."""
 
 import json
-import pytest
 import subprocess
 import sys
+
+import pytest
+
 from advbn.config import load_params
 from advbn.evidence.assess import class_names, evaluate_networks
 from advbn.evidence.cost import missing_sets, set_sizes
 from advbn.networks.models import build_model
 from advbn.networks.weights import save_state
+
 from conftest import ROOT
 
 
@@ -138,3 +141,14 @@ def test_the_plan_names_stages_and_missing_sets(params, monkeypatch, tmp_path):
         networks + bases + 2 * size(params.current.pictures.network)
     )
     assert all(row["minutes"] >= 0 for row in planned["stages"]) and planned["missing"] == []
+
+
+def test_the_package_is_a_program():
+    from advbn import __version__
+
+    assert (
+        subprocess.run(
+            [sys.executable, "-m", "advbn", "--version"], capture_output=True, text=True
+        ).stdout.strip()
+        == __version__
+    )

@@ -2,8 +2,8 @@
 
 import re
 import shutil
-from conftest import call, ROOT
 
+from conftest import call, ROOT
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
 

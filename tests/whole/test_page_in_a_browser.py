@@ -2,13 +2,15 @@
 
 import html
 import json
-import pytest
 import re
 import subprocess
+
+import pytest
+
 from advbn.config import load_params
 from advbn.shifts.cells import DECODED, SHIFTS
-from conftest import CHROMIUM, ROOT
 
+from conftest import CHROMIUM, ROOT
 
 PROBE = """<script>window.addEventListener('load', () => { const first = document.querySelector('#table-ablations tbody td:first-child'); const r = {images: [...document.images].map(i => i.complete && i.naturalWidth),
 tables: Object.fromEntries([...document.querySelectorAll('table')].map(t => [t.id, [t.tHead.rows.length, t.tBodies[0].rows.length, t.tHead.rows[0].cells.length]])),

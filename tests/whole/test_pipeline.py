@@ -1,14 +1,17 @@
 """The runner's refusals, and the whole pipeline in miniature in a clone of its own."""
 
 import json
-import pandas as pd
-import pytest
 import shutil
 import subprocess
 import sys
+
+import pandas as pd
+import pytest
 import yaml
+
 from advbn.errors import ParameterError
 from advbn.notebooks import run_notebook
+
 from conftest import call, notebook, ROOT, would_run
 
 

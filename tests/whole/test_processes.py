@@ -2,19 +2,21 @@
 
 import json
 import multiprocessing
-import numpy
-import pytest
 import re
 import subprocess
 import sys
-import torch
 from concurrent.futures import ProcessPoolExecutor
+
+import numpy
+import pytest
+import torch
+
 from advbn.config import load_params, Training
 from advbn.images.batches import MemoryBatches, read_images
 from advbn.networks.models import build_model
 from advbn.training.loop import finetuning_net, fit
-from conftest import ROOT
 
+from conftest import ROOT
 
 RECIPE = Training(epochs=2, batch_size=16, lr=0.02)
 

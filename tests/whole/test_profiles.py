@@ -1,10 +1,12 @@
 """ImageNet's protocol in miniature up to the tables, and the files that a profile names."""
 
+import subprocess
+
 import pandas as pd
 import pytest
-import subprocess
 import torch
 import torchvision
+
 from advbn.config import parse_params
 from advbn.errors import ParameterError
 from advbn.evidence.tables import (
@@ -16,6 +18,7 @@ from advbn.evidence.tables import (
 )
 from advbn.files import file_digest
 from advbn.training.runs import evaluate, pretrain, shift, train, train_autoencoder
+
 from miniature_imagenet import parameters, picture
 
 

@@ -1,18 +1,20 @@
 """The repository is what it says: package and notebooks agree, notebooks are clean, the README is the index
 notebook and works."""
 
-import nbformat
-import pandas as pd
-import pytest
 import re
 import subprocess
 import sys
+
+import nbformat
+import pandas as pd
+import pytest
 import yaml
+
 from advbn.config import load_params
 from advbn.images.openmoji import fingerprint
 from advbn.page import conclusions
-from conftest import fault, RECORDED, ROOT
 
+from conftest import fault, RECORDED, ROOT
 
 NUMBERED = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
 

@@ -1,12 +1,14 @@
 """A network gets the same images in `prepare`, in the pipeline and on the command line."""
 
 import json
-import pytest
 import subprocess
 import sys
+
+import pytest
 import timm
 import torch
 import yaml
+
 from advbn import prepare
 from advbn.config import parse_params
 from advbn.evidence.assess import load_network
@@ -15,6 +17,7 @@ from advbn.images.batches import normalize
 from advbn.images.preprocessing import IMAGENET, preprocessing_of, recorded
 from advbn.networks.weights import load_state
 from advbn.training.runs import evaluate, load_data, pretrain, train, train_autoencoder
+
 from lite_profile import HALF, LITE, pixels, seen_by_first_convolutions
 
 

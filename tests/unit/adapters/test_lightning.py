@@ -1,13 +1,15 @@
 """Lightning's trainer does what a loop written by hand does, and leaves the module as it was."""
 
-import pytest
 import signal
-import torch
-import torch.nn.functional as F
 import types
 import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
-from by_hand import IMAGES, OPTIONS, TARGETS, alike, by_hand, plain, sgd_of
+
+from by_hand import alike, by_hand, IMAGES, OPTIONS, plain, sgd_of, TARGETS
 
 
 def classifier(step=None, network=plain, **attributes):

@@ -3,7 +3,9 @@
 import pytest
 import torch
 from torch import nn
+
 from advbn import prepare
+
 from by_hand import IMAGES, OPTIONS, TARGETS
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from miniature_imagenet import picture
 from torch import nn
+
 from advbn import corrupt, CORRUPTIONS, prepare
 from advbn.errors import DataError
 from advbn.evidence.assess import class_names, evaluate_networks, load_network, summary
@@ -17,7 +17,9 @@ from advbn.networks.models import build_model, wanted_by
 from advbn.networks.weights import load_state, save_state
 from advbn.shifts.filters import edges
 from advbn.widgets import classify
+
 from lite_profile import HALF, pixels, seen_by_first_convolutions
+from miniature_imagenet import picture
 
 
 def test_the_numbers_are_those_of_a_direct_computation(emoji_folder, emoji_network):

@@ -4,10 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import t
 from torch import nn
 from torchvision.models import resnet18
+
 from advbn import AdvBN, CORRUPTIONS, mean_corruption_error
 from advbn.evidence.evaluation import (
     ALEXNET,
@@ -24,8 +26,8 @@ from advbn.method.splitting import split
 from advbn.networks.autoencoder import Autoencoder
 from advbn.networks.models import build_model
 from advbn.shifts.styles import adversarial, stylized
-from users_networks import EVALUATED, IMAGES, Net, conv_bn, same, snapshot, used
 
+from users_networks import conv_bn, EVALUATED, IMAGES, Net, same, snapshot, used
 
 FULL = {name: [0.1, 0.2, 0.3, 0.4, 0.5] for name in CORRUPTIONS}
 

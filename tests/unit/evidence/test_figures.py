@@ -3,6 +3,7 @@
 import pytest
 import torch
 from PIL import Image
+
 from advbn import AdvBN
 from advbn.evidence.figures import make_set
 from advbn.images.batches import read_images

@@ -2,9 +2,11 @@
 cost."""
 
 import json
+
 import pandas as pd
 import pytest
 import yaml
+
 from advbn.config import load_params, parse_params
 from advbn.errors import ParameterError
 from advbn.evidence.evaluation import mean_interval
@@ -21,6 +23,7 @@ from advbn.evidence.tables import cost_chart, study_markdown
 from advbn.shifts.cells import SHIFTS
 from advbn.shifts.corruptions import CORRUPTIONS
 from advbn.shifts.filters import FILTERS
+
 from conftest import ROOT
 
 

@@ -1,10 +1,13 @@
 """Tables: what is bold, and that the committed ones follow from the committed runs."""
 
 import json
+
 import pandas as pd
 import pytest
+
 from advbn.config import load_params, Method, Profile
 from advbn.evidence.tables import mce_table, PUBLISHED, robustness_table, signed
+
 from conftest import RECORDED
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from advbn.config import Augment
 from advbn.images.augmentation import apply_policy, augment_batch, POLICIES
 from advbn.images.batches import MemoryBatches, read_images

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from advbn.config import Augment
 from advbn.images.augmentation import POLICIES
 from advbn.images.batches import FolderBatches, MemoryBatches, normalize, read_images, split_indices

@@ -1,10 +1,12 @@
 """Sets behind one interface: embedded images, CIFAR-10 and folders such as ImageNet's."""
 
-import numpy as np
 import pickle
+
+import numpy as np
 import pytest
 import torchvision
 from PIL import Image
+
 from advbn.config import Data
 from advbn.errors import DataError
 from advbn.files import filled_path
@@ -12,8 +14,8 @@ from advbn.images.datasets import Cifar10Data, EmbeddedData, FolderData, open_se
 from advbn.images.openmoji import build_openmoji
 from advbn.shifts.cells import cells
 from advbn.shifts.corruptions import CORRUPTIONS
-from miniature_imagenet import picture
 
+from miniature_imagenet import picture
 
 CIFAR_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -75,10 +77,9 @@ def test_cifar10_in_both_layouts_is_the_same_set(tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image.transpose(1, 2, 0)).save(path)
     a = Cifar10Data(tmp_path / "folders")
-    import advbn.sets
 
     with made.trusted():
-        b = advbn.sets.Cifar10Data(tmp_path / "original")
+        b = Cifar10Data(tmp_path / "original")
     assert a.classes == b.classes == tuple(CIFAR_NAMES)
     for one, other in ((a.train(0), b.train(0)), (a.test(0), b.test(0))):
         assert sorted((t, x.tobytes()) for t, x in zip(one.targets.tolist(), one.images.numpy())) == sorted(

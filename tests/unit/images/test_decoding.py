@@ -1,12 +1,14 @@
 """Folders of pictures, listed once."""
 
 import numpy as np
+
 from advbn.images.openmoji import write_png
 
 
 def test_the_list_of_a_large_tree_is_kept_until_a_folder_changes(tmp_path, monkeypatch):
     import os
-    from advbn import decoding
+
+    from advbn.images import decoding
 
     monkeypatch.setattr(decoding, "LARGE_TREE", 4)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+
 from advbn.errors import DataError
 from advbn.images.openmoji import build_openmoji, fingerprint, write_png
 

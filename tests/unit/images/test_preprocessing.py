@@ -2,6 +2,7 @@
 
 import pytest
 from torch import nn
+
 from advbn import prepare
 from advbn.images.preprocessing import IMAGENET, Preprocessing, preprocessing_of, recorded, remember
 

@@ -1,20 +1,23 @@
 """A prepared network: losses, gradients, export, and what it refuses."""
 
-import advbn
 import copy
+from contextlib import nullcontext
+from functools import partial
+
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from contextlib import nullcontext
-from functools import partial
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.models import densenet121, resnet18
+
+import advbn
 from advbn import AdvBN, AdvBNNet, prepare, use_branch
 from advbn.bench import peak_memory
 from advbn.method.network import RECIPES
-from users_networks import IMAGES, Net, conv_bn, used, weighted
+
+from users_networks import conv_bn, IMAGES, Net, used, weighted
 
 
 @pytest.fixture

@@ -1,20 +1,22 @@
 """Splitting of networks that draw, cache, hook or write in place."""
 
 import copy
-import numpy as np
 import pickle
-import pytest
 import random
+from collections import Counter
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
 import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from collections import Counter
-from contextlib import nullcontext
 from torch import nn
-from advbn import prepare, split
-from users_networks import IMAGES, Net, conv_bn, same, snapshot, used
 
+from advbn import prepare, split
+
+from users_networks import conv_bn, IMAGES, Net, same, snapshot, used
 
 # ---- random draws and values of the host
 

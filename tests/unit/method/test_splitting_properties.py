@@ -4,12 +4,14 @@ that `check_cut` asks for, or are refused."""
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, given, settings, strategies as st
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torch import nn
+
 from advbn import convert_dual_batchnorm, DualBatchNorm2d, prepare
 from advbn.networks.models import build_model
-from splitting_checks import assert_same, check_cut, check_network, complete_state, lived_in
 
+from splitting_checks import assert_same, check_cut, check_network, complete_state, lived_in
 
 WIDTH = 4  # channels, of every piece's input and output
 

@@ -1,6 +1,7 @@
 """The decoder mirrors its encoder and is trained without touching it."""
 
 import torch
+
 from advbn.images.batches import MemoryBatches
 from advbn.method.splitting import split
 from advbn.networks.autoencoder import Autoencoder, fit_decoder, mirrored_decoder

@@ -1,11 +1,14 @@
 """Networks by name: what images they want, their published weights, a new head."""
 
 import copy
+
 import pytest
 import torch
+
 from advbn.images.preprocessing import IMAGENET, Preprocessing, preprocessing_of
 from advbn.networks.models import build_model, wanted_by
 from advbn.networks.weights import save_state
+
 from lite_profile import HALF, LITE
 
 

@@ -1,9 +1,11 @@
 """Files of weights: what they say, and that nothing in them is executed."""
 
 import os
+
 import pytest
 import torch
 from torchvision.models import mnasnet0_5
+
 from advbn.errors import WeightsError
 from advbn.networks.models import build_model
 from advbn.networks.weights import load_into, load_state, save_state

@@ -1,11 +1,14 @@
 """params.yaml: slips are named with the nearest right word."""
 
 import copy
-import pytest
 import re
+
+import pytest
 import yaml
+
 from advbn.config import load_params, parse_params
 from advbn.errors import ParameterError
+
 from miniature_imagenet import parameters
 
 
@@ -134,3 +137,41 @@ def test_profiles_that_cannot_work_are_refused(imagenet, root, change, words):
     with pytest.raises(ParameterError) as caught:
         parse_params(content)
     assert words in str(caught.value)
+
+
+def test_methods_are_read_with_their_defaults():
+    params = load_params()
+    assert (params.profile, params.seeds) == ("openmoji", [0, 1, 2, 3])
+    assert list(params.methods) == ["standard", "finetune", "random", "advbn", "fast"]
+    method = params.methods["advbn"]
+    assert (method.label, method.train, method.recipe) == ("AdvBN", "adversarial", "faithful")
+    assert (method.unpaired, method.after) == (False, None)
+    layer = method.layer
+    assert (layer.eps, layer.step_size, layer.steps, layer.start) == (1.1, 0.2, 6, "clean")
+    assert (layer.perturb, layer.share) == ("both", 1.0)
+    assert not layer.batch_statistics and not layer.sync_statistics
+
+
+def test_runs_of_a_study_are_every_base_with_every_method():
+    params = load_params()
+    runs = [f"{study}: {run}" for study in params.studies for run in params.runs(study)]
+    assert runs[:6] == [
+        "complementarity: plain/standard",
+        "complementarity: plain/finetune",
+        "complementarity: plain/advbn",
+        "complementarity: augmix/standard",
+        "complementarity: augmix/finetune",
+        "complementarity: augmix/advbn",
+    ]
+
+
+def test_the_first_two_of_three_slips_are_said_and_the_rest_is_counted(content):
+    content["methods"]["advbn"]["layer"]["step"] = 3
+    content["profiles"]["openmoji"]["finetune"].update(lr=yaml.safe_load("1e-3"), epochs=-1)
+    with pytest.raises(ParameterError) as caught:
+        parse_params(content)
+    assert str(caught.value).splitlines() == [
+        "params.yaml: unknown key 'methods.advbn.layer.step'; did you mean 'steps'?",
+        "params.yaml: profiles.openmoji.finetune.epochs is -1; input should be greater than or equal to 1 "
+        "(and 1 more)",
+    ]

@@ -1,12 +1,16 @@
 """The page of results: verdicts, conclusions, and that it is what the committed files give."""
 
+import re
+
 import pandas as pd
 import pytest
-import re
+
 from advbn.config import load_params
 from advbn.evidence.evaluation import mean_interval
-from advbn.page import build_page, comparison, conclusions, side_by_side_rows, verdict
+from advbn.evidence.tables import TITLES
+from advbn.page import build_page, comparison, conclusions, made, side_by_side_rows, verdict
 from advbn.shifts.cells import SHIFTS
+
 from conftest import RECORDED, ROOT
 
 
@@ -91,3 +95,45 @@ def test_nothing_published_is_said_so():
         == {"not available"}
     )
     assert ("AdvBN, adversarial branch", "Sketch", "27.9") in [r[:3] for r in rows]
+
+
+def tables():
+    return ROOT / "results" / load_params().profile / "tables"
+
+
+def test_the_conclusions_name_every_shift_once_for_each_branch():
+    said = conclusions(pd.read_csv(tables() / "robustness.csv"), load_params())
+    for branch in ("clean", "adversarial"):
+        own = [s for s in said if s.startswith(f"AdvBN, {branch} branch, against clean fine-tune: ")]
+        words = "".join(own)
+        assert own and all(words.count(f"on {TITLES[shift]} (") == 1 for shift in SHIFTS)
+    assert re.search(r"on Sketch \([+-]\d+\.\d ± \d+\.\d\)", "".join(said))
+
+
+def test_published_numbers_stand_beside_ours_and_what_cannot_be_compared_is_said():
+    table, mce = (pd.read_csv(tables() / f"{name}.csv") for name in ("robustness", "mce"))
+    rows = {row[:2]: row[2:] for row in side_by_side_rows(table, mce, load_params())}
+    assert len(rows) == 25
+    published, ours, difference = rows["AdvBN, clean branch", "Clean"]
+    assert published == "77.0" and re.fullmatch(r"\d+\.\d ± \d+\.\d", ours)
+    assert float(difference) == pytest.approx(float(ours.split()[0]) - 77.0, abs=0.11)
+    published, _, difference = rows["AdvBN, clean branch", "-C: mCE against standard training"]
+    assert (published, difference) == ("72.7", "not comparable")
+    assert {rows["AdvBN, adversarial branch", column][0] for column in ("Sketch", "Stylized")} == {
+        "27.9",
+        "11.9",
+    }
+    for whose in ("Clean fine-tune", "Random statistics, clean branch", "AdvBN, fast recipe, clean branch"):
+        assert rows[whose, "Clean"][::2] == ("not available", "not available")
+
+
+def test_how_the_results_came_about_is_said_by_machine_and_commit():
+    groups = [list(group) for group in made(ROOT / "results/openmoji")]
+    assert groups
+    for names in groups:
+        assert names == ["Processor", "GPU", "Python", "Packages", "Commit", "Stages", "Duration"]
+
+
+def test_the_page_has_every_table_and_figure():
+    page = build_page(load_params())
+    assert (page.count("<table"), page.count("<img")) == (7, 7) and len(page) > 500_000

@@ -1,15 +1,18 @@
 """Every cell of the table, kept and read again."""
 
-import pytest
 import resource
+
+import pytest
 import torch
 import torchvision
 from PIL import Image
+
 from advbn import AdvBN, CORRUPTIONS
 from advbn.errors import DataError
 from advbn.images.batches import read_images
 from advbn.images.datasets import EmbeddedData, FolderData
 from advbn.shifts.cells import cells, cropped, store_cells, stored_cells
+
 from conftest import ROOT
 
 

@@ -1,19 +1,21 @@
 """The corruptions against the maintained reference on real photographs, and their own promises."""
 
-import imagecorruptions
 import math
+import re
+from pathlib import Path
+
+import imagecorruptions
 import numpy as np
 import pytest
-import re
 import skimage.data
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
-from hypothesis import given, settings, strategies as st
-from pathlib import Path
 from torchvision.transforms import v2
+
 from advbn.images.batches import read_images
 from advbn.shifts.corruptions import corrupt, corruption_settings, CORRUPTIONS, EXTRA_CORRUPTIONS
-
 
 PHOTOGRAPHS = (
     "astronaut.png",

@@ -1,6 +1,7 @@
 """Instagram's filters and edges."""
 
 import torch
+
 from advbn.images.batches import read_images
 from advbn.shifts.filters import edges, FILTERS, instagram
 

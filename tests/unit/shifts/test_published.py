@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+
 from advbn.errors import DataError
 from advbn.shifts.published import CIFAR10, cifar10_c, imagenet_c, instagram_filters, NamedFolder
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+
 from advbn import AdvBN
 from advbn.errors import DataError
 from advbn.shifts.styles import adain, adversarial, reconstructed, style_images, stylized

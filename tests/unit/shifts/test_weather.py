@@ -1,6 +1,7 @@
 """Frost, whose pictures are drawn."""
 
 import torch
+
 from advbn.shifts.weather import frost_textures
 
 

@@ -1,10 +1,12 @@
 """The training loop against plain SGD, its schedules, and what stops it."""
 
 import math
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
+
 from advbn import AdvBN
 from advbn.config import Training
 from advbn.images.batches import FolderBatches, MemoryBatches, normalize, read_images, to_pixels
@@ -12,10 +14,10 @@ from advbn.images.preprocessing import Preprocessing, remember
 from advbn.networks.models import build_model
 from advbn.progress import Progress
 from advbn.training.loop import build_optimizer, finetuning_net, fit, pretraining_net
+
 from conftest import ROOT
 from lite_profile import HALF
 from users_networks import EVALUATED
-
 
 RECIPE = Training(epochs=2, batch_size=16, lr=0.02)
 

@@ -4,12 +4,14 @@ import pytest
 import timm
 import torch
 import yaml
+
 from advbn.config import load_params, parse_params
 from advbn.errors import DataError, ParameterError
 from advbn.files import file_digest
 from advbn.images.preprocessing import Preprocessing
 from advbn.networks.models import wanted_by
 from advbn.training.runs import check_networks, clear_progress, load_data, pretrain, wanted_images
+
 from conftest import ROOT
 from lite_profile import HALF, LITE, pixels, seen_by_first_convolutions
 from miniature_imagenet import parameters
