@@ -103,25 +103,27 @@ def would_run(folder):
 
 
 FIRST = (
-    "test_pipeline",
-    "test_zoo",
-    "test_corruptions",
-    "test_sets",
-    "test_progress",
-    "test_processes",
+    "test_pipeline",  # makes the miniature
+    "test_docs",  # exports, and builds the site and the wheel
+    "test_several_processes",
+    "test_interrupted_work",
     "test_lab",
+    "test_corruptions",
+    "test_commands_of_documents",
+    "test_long_runs",
 )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Files that take minutes come first, then those with a test marked `slow`, so that no process ends long
-    before another; a file's order is kept."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(
-        key=lambda item: (
-            FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST) + (item.path not in slow)
-        )
-    )
+    """Files that take minutes come first, and the zoo, whose tests are handed out one by one, last, so that no
+    process ends long before another; the tests of any other file stay together in one process, in their
+    order."""
+    order = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: (item.path.stem == "test_zoo", order.get(item.path.stem, len(FIRST))))
+    for item in items:
+        if item.path.stem != "test_zoo":
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")

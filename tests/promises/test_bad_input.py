@@ -1072,10 +1072,18 @@ def test_images_that_are_no_bytes_are_refused(change, found):
 @pytest.mark.parametrize(
     "stage, change",
     [
-        ("pretrain", lambda c, name: c.update(profile=name, profiles={name: c["profiles"]["openmoji"]})),
-        ("train@{}", lambda c, name: c["methods"].update({name: c["methods"]["finetune"]})),
+        pytest.param(
+            "pretrain",
+            lambda c, name: c.update(profile=name, profiles={name: c["profiles"]["openmoji"]}),
+            id="a profile",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "train@{}",
+            lambda c, name: c["methods"].update({name: c["methods"]["finetune"]}),
+            id="a method",
+        ),
     ],
-    ids=["a profile", "a method"],
 )
 def test_no_name_reaches_a_shell(tmp_path, stage, change):
     copied_project(tmp_path)

@@ -105,10 +105,11 @@ def uninterrupted(tmp_path_factory, context):
     "training killed at any moment ends, after the same command, with the same weights and metrics to the "
     "last bit",
 )
-def test_a_run_killed_twenty_times_ends_as_if_it_had_not_been(uninterrupted, context, tmp_path):
+@pytest.mark.parametrize("times", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_run_killed_many_times_ends_as_if_it_had_not_been(uninterrupted, context, tmp_path, times):
     "SIGKILL at random moments, a file written after every step, so that many of them fall into the writing."
     path, moments, kills, steps = tmp_path / "run.pt", random.Random(0), 0, []
-    while kills < 20:
+    while kills < times:
         process = start(context, tmp_path, 1)
         before = written(path)
         deadline = time.time() + 60
@@ -119,7 +120,7 @@ def test_a_run_killed_twenty_times_ends_as_if_it_had_not_been(uninterrupted, con
         time.sleep(moments.uniform(0, 0.8))
         process.kill()
         process.join()
-        assert process.exitcode == -signal.SIGKILL, "the run is too short for twenty kills"
+        assert process.exitcode == -signal.SIGKILL, f"the run is too short for {times} kills"
         kills += 1
         steps.append((read_checked(path) or {"step": 0})["step"])
     assert steps == sorted(steps) and 0 < steps[-1] < 100  # what was kept is never lost again
@@ -130,7 +131,7 @@ def test_a_run_killed_twenty_times_ends_as_if_it_had_not_been(uninterrupted, con
 
 
 @pytest.mark.promise("Interrupted work", "Ctrl-C and SIGTERM keep the progress and exit with status 75")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_run_asked_to_stop_keeps_its_progress_and_goes_on(uninterrupted, context, tmp_path, number):
     process = start(context, tmp_path, 1000)
     while not (tmp_path / "run.owner").exists():
@@ -272,6 +273,7 @@ def killed_until_done(context, target, *args, pause, at_least=3):
     "training killed at any moment ends, after the same command, with the same weights and metrics to the "
     "last bit",
 )
+@pytest.mark.slow
 def test_the_decoder_killed_and_started_again(context, tmp_path):
     (tmp_path / "killed").mkdir(), (tmp_path / "whole").mkdir()
     *_, kills = killed_until_done(
@@ -315,6 +317,7 @@ def keep_shifts(folder):
     "Interrupted work",
     "a half-written set of images or of shifts is redone or continued, never taken for complete",
 )
+@pytest.mark.slow
 def test_half_made_shifts(context, tmp_path):
     kept = tmp_path / "shifts"
     for kills in killed_until_done(context, keep_shifts, tmp_path, pause=(0.5, 4.0)):
@@ -597,7 +600,7 @@ def test_a_run_asked_to_stop_says_so_by_its_exit_status(reproduced):
 
 
 @pytest.mark.promise("Interrupted work", "Ctrl-C and SIGTERM keep the progress and exit with status 75")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
 def test_a_stage_asked_to_stop_takes_its_workers_along(clone, number):
     "Two seeds side by side, each in a process of its own: both keep their progress, and none is left."
     path = clone / "params.yaml"

@@ -120,7 +120,14 @@ def nearly(found, expected):
     "Several processes",
     "with sync_statistics two processes of half a batch give the gradients of one, to 1e-5",
 )
-@pytest.mark.parametrize("kind, sizes", [*((kind, [6, 6]) for kind in LAYERS), ("clean start", [7, 4])])
+@pytest.mark.parametrize(
+    "kind, sizes",
+    [
+        *(pytest.param(kind, [6, 6], marks=pytest.mark.slow) for kind in LAYERS if kind != "random start"),
+        ("random start", [6, 6]),
+        ("clean start", [7, 4]),
+    ],
+)
 def test_synchronised_statistics(tmp_path, kind, sizes):
     "Also where the shares differ, as those of an odd number of images do."
     options = {**LAYERS[kind], "sync_statistics": True}
@@ -279,7 +286,13 @@ def ranks(launcher):
     "Several processes",
     "a process that fails or is silent ends the run, with an error of the others and without hanging",
 )
-@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "silent"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(signal.SIGKILL, id="killed"),
+        pytest.param(signal.SIGSTOP, id="silent", marks=pytest.mark.slow),
+    ],
+)
 def test_a_process_that_fails(project, fault):
     launcher = launch(project, "pretrain", "--seed", "0")
     try:
@@ -356,7 +369,12 @@ def wide_batch():
 
 @pytest.mark.parametrize(
     "dtype, tolerance",
-    [(torch.bfloat16, 2e-2), (torch.float16, 4e-3), (torch.float32, 1e-5), (torch.float64, 1e-10)],
+    [
+        (torch.bfloat16, 2e-2),
+        pytest.param(torch.float16, 4e-3, marks=pytest.mark.slow),
+        pytest.param(torch.float32, 1e-5, marks=pytest.mark.slow),
+        pytest.param(torch.float64, 1e-10, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_synchronised_norms_in_any_precision(tmp_path, dtype, tolerance):

@@ -127,7 +127,10 @@ def test_the_plan_names_stages_and_missing_sets(params, monkeypatch, tmp_path):
     } <= set(stages)
     recipe = params.current.pretrain
     assert stages["pretrain"]["images"] == len(params.seeds) * recipe.epochs * 1424
-    size = lambda name: 4 * sum(p.numel() for p in build_model(name, 9).parameters())
+
+    def size(name):
+        return 4 * sum(p.numel() for p in build_model(name, 9).parameters())
+
     networks = (
         len(params.seeds)
         * (1 + sum(1 + (m.train == "adversarial") for m in params.methods.values()))

@@ -3,6 +3,8 @@
 import re
 import shutil
 
+import pytest
+
 from conftest import call, ROOT
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
@@ -10,6 +12,10 @@ DOCUMENTS = ("README.md", "CONTRIBUTING.md")
 
 ELSEWHERE = {
     "make test": "it would run this test",
+    "make test-slow": "it would run this test",
+    "make quick": "a part of `make test`",
+    "make check": "a part of `make test`",
+    "make lint": "see test_repository",
     "make reproduce": "a part of `make reproduce-all`",
     "make reproduce-all": "the clone is what it left",
     "make lab": "see test_lab",
@@ -22,7 +28,7 @@ ELSEWHERE = {
     "dvc repro": "what `make reproduce-all` calls",
     "twine upload": "that publishes",
     "advbn import-official checkpoint.pth.tar": "see test_official",
-    "advbn evaluate --model resnet50 --weights weights.pt --data val --shifts all": "see test_anyone",
+    "advbn evaluate --model resnet50 --weights weights.pt --data val --shifts all": "see test_command_line",
 }
 
 
@@ -42,36 +48,54 @@ def commands(document):
     return [c for c in dict.fromkeys(lines + words) if " " in c or c.startswith("nbdev_")]
 
 
-def test_the_documents_commands_run(reproduced, make):
-    """Every one, as it is written, in the clone that has run the pipeline; names in capitals stand for
-    something that is there, and the embedded images for ImageNet."""
-    found = list(dict.fromkeys(c for document in DOCUMENTS for c in commands(document)))
-    assert len(found) > 12 and set(ELSEWHERE) <= set(found)
-    for command in found:
-        command = (
-            command.replace("--profile NAME", "--profile cifar10")
-            .replace("study@NAME", "study@ablations")
-            .replace("imagenet", "openmoji")
-        )
-        if command in ELSEWHERE:
-            continue
-        if command.startswith("make "):
-            make(reproduced, *command.split()[1:])
-        else:
-            call(*command.split(), cwd=reproduced)
-        if command == "nbdev_bump_version":
-            assert (
-                "0.1.1"
-                in (reproduced / "settings.ini").read_text() + (reproduced / "advbn/__init__.py").read_text()
-            )
+FOUND = list(dict.fromkeys(command for document in DOCUMENTS for command in commands(document)))
+FIRST = (
+    "advbn plan --profile imagenet",
+    "advbn run nbs/stages/report.ipynb -p profile=imagenet",
+    "nbdev_bump_version",
+)  # `make test` runs these, `make test-slow` the others
 
 
-def test_no_target_leaves_files_that_git_does_not_ignore(reproduced, released, make, tmp_path):
-    "After the pipeline and the documents' commands, and where the other targets were made."
+def test_the_documents_name_commands():
+    assert len(FOUND) > 12 and {*ELSEWHERE, *FIRST} <= set(FOUND)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, marks=[] if command in FIRST else pytest.mark.slow)
+        for command in FOUND
+        if command not in ELSEWHERE
+    ],
+)
+def test_a_command_of_the_documents_runs(reproduced, make, command):
+    """As it is written, in the clone that has run the pipeline; names in capitals stand for something that is
+    there, and the embedded images for ImageNet."""
+    command = (
+        command.replace("--profile NAME", "--profile cifar10")
+        .replace("study@NAME", "study@ablations")
+        .replace("imagenet", "openmoji")
+    )
+    if command.startswith("make "):
+        make(reproduced, *command.split()[1:])
+    else:
+        call(*command.split(), cwd=reproduced)
+    if command == "nbdev_bump_version":
+        said = (reproduced / "settings.ini").read_text() + (reproduced / "advbn/__init__.py").read_text()
+        assert "0.1.1" in said
+
+
+@pytest.mark.parametrize("tier", ["test", pytest.param("test-slow", marks=pytest.mark.slow)])
+def test_no_target_leaves_files_that_git_does_not_ignore(reproduced, released, make, tmp_path, tier):
+    "After the pipeline and this tier's commands of the documents, and where the other targets were made."
     listed = make(reproduced, "help").stdout
     assert {line.split()[0] for line in listed.splitlines()} >= {
         "reproduce",
         "test",
+        "quick",
+        "test-slow",
+        "check",
+        "lint",
         "lab",
         "docs",
         "dist",

@@ -13,8 +13,6 @@ import pytest
 
 from conftest import CHROMIUM, ROOT
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def site(released):

@@ -47,7 +47,6 @@ def test_the_version_is_in_one_place():
     assert {name for name in found if not name.startswith(("results/", "executed/"))} <= {
         "advbn/__init__.py",
         "settings.ini",
-        "nbs/40_api.ipynb",
         "CITATION.cff",
     }
     from advbn import __version__

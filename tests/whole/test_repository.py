@@ -16,7 +16,7 @@ from advbn.page import conclusions
 
 from conftest import fault, RECORDED, ROOT
 
-NUMBERED = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+NUMBERED = sorted((ROOT / "nbs").glob("*/[0-9]*.ipynb"))
 
 
 STAGES = sorted((ROOT / "nbs/stages").glob("*.ipynb"))
@@ -54,7 +54,7 @@ def test_a_stage_has_one_parameters_cell_and_no_outputs(path):
     assert not any(c.get("outputs") for c in cells)
 
 
-@pytest.mark.parametrize("path", NUMBERED, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", NUMBERED, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_a_notebook_opens_with_title_and_subtitle_and_was_run(path):
     cells = nbformat.read(path, as_version=4).cells
     assert re.match(r"# \S.*\n\n> \S", cells[0].source)
@@ -141,8 +141,8 @@ def test_links_of_readme_lead_somewhere():
 def test_the_package_needs_nothing_of_the_workshop():
     code = (
         "import sys, pkgutil, importlib, advbn\n"
-        "[importlib.import_module(f'advbn.{m.name}') for m in pkgutil.iter_modules(advbn.__path__) if m.name "
-        "!= '_modidx']\n"
+        "[importlib.import_module(m.name) for m in pkgutil.walk_packages(advbn.__path__, 'advbn.') "
+        "if m.name != 'advbn._modidx' and not m.name.startswith('advbn.adapters')]\n"
         "print([m for m in ('fastcore', 'nbdev', 'execnb', 'papermill', 'dvc', 'jupyterlab', 'IPython', "
         "'matplotlib', 'timm') if m in sys.modules])"
     )
@@ -186,17 +186,32 @@ def test_the_table_of_promises_is_that_of_the_tests():
     }
 
 
-def test_the_map_names_every_notebook():
+def test_the_map_names_every_part_and_room():
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    spans = [(int(a), int(b or a)) for a, b in re.findall(r"`(\d\d)_\w+`(?: … `(\d\d)_\w+`)?", text)]
-    assert [p.name for p in NUMBERED if not any(a <= int(p.name[:2]) <= b for a, b in spans)] == []
+    rooms = [
+        p for p in NUMBERED if f"`{p.parent.name}/`" not in text or not re.search(rf"\b{p.stem[3:]}\b", text)
+    ]
+    assert [f"{p.parent.name}/{p.stem}" for p in rooms] == []
+
+
+def test_the_notebooks_checks_find_every_numbered_notebook():
+    "`make check` says nothing when it finds none."
+    from nbdev.doclinks import nbglob
+
+    checks = re.search(r"nbdev_test --path (\S+) --file_glob '(\S+)'", (ROOT / "Makefile").read_text())
+    found = nbglob(ROOT / checks[1], file_glob=checks[2])
+    assert sorted(found) == sorted(map(str, NUMBERED)) and len(found) > 30
 
 
 def test_every_shown_cell_ends_in_something_to_see():
     """But for those that are exported or hidden, and the stages, which are run by the pipeline; widgets are
     drawn by a browser."""
     bare = []
-    for path in [*NUMBERED, *sorted((ROOT / "nbs/explore").glob("*.ipynb"))]:
+    for path in [
+        *NUMBERED,
+        *sorted((ROOT / "nbs").glob("explore/*.ipynb")),
+        *sorted((ROOT / "nbs").glob("choices/*.ipynb")),
+    ]:
         for i, cell in enumerate(nbformat.read(path, as_version=4).cells):
             if (
                 cell.cell_type == "code"
@@ -204,7 +219,7 @@ def test_every_shown_cell_ends_in_something_to_see():
                 and not cell.outputs
             ):
                 if not re.search(r"widget\(\)$|widgets\.VBox\(.*\)$", cell.source.strip()):
-                    bare.append(f"{path.name}, cell {i}")
+                    bare.append(f"{path.parent.name}/{path.name}, cell {i}")
     assert bare == []
 
 

@@ -20,7 +20,6 @@ from torchvision import models as torchvision
 from conftest import ROOT
 from splitting_checks import check_cut, check_network, lived_in, outputs
 
-pytestmark = pytest.mark.slow
 TABLE = ROOT / "results/zoo.csv"
 RELEASE = re.search(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)[
     1
@@ -56,6 +55,11 @@ PLACES = [
     for family, names in FAMILIES.items()
     for place in range(min(2, len(set(map(first_word, names)))))
 ]
+FEW = (  # `make test` cuts these, `make test-slow` all
+    ("torchvision", "resnet", 0),  # worked
+    ("timm", "efficientnet", 0),
+    ("timm", "swin_transformer", 0),
+)
 
 
 class TooLarge(Exception):
@@ -162,7 +166,10 @@ def recorded():
 
 
 @pytest.mark.filterwarnings("ignore")  # the libraries' own
-@pytest.mark.parametrize("library, family, place", PLACES)
+@pytest.mark.parametrize(
+    "library, family, place",
+    [pytest.param(*place, marks=[] if place in FEW else pytest.mark.slow) for place in PLACES],
+)
 def test_every_cut_works_or_is_refused(library, family, place, record_property, request):
     rows = came_of(library, family, place)
     for row in rows:

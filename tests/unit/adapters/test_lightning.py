@@ -155,7 +155,9 @@ class Rows(torch.utils.data.Dataset):
 
 
 def test_lightnings_batches_of_any_kind():
-    rows = lambda batch: (batch["image"], batch["label"])
+    def rows(batch):
+        return batch["image"], batch["label"]
+
     module = classifier(lambda module, batch, index: module.loss(rows(batch)))
     with pytest.raises(
         ValueError,

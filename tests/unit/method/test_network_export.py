@@ -57,7 +57,7 @@ def test_a_batch_norm_of_two_names_in_parts_written_by_hand():
     net = one_step(AdvBNNet(nn.Conv2d(3, 4, 3), Head(), AdvBN(steps=1)))
     assert not [key for key in net.export("clean") if "adversarial" in key]
     plain = Head().eval()
-    plain.load_state_dict({k: v for k, v in net.export("adversarial").items() if not k in ("weight", "bias")})
+    plain.load_state_dict({k: v for k, v in net.export("adversarial").items() if k not in ("weight", "bias")})
     features = torch.randn(2, 4, 5, 5)
     with torch.no_grad(), use_branch(net.head, "adversarial"):
         assert torch.equal(plain(features), net.head(features))

@@ -281,17 +281,10 @@ def test_a_payload_is_not_executed(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-def test_from_the_command_line(case, tmp_path):
-    import subprocess
-    import sys
-
+def test_from_the_command_line(case, tmp_path, run):
     arch, network, path, _ = case
-    done = subprocess.run(
-        [sys.executable, "-m", "advbn", "import-official", str(path), "--out", str(tmp_path)],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    status, _, said = run("import-official", path, "--out", tmp_path)
+    assert status == 0, said
     import torchvision
 
     model = torchvision.models.get_model(arch)
