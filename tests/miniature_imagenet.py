@@ -1,5 +1,7 @@
 """ImageNet in miniature: folders, pictures, weights, and parameters that name them."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -31,17 +33,24 @@ def imagenet_tree(root, wnids=("n01440764", "n01443537", "n01484850"), train=8, 
     return root
 
 
+@pytest.fixture(scope="session")
+def drawn_imagenet(tmp_path_factory):
+    "ImageNet in miniature, two classes of sketches, and weights; to be copied."
+    folder = tmp_path_factory.mktemp("imagenet")
+    imagenet_tree(folder / "imagenet")
+    for wnid in ("n01484850", "n01440764"):
+        picture(folder / "sketches" / wnid / "sketch_0.JPEG", (70, 50), "L", 5)
+    torch.manual_seed(0)
+    torch.save(build_model("torchvision/resnet50", 3).state_dict(), folder / "resnet50.pth")
+    torch.save(build_model("small_vgg", 3).state_dict(), folder / "vgg.pth")
+    return folder
+
+
 @pytest.fixture
-def imagenet(tmp_path):
+def imagenet(drawn_imagenet, tmp_path):
     """A folder that is a project of its own: ImageNet in miniature, two classes of sketches, weights, and
     params.yaml."""
-    imagenet_tree(tmp_path / "imagenet")
-    for wnid in ("n01484850", "n01440764"):
-        picture(tmp_path / "sketches" / wnid / "sketch_0.JPEG", (70, 50), "L", 5)
-    torch.manual_seed(0)
-    torch.save(build_model("torchvision/resnet50", 3).state_dict(), tmp_path / "resnet50.pth")
-    torch.save(build_model("small_vgg", 3).state_dict(), tmp_path / "vgg.pth")
-    return tmp_path
+    return shutil.copytree(drawn_imagenet, tmp_path, dirs_exist_ok=True)
 
 
 def parameters(folder, root):

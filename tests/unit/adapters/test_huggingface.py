@@ -233,7 +233,9 @@ def hugging_face(name, **more):
     return made
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if i % 4 == 0 else pytest.mark.slow) for i, n in enumerate(SMALL)]
+)
 def test_what_is_between_hugging_faces_backbone_and_classifier(name):
     """A prepared network is the model in eval mode and, its stem in eval mode, also in train mode: dropout,
     norms and pooling of its own."""

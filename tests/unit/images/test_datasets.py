@@ -143,6 +143,7 @@ def imagenet_like(folder):
     return folder
 
 
+@pytest.mark.slow
 def test_no_test_image_is_trained_on_and_line_art_matches(root):
     data = EmbeddedData(root / "data")
     for seed in range(3):

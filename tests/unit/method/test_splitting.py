@@ -63,6 +63,16 @@ BEFORE_IN_PLACE = {
 }
 MODELS = [("torchvision", n, *v) for n, v in TORCHVISION.items()] + [("timm", n, *v) for n, v in TIMM.items()]
 MODELS += [("torchvision", n, after, 64) for n, after in BEFORE_IN_PLACE.items()]
+QUICK = {  # one of each kind; `make test-slow` takes the others
+    ("torchvision", "resnet18", "layer1"),
+    ("torchvision", "mobilenet_v3_small", "features.3"),
+    ("torchvision", "googlenet", "inception3b"),
+    ("torchvision", "swin_t", "features.1"),
+    ("torchvision", "resnet18", "bn1"),
+    ("torchvision", "efficientnet_b0", "features.0.1"),
+    ("timm", "efficientnet_b0", "blocks.1"),
+    ("timm", "vit_tiny_patch16_224", "patch_embed.proj"),
+}
 CHANNELS_LAST = ("swin_t", "vit_b_16")
 
 
@@ -74,7 +84,13 @@ def make(library, name, **options):
     return torchvision.models.get_model(name, weights=None, num_classes=5, **extra)
 
 
-@pytest.mark.parametrize("library, name, after, size", MODELS, ids=[f"{m[0]}-{m[1]}-{m[2]}" for m in MODELS])
+@pytest.mark.parametrize(
+    "library, name, after, size",
+    [
+        pytest.param(*m, id=f"{m[0]}-{m[1]}-{m[2]}", marks=[] if m[:3] in QUICK else pytest.mark.slow)
+        for m in MODELS
+    ],
+)
 def test_parts_are_the_model(library, name, after, size):
     model = make(library, name).eval()
     stem, head = split(model, after)

@@ -146,7 +146,13 @@ CASES = {
 }
 
 
-@pytest.fixture(params=CASES, scope="module")
+@pytest.fixture(
+    params=[
+        "resnet18",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in CASES if name != "resnet18"),
+    ],
+    scope="module",
+)
 def case(request, tmp_path_factory):
     torch.manual_seed(0)
     network = CASES[request.param]().eval()

@@ -24,7 +24,9 @@ def size_of(png):
     return Image.open(io.BytesIO(png)).size
 
 
-@pytest.mark.parametrize("image", range(8))
+@pytest.mark.parametrize(
+    "image", [pytest.param(i, marks=[] if i in (0, 3) else pytest.mark.slow) for i in range(8)]
+)
 def test_the_style_view_is_a_picture_for_every_image_and_strength(view, image):
     assert size_of(view.draw(image=image, eps=0.1 * image)) == (760, 288)
 

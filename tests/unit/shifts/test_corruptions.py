@@ -83,7 +83,9 @@ def psnr(a, b):
     return (10 * torch.log10(255**2 / errors)).mean().item()
 
 
-@pytest.mark.parametrize("severity", range(1, 6))
+@pytest.mark.parametrize(
+    "severity", [pytest.param(s, marks=[] if s == 3 else pytest.mark.slow) for s in range(1, 6)]
+)
 @pytest.mark.parametrize("name", ALL)
 def test_parity_at_224_pixels(photographs, name, severity):
     if name in DETERMINISTIC:
@@ -132,7 +134,7 @@ def test_frost_has_the_contrasts_and_the_directions_of_the_photographs():
     )
 
 
-@pytest.mark.parametrize("size", [224, 40])
+@pytest.mark.parametrize("size", [pytest.param(224, marks=pytest.mark.slow), 40])
 @pytest.mark.parametrize("name", ALL)
 def test_severities_are_distinct_and_ordered(photographs, root, name, size):
     images = photographs if size == 224 else read_images(root / "data/openmoji").images[::60]

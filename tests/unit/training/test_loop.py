@@ -32,7 +32,15 @@ def model(name="small_resnet"):
     return build_model(name, 9)
 
 
-@pytest.mark.parametrize("layer", [None, {"steps": 1}, {"steps": 0, "start": "random"}, {"recipe": "fast"}])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        None,
+        {"steps": 1},
+        pytest.param({"steps": 0, "start": "random"}, marks=pytest.mark.slow),
+        pytest.param({"recipe": "fast"}, marks=pytest.mark.slow),
+    ],
+)
 def test_the_loop_is_plain_sgd_on_the_sum_of_the_losses(images, layer):
     "The same steps written by hand give the same weights."
     loader = MemoryBatches(images, 16, seed=3)
@@ -64,6 +72,7 @@ def test_learning_happens(images):
     assert history[-1]["clean_loss"] < 0.7 * history[0]["clean_loss"]
 
 
+@pytest.mark.slow
 def test_a_big_set_streams(root):
     loader = FolderBatches(root / "data/openmoji", 32, 400, seed=0, workers=2)
     history = fit(pretraining_net(model("resnet20")), loader, RECIPE.model_copy(update={"epochs": 1}), seed=0)
