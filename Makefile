@@ -2,14 +2,15 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
-PYTEST := pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := pytest -n 2 --dist loadgroup --no-loadscope-reorder
+NUMBERED := $(wildcard nbs/*/[0-9]*.ipynb)
 READY := $(VENV)/ready
 WORKSHOP := $(VENV)/workshop
 export PATH := $(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env workshop data say-main say-all reproduce reproduce-all check suite test promises zoo lab export readme docs dist clean
+.PHONY: help env workshop data say-main say-all reproduce reproduce-all check quick suite test test-slow promises zoo lint lab export readme docs dist clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -47,19 +48,30 @@ say-all:
 	@echo "environment about 2 minutes, every table and figure about 44 on two cores"
 
 check: data $(WORKSHOP)  ## the notebooks' own checks
+	@test -n "$(NUMBERED)" || { echo "no numbered notebooks under nbs/" >&2; exit 1; }
 	OMP_NUM_THREADS=1 nbdev_test --path nbs --file_glob '[0-9]*.ipynb' --n_workers 1
 
-suite: data $(WORKSHOP)  ## pytest, a file of tests at a time in each of two processes
-	$(PYTEST)
+quick: data $(WORKSHOP)  ## the units of all parts (under 3 minutes on two cores)
+	$(PYTEST) tests/unit -m "not slow"
 
-test: data $(WORKSHOP)  ## environment, and both side by side (about 25 minutes on two cores)
+suite: data $(WORKSHOP)  ## pytest without the tests marked slow
+	$(PYTEST) -m "not slow"
+
+test: data $(WORKSHOP)  ## environment, notebooks' checks and suite side by side (under 15 minutes)
 	$(MAKE) -j2 check suite
 
+test-slow: data $(WORKSHOP)  ## the rest: kills, the soak, the zoo, every command of the documents
+	$(PYTEST) -m slow
+
 promises: data $(WORKSHOP)  ## results/promises.csv, from the tests that keep a promise (about 5 minutes)
-	$(PYTEST) -m promise --promises results/promises.csv
+	$(PYTEST) tests/promises -m promise --promises results/promises.csv
 
 zoo: $(WORKSHOP)  ## results/zoo.csv, from cuts of torchvision's and timm's networks (about 6 minutes)
-	pytest -n 2 tests/test_zoo.py --zoo results/zoo.csv
+	$(PYTEST) tests/whole/test_zoo.py --zoo results/zoo.csv
+
+lint: $(WORKSHOP)  ## ruff on package, tests and notebooks: form and slips
+	ruff format --check
+	ruff check
 
 lab: data  ## JupyterLab, opened on nbs/explore
 	jupyter lab --notebook-dir=nbs --LabApp.default_url=/lab/tree/explore $(LAB)

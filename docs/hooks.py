@@ -12,17 +12,20 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = {
-    "The method": [*range(0, 5), 46],
-    "Networks and parameters": range(5, 9),
-    "Images and shifts": [*range(9, 20), *range(22, 26)],
-    "Training and evaluation": [20, 21, 26, 27, 28, 29, 30, 31],
-    "Costs, tables, figures": range(32, 36),
-    "Using it": range(36, 46),
+    "images": "Images",
+    "method": "Method",
+    "networks": "Networks",
+    "shifts": "Shifts",
+    "training": "Training",
+    "evidence": "Evidence",
+    "adapters": "Adapters",
 }
+HIDDEN = {"_modidx", "__main__"}  # modules that are nobody's to call
 
 
-def numbered():
-    return sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+def rooms(folder):
+    "The notebooks of a folder of `nbs/`: its index, then the others by their numbers or names."
+    return sorted((ROOT / "nbs" / folder).glob("*.ipynb"), key=lambda p: (p.stem != "index", p.stem))
 
 
 def title(path):
@@ -34,32 +37,44 @@ def title(path):
 
 
 def module(path):
-    "The module that a notebook defines, such as `adapters.lightning`."
+    "The module that a notebook defines, such as `adapters.lightning`, or `None`."
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         if found := re.match(r"#\| default_exp (\S+)", "".join(cell["source"])):
             return found[1]
 
 
+def modules():
+    "Names of modules by part, plain ones under an empty name first; with each the notebook that defines it."
+    plain = sorted(p.stem for p in (ROOT / "advbn").glob("*.py") if p.stem not in {"__init__", *HIDDEN})
+    found = {"": dict.fromkeys(["__init__", *plain])}
+    for part in PARTS:
+        defined = {module(path): path for path in rooms(part)}
+        found[part] = {name: path for name, path in defined.items() if name}
+    return found
+
+
+def full_name(name):
+    return "advbn" if name == "__init__" else f"advbn.{name}"
+
+
 def on_config(config):
     "The order of the pages."
-    by_number = {int(p.name[:2]): p for p in numbered()}
-    book = [
-        {part: [{title(by_number[n]): by_number[n].name} for n in numbers if n in by_number]}
-        for part, numbers in PARTS.items()
-    ]
-    explore = [{title(p): f"explore/{p.name}"} for p in sorted((ROOT / "nbs/explore").glob("*.ipynb"))]
+
+    def pages(folder):
+        return [{title(path): f"{folder}/{path.name}"} for path in rooms(folder)]
+
     api = [
-        {"advbn" if m == "__init__" else f"advbn.{m}": f"api/{m}.md"}
-        for m in map(module, numbered())
-        if m and m != "__main__"
+        {PARTS.get(part, "Package"): [{full_name(name): f"api/{name}.md"} for name in names]}
+        for part, names in modules().items()
     ]
     config.nav = [
         {"advbn": "index.md"},
-        *book,
-        {"Explore": explore},
+        *({heading: pages(part)} for part, heading in PARTS.items()),
+        {"Explore": pages("explore")},
+        {"Choices": pages("choices")},
         {"Results": "report.md"},
         {"Promises": "promises.md"},
-        {"Networks": "networks.md"},
+        {"Tried networks": "networks.md"},
         {"Contributing": "CONTRIBUTING.md"},
         {"Changes": "CHANGELOG.md"},
         {"API": api},
@@ -87,7 +102,9 @@ def for_readers(path, copy):
                 continue
             cell["source"] = re.sub(r"(?m)^#\| .*\n?", "", source)
         elif cell["cell_type"] == "markdown":
-            cell["source"] = re.sub(r"\]\(([\w/.]+)\.ipynb\)", r"](\1.html)", with_formulas(source))
+            cell["source"] = re.sub(
+                r"\]\(([\w/.]+)\.ipynb(#[^)\s]*)?\)", r"](\1.html\2)", with_formulas(source)
+            )
         shown.append(cell)
     copy.parent.mkdir(parents=True, exist_ok=True)
     copy.write_text(json.dumps(notebook | {"cells": shown}), encoding="utf-8")
@@ -96,7 +113,7 @@ def for_readers(path, copy):
 def linked(text):
     "Links to files of the repository lead to their pages, or to copies of them."
     text = re.sub(r"\]\(nbs/index\.ipynb\)", "](index.md)", text)
-    text = re.sub(r"\]\(nbs/?\)", "](00_statistics.ipynb)", text)
+    text = re.sub(r"\]\(nbs/?\)", "](method/index.ipynb)", text)
     text = re.sub(r"\]\(nbs/([^)]+\.ipynb)\)", r"](\1)", text)
     text = re.sub(
         r"\]\((advbn|results|tests)/?\)",
@@ -217,17 +234,18 @@ def on_files(files, config):
             add(uri, path.read_bytes() if path.suffix != ".md" else path.read_text(encoding="utf-8"))
     for name in ("LICENSE", "params.yaml", "dvc.yaml", "data.dvc"):
         add(f"files/{name}", (ROOT / name).read_bytes())
-    for path in numbered():
-        name = module(path)
-        if name and name != "__main__":
+    for names in modules().values():
+        for name, path in names.items():
             source = f"{name.replace('.', '/')}.py"
-            full = "advbn" if name == "__init__" else f"advbn.{name}"
-            up = "../"
+            known = (
+                f"Defined and explained in [{title(path)}](../{path.parent.name}/{path.name}); "
+                if path
+                else ""
+            )
             add(
                 f"api/{name}.md",
-                f"# {full}\n\nDefined and explained in [{title(path)}]({up}{path.name}); "
-                f"[source]({up}source/{source}).\n\n::: {full}\n    options:\n      show_root_heading: "
-                f"false\n",
+                f"# {full_name(name)}\n\n{known}[source](../source/{source}).\n\n::: {full_name(name)}\n"
+                f"    options:\n      show_root_heading: false\n",
             )
             add(f"source/{source}", (ROOT / "advbn" / source).read_bytes())
     return files

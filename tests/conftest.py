@@ -11,6 +11,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
         "OMP_NUM_THREADS", "1"
     )  # of this worker and what it starts; another worker has the other core
 
+import nbformat
 import pytest
 import torch
 import yaml
@@ -19,6 +20,7 @@ from filelock import FileLock
 from advbn import cli
 from advbn.images.openmoji import fingerprint
 
+pytest_plugins = ["miniature_imagenet", "lite_profile", "some_emoji", "some_pictures"]  # their fixtures
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED = [
     p for p in ("openmoji", "cifar10", "imagenet") if (ROOT / "results" / p).exists()
@@ -85,26 +87,43 @@ def keep_a_fourth(folder):
     (folder / "data.dvc").write_text(yaml.safe_dump(pin))
 
 
+def notebook(path, *cells):
+    "Write a notebook of code cells, pairs of source and tags; returns its path."
+    made = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(source, metadata={"tags": tags}) for source, tags in cells]
+    )
+    nbformat.write(made, path)
+    return path
+
+
+def would_run(folder):
+    "The stages that `dvc repro` would run in a clone."
+    done = call(sys.executable, "-m", "dvc", "repro", "--dry", "--allow-missing", cwd=folder)
+    return re.findall(r"Running stage '(\S+)'", done.stdout + done.stderr)
+
+
 FIRST = (
-    "test_pipeline",
-    "test_zoo",
-    "test_corruptions",
-    "test_sets",
-    "test_progress",
-    "test_processes",
+    "test_pipeline",  # makes the miniature
+    "test_docs",  # exports, and builds the site and the wheel
+    "test_several_processes",
+    "test_interrupted_work",
     "test_lab",
+    "test_corruptions",
+    "test_commands_of_documents",
+    "test_long_runs",
 )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Files that take minutes come first, then those with a test marked `slow`, so that no process ends long
-    before another; a file's order is kept."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(
-        key=lambda item: (
-            FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST) + (item.path not in slow)
-        )
-    )
+    """Files that take minutes come first, and the zoo, whose tests are handed out one by one, last, so that no
+    process ends long before another; the tests of any other file stay together in one process, in their
+    order."""
+    order = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: (item.path.stem == "test_zoo", order.get(item.path.stem, len(FIRST))))
+    for item in items:
+        if item.path.stem != "test_zoo":
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")
@@ -201,6 +220,18 @@ def miniature(once, make):
         assert "about" in said.splitlines()[0] and "Gentle AdvBN" in said and "is complete" in said
 
     return once("miniature", reproduce)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    "A clone in which nothing was run, for the tests of a file."
+    return copied_project(tmp_path_factory.mktemp("clone") / "advbn")
+
+
+@pytest.fixture(scope="module")
+def reproduced(miniature, tmp_path_factory):
+    "A copy of the clone that has run the pipeline, for the tests of a file."
+    return shutil.copytree(miniature, tmp_path_factory.mktemp("reproduced") / "advbn", symlinks=True)
 
 
 @pytest.fixture

@@ -1,0 +1,222 @@
+"""Tables of runs: what is in them, what each row is compared with, what a step costs, and what a profile will
+cost."""
+
+import json
+
+import pandas as pd
+import pytest
+import yaml
+
+from advbn.base.config import load_params, parse_params
+from advbn.base.errors import ParameterError
+from advbn.evidence.intervals import mean_interval
+from advbn.evidence.studies import (
+    check_name,
+    control_of,
+    is_short,
+    run_bases,
+    run_study,
+    study_table,
+    table_of_runs,
+)
+from advbn.evidence.figures import cost_chart
+from advbn.evidence.tables import study_markdown
+from advbn.shifts.cells import SHIFTS
+from advbn.shifts.corruptions import CORRUPTIONS
+from advbn.shifts.filters import FILTERS
+
+from conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def params():
+    return load_params()
+
+
+def test_a_study_is_every_base_with_every_method(params):
+    for study, section in params.studies.items():
+        runs = params.runs(study)
+        assert list(runs) == [
+            f"{b}/{m}" for b in section.bases for m in (*params.base_methods, *section.methods)
+        ]
+        assert len(table_of_runs(params, study)) == len(runs)
+        for run in runs.values():
+            assert (
+                run.finetune.epochs == params.current.short.finetune_epochs
+                and run.pretrain.epochs == params.current.short.pretrain_epochs
+            )
+            assert run.network == (params.bases[run.base].network or params.current.network)
+
+
+def test_an_ablation_changes_one_setting(params):
+    """Every row of the ablations differs from the reference in one setting alone, but for the recipe, which
+    is a set of them."""
+    methods = params.base_methods | params.studies["ablations"].methods
+    reference = {**methods["advbn"].layer.model_dump(), "after": methods["advbn"].after}
+    for name, method in methods.items():
+        if method.train == "adversarial" and method.recipe == "faithful" and name != "advbn":
+            other = {**method.layer.model_dump(), "after": method.after}
+            changed = {k for k in other if other[k] != reference[k]}
+            assert len(changed - ({"start"} if changed & {"steps"} else set())) == 1, (name, changed)
+
+
+def test_the_control_has_the_same_base_and_cut(params):
+    for study in params.studies:
+        runs = params.runs(study)
+        for name, run in runs.items():
+            control = runs[control_of(run, runs)]
+            assert (control.base, control.after, control.method.train) == (run.base, run.after, "clean")
+
+
+def test_differences_are_paired_by_seed(params):
+    runs = params.runs("complementarity")
+    rows = [
+        {
+            "run": name,
+            "branch": branch,
+            "shift": shift,
+            "cell": cell,
+            "seed": seed,
+            "accuracy": 10 * seed
+            + (5 + seed if name == "mixup/advbn" and branch == "adversarial" else 0)
+            + (cell == "b"),
+        }
+        for name, run in runs.items()
+        for branch in (("clean", "adversarial") if run.method.options else ("clean",))
+        for shift in SHIFTS
+        for cell in ("a", "b")
+        for seed in (0, 1, 2)
+    ]
+    table = study_table(pd.DataFrame(rows), params, "complementarity")
+    gained = table.query("base == 'mixup' and method == 'advbn' and branch == 'adversarial'")
+    mean, interval = mean_interval([5, 6, 7])
+    assert (
+        len(gained) == len(SHIFTS) + 1
+        and gained.difference.tolist() == pytest.approx([mean] * 6)
+        and gained.difference_ci95.tolist() == pytest.approx([interval] * 6)
+    )
+    assert table.query("method == 'finetune'").difference.isna().all()
+    assert (table.query("base == 'plain' and method == 'advbn'").difference == 0).all()
+
+
+def test_the_committed_tables_follow_from_the_committed_runs(params):
+    for study in params.studies:
+        made = study_table(pd.read_csv(ROOT / f"results/openmoji/studies/{study}.csv"), params, study)
+        kept = pd.read_csv(ROOT / f"results/openmoji/tables/{study}.csv")
+        pd.testing.assert_frame_equal(kept.drop(columns="cost"), made, check_dtype=False)
+        used = json.loads((ROOT / f"results/openmoji/studies/{study}.json").read_text())
+        assert as_today(params.studies[study], used["study"])  # the parameters that the table was made with
+        assert used["base_methods"].keys() == params.base_methods.keys() and all(
+            as_today(m, used["base_methods"][name]) for name, m in params.base_methods.items()
+        )
+        assert as_today(params.current, used["settings"])
+
+
+def as_today(section, used):
+    """Whether what was `used` is this section of today's parameters; one that did not exist then had its
+    default."""
+    return type(section).model_validate(used) == section
+
+
+def test_what_studies_share_was_measured_once(params):
+    for study, section in params.studies.items():
+        found = pd.read_csv(ROOT / f"results/openmoji/studies/{study}.csv")
+        for base in section.bases:
+            shared = pd.read_csv(ROOT / f"results/openmoji/studies/bases/{base}.csv")
+            assert (
+                set(shared.run) == set(params.base_runs(base))
+                and (shared.groupby("run").seed.nunique() == len(params.current.short.seeds)).all()
+            )
+            keys = ["run", "branch", "shift", "cell", "seed"]
+            pd.testing.assert_frame_equal(
+                found[found.run.isin(shared.run)].set_index(keys).sort_index(),
+                shared.set_index(keys).sort_index(),
+            )
+
+
+def test_the_short_test_has_the_chosen_cells(params):
+    cells = [
+        ("clean", "clean", 0),
+        *(("corruptions", f"{n}/{s}", 0) for n in CORRUPTIONS for s in range(1, 6)),
+        *(("instagram", f.lstrip("_"), 0) for f in FILTERS),
+        ("sketch", "line art", 0),
+        ("advbn", "decoded", 0),
+    ]
+    wanted = is_short(params)
+    kept = [(shift, cell) for shift, cell, _ in cells if wanted(shift, cell)]
+    short = params.current.short
+    corrupted = [c for s, c in kept if s == "corruptions"]
+    assert len(corrupted) == short.corruptions * len(short.severities) and {
+        int(c[-1]) for c in corrupted
+    } == set(short.severities)
+    assert (
+        sum(s == "instagram" for s, _ in kept) == short.filters
+        and ("sketch", "line art") in kept
+        and not any(s == "advbn" for s, _ in kept)
+    )
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda c: c["studies"]["ablations"].update(bases=["plane"]), "'plane'; allowed are plain"),
+        (lambda c: c["base_methods"].pop("finetune"), "where 0 methods train clean"),
+        (
+            lambda c: c.update(
+                base_methods={"finetune": c["base_methods"]["advbn"], "clean": c["base_methods"]["finetune"]}
+            ),
+            "base_methods has no 'finetune' that trains clean",
+        ),
+        (
+            lambda c: c["studies"]["ablations"]["methods"].update(advbn=c["base_methods"]["advbn"]),
+            "studies.ablations.methods.advbn is the name of one of base_methods",
+        ),
+        (lambda c: c["bases"]["augmix"].update(augmentation="augmx"), "bases.augmix.augmentation is 'augmx'"),
+        (
+            lambda c: c["studies"]["ablations"]["methods"]["mean"]["layer"].update(perturb="average"),
+            "perturb is 'average'",
+        ),
+        (
+            lambda c: c["profiles"]["openmoji"]["short"].update(seeds=[9]),
+            "short.seeds are [9]; allowed are those of seeds",
+        ),
+        (lambda c: c["profiles"]["openmoji"]["short"].update(severities=[6]), "severities.0 is 6"),
+        (lambda c: c["profiles"]["openmoji"]["short"].update(seeds=[1, 1]), "each may stand there once"),
+        (lambda c: c["studies"]["ablations"].update(bases=["plain", "plain"]), "each may stand there once"),
+        (
+            lambda c: c["studies"]["ablations"]["methods"].pop("finetune-layer2"),
+            "studies.ablations.methods.layer2 is cut after 'layer2', where 0 methods train clean",
+        ),
+        (
+            lambda c: c["studies"]["ablations"]["methods"]["finetune-stem"].pop("after"),
+            "where 2 methods train clean",
+        ),
+        (lambda c: c["bases"].update(spare={"label": "x"}), "bases.spare is in no study"),
+        (
+            lambda c: c["profiles"]["imagenet"].update(short=c["profiles"]["openmoji"]["short"]),
+            "imagenet takes no section 'short'",
+        ),
+    ],
+)
+def test_wrong_studies_are_refused(change, words):
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    change(content)
+    with pytest.raises(ParameterError) as caught:
+        parse_params(content)
+    assert words in str(caught.value)
+
+
+def test_unknown_studies_and_profiles_without_them(params, tmp_path):
+    with pytest.raises(ParameterError, match="no study 'ablation'"):
+        check_name("ablation", params.studies, "study")
+    without = params.model_copy(update={"profile": "imagenet"})
+    history, shared = run_bases(without, "plain")
+    assert history.empty and shared.empty
+    found = run_study(without, "ablations", shared)
+    table = study_table(found, without, "ablations")
+    assert found.empty and table.empty and table_of_runs(without, "ablations").empty
+    assert (
+        study_markdown(table, without) == "The profile imagenet runs no studies: it has no section `short`.\n"
+    )
+    table.to_csv(tmp_path / "empty.csv", index=False)
+    assert pd.read_csv(tmp_path / "empty.csv").empty and len(cost_chart(table, without).axes) == 1

@@ -1,0 +1,90 @@
+"""Networks by name: what images they want, their published weights, a new head."""
+
+import copy
+
+import pytest
+import torch
+
+from advbn.images.preprocessing import IMAGENET, Preprocessing, preprocessing_of
+from advbn.networks.models import build_model, wanted_by
+from advbn.networks.weights import save_state
+
+from lite_profile import HALF, LITE
+
+
+@pytest.mark.parametrize(
+    "name, wanted",
+    [
+        ("small_resnet", IMAGENET),
+        ("torchvision/resnet50", Preprocessing(size=224, resize=256)),
+        ("torchvision/efficientnet_v2_l", Preprocessing(HALF, HALF, 480, 480, "bicubic")),
+        (LITE, Preprocessing(HALF, HALF, 224, 256, "bicubic")),
+        ("timm/resnet50.tv2_in1k", Preprocessing(size=176, resize=201)),
+    ],
+)
+def test_networks_want_what_their_library_says(name, wanted):
+    assert wanted_by(name) == wanted and wanted_by("torchvision/resnet50", "IMAGENET1K_V2").resize == 232
+    model = build_model(name, 3)
+    assert preprocessing_of(model) == preprocessing_of(copy.deepcopy(model)) == wanted
+
+
+@pytest.mark.parametrize(
+    "name, weights",
+    [
+        ("timm/resnet10t", "DEFAULT"),
+        ("timm/resnet10t", "c3_in1k"),
+        ("timm/resnet10t.c3_in1k", "DEFAULT"),
+        (LITE, "DEFAULT"),
+        ("torchvision/resnet18", "IMAGENET1K_V1"),
+        ("torchvision/squeezenet1_0", "DEFAULT"),
+        ("torchvision/vit_b_16", "DEFAULT"),
+    ],
+)
+def test_published_weights_of_other_classes_are_refused_before_the_download(offline, name, weights):
+    with pytest.raises(ValueError, match="have 1000 classes and the data 10; .*head: new.*--classes"):
+        build_model(name, 10, weights)
+    for classes, head in ((1000, None), (10, "new")):
+        with pytest.raises(AssertionError, match="a download was begun"):
+            build_model(name, classes, weights, head)
+
+
+@pytest.mark.parametrize(
+    "name, weights, words",
+    [
+        ("timm/resnet10t", "c3_in1", "there are c3_in1k, DEFAULT, .*did you mean 'c3_in1k'"),
+        ("timm/resnet10t", "default", "did you mean 'DEFAULT'"),
+        ("timm/resnet10t", "IMAGENET1K_V1", "no published weights 'IMAGENET1K_V1'"),
+        ("timm/resnet10t.c3", None, "no tag 'c3'.*did you mean 'c3_in1k'"),
+        ("torchvision/squeezenet1_0", "IMAGENET1K_V2", "did you mean 'IMAGENET1K_V1'"),
+        ("torchvision/vgg16", "IMAGENET1K_FEATURES", "no published weights"),
+        ("small_resnet", "DEFAULT", "network 'small_resnet' has no published weights"),
+    ],
+)
+def test_words_that_are_no_weights_are_refused_with_the_nearest(offline, name, weights, words):
+    with pytest.raises(ValueError, match=words):
+        build_model(name, 1000, weights)
+
+
+@pytest.mark.parametrize(
+    "name", ["torchvision/squeezenet1_0", "torchvision/resnet18", "timm/resnet10t", "small_vgg"]
+)
+@pytest.mark.parametrize("classes", [3, 5])
+def test_a_new_head_replaces_the_classifier_and_nothing_else(tmp_path, name, classes):
+    torch.manual_seed(0)
+    first = build_model(name, 5)
+    save_state(first.state_dict(), tmp_path / "net.pt")
+    model = build_model(name, classes, str(tmp_path / "net.pt"), head="new")
+    assert (
+        model.eval()(torch.zeros(2, 3, 64, 64)).shape == (2, classes)
+        and model.preprocessing == first.preprocessing
+    )
+    old = first.state_dict()
+    changed = {
+        key.rpartition(".")[0]
+        for key, value in model.state_dict().items()
+        if value.shape != old[key].shape or not torch.equal(value, old[key])
+    }
+    assert len(changed) == 1
+    for bad in ({"head": "new"}, {"head": "old", "weights": str(tmp_path / "net.pt")}):
+        with pytest.raises(ValueError, match="allowed are head=None, and head='new' with weights"):
+            build_model(name, classes, **bad)

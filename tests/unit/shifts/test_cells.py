@@ -1,0 +1,78 @@
+"""Every cell of the table, kept and read again."""
+
+import resource
+
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from advbn import AdvBN, CORRUPTIONS
+from advbn.base.errors import DataError
+from advbn.images.batches import read_images
+from advbn.images.datasets import EmbeddedData, FolderData
+from advbn.shifts.cells import cells, cropped, store_cells, stored_cells
+
+from conftest import ROOT
+
+
+def test_the_cells_are_all_there(root, autoencoder):
+    data = EmbeddedData(root / "data")
+    data.images, data.line_art = data.images[range(0, 1898, 38)], data.line_art[range(0, 1898, 38)]
+    found = [(shift, cell) for shift, cell, _ in cells(data, 0, autoencoder, AdvBN(steps=1))]
+    assert len(found) == 1 + 75 + 20 + 1 + 1 + 2
+    assert [c for s, c in found if s == "corruptions"] == [
+        f"{n}/{s}" for n in CORRUPTIONS for s in range(1, 6)
+    ]
+
+
+def test_a_disk_that_is_full_of_kept_cells_is_said_by_name(tmp_path, monkeypatch):
+    images = read_images(ROOT / "data/openmoji")[range(20)]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=f"{tmp_path}/clean/clean.npz could not be written: "):
+            store_cells([("clean", "clean", images)], tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["settings.json"]
+    store_cells([("clean", "clean", images)], tmp_path)
+    ((_, _, kept),) = stored_cells(tmp_path, images.classes)
+    assert torch.equal(kept.images, images.images)
+
+
+def test_streamed_and_stored_images_are_prepared_as_the_paper_says(imagenet):
+    data = FolderData(imagenet / "imagenet", {"sketch": imagenet / "sketches"}, size=64, resize=72, workers=0)
+    seen = {
+        name: image for indices, piece in data.pieces(0) for name, image in zip(piece.names, piece.images)
+    }
+    assert len(seen) == 6
+    preset = torchvision.transforms.v2.Compose(
+        [torchvision.transforms.v2.Resize(72, antialias=True), torchvision.transforms.v2.CenterCrop(64)]
+    )
+    for name, image in seen.items():
+        expected = preset(
+            torchvision.transforms.v2.functional.pil_to_tensor(
+                Image.open(imagenet / "imagenet/val" / name).convert("RGB")
+            )
+        )
+        assert torch.equal(image, expected)
+    for (_, piece), (_, wide) in zip(
+        data.pieces(0), data.pieces(0, wide=True)
+    ):  # what adversarial images are made from, and cropped to
+        assert (
+            wide.names == piece.names
+            and wide.images.shape[-2:] == (72, 72)
+            and torch.equal(cropped(data, wide.images), piece.images)
+        )
+    sketches = list(data.published_cells())
+    assert [(s, c, images.targets.sort().values.tolist()) for s, c, images in sketches] == [
+        ("sketch", "ImageNet-Sketch", [0, 2])
+    ]
+
+
+def test_a_list_of_cells_with_other_columns(tmp_path):
+    store_cells([], tmp_path)
+    (tmp_path / "cells.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match="cells.csv has the columns a, b; make it again with"):
+        list(stored_cells(tmp_path, "ab"))

@@ -1,0 +1,157 @@
+"""The command line in a process of its own: what it prints, one line for a slip, and its exit status."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from advbn.base.config import load_params
+from advbn.evidence.assess import class_names, evaluate_networks
+from advbn.evidence.cost import missing_sets, set_sizes
+from advbn.networks.models import build_model
+from advbn.networks.weights import save_state
+
+from conftest import ROOT
+
+
+def call(*words):
+    return subprocess.run(
+        [sys.executable, "-m", "advbn", "evaluate", *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_command_line_prints_the_table(emoji_folder, emoji_network, tmp_path):
+    save_state(emoji_network.state_dict(), tmp_path / "net.pt")
+    done = call(
+        "--model",
+        "small_resnet",
+        "--weights",
+        tmp_path / "net.pt",
+        "--adversarial-weights",
+        tmp_path / "net.pt",
+        "--data",
+        emoji_folder,
+        "--size",
+        40,
+        "--resize",
+        40,
+        "--shifts",
+        "clean,sketch",
+        "--json",
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    direct = (
+        evaluate_networks(
+            {"a": emoji_network},
+            emoji_folder,
+            class_names(emoji_folder),
+            ("clean", "sketch"),
+            40,
+            None,
+            workers=0,
+        )
+        .set_index("shift")
+        .accuracy
+    )
+    assert found == {
+        name: {s: pytest.approx(direct[s]) for s in ("clean", "sketch")} for name in ("clean", "adversarial")
+    }
+
+
+def test_wrong_words_are_one_line():
+    done = call()
+    assert (
+        done.returncode == 2
+        and "exactly one of them" in done.stderr
+        and len(done.stderr.strip().splitlines()) == 1
+    )
+
+
+def test_command_line_errors_are_one_line_and_status_2(refused, monkeypatch):
+    done = call(
+        sys.executable,
+        "-m",
+        "advbn",
+        "run",
+        "nbs/stages/train.ipynb",
+        "-p",
+        "methd=advbn",
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 2 and "did you mean 'method'" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    monkeypatch.chdir(ROOT)
+    for arguments, words in (
+        (["run", "nbs/none.ipynb"], "no notebook"),
+        (["train", "advbm"], "did you mean 'advbn'"),
+    ):
+        assert len(refused(arguments, words)) == 1
+
+
+@pytest.fixture(scope="module")
+def params():
+    return load_params()
+
+
+def test_the_plan_names_stages_and_missing_sets(params, monkeypatch, tmp_path):
+    for name in ("IMAGENET", "IMAGENET_SKETCH"):
+        monkeypatch.delenv(name, raising=False)
+    missing = missing_sets(params.model_copy(update={"profile": "imagenet"}))
+    assert len(missing) == 2 and "IMAGENET_SKETCH" in missing[1] and missing_sets(params) == []
+    monkeypatch.setenv("CIFAR10", str(tmp_path / "cifar"))
+    cifar = params.model_copy(update={"profile": "cifar10"})
+    assert (
+        "no images at" in missing_sets(cifar)[0]
+        and set_sizes(cifar) == (50_000, cifar.current.data.test_images, 32)
+        and not (tmp_path / "cifar").exists()
+    )  # nothing is downloaded
+    (tmp_path / "cifar/tran").mkdir(parents=True)
+    assert "has not train/ and test/ nor cifar-10-batches-py/" in missing_sets(cifar)[0]
+    done = subprocess.run(
+        [sys.executable, "-m", "advbn", "plan", "--json"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    planned = json.loads(done.stdout)
+    stages = {row["stage"]: row for row in planned["stages"]}
+    assert {
+        "pretrain",
+        "shifts",
+        *(f"{verb} {m}" for verb in ("train", "evaluate") for m in params.methods),
+        *(f"study {s}" for s in params.studies),
+    } <= set(stages)
+    recipe = params.current.pretrain
+    assert stages["pretrain"]["images"] == len(params.seeds) * recipe.epochs * 1424
+
+    def size(name):
+        return 4 * sum(p.numel() for p in build_model(name, 9).parameters())
+
+    networks = (
+        len(params.seeds)
+        * (1 + sum(1 + (m.train == "adversarial") for m in params.methods.values()))
+        * size(params.current.network.name)
+    )
+    bases = sum(
+        len(params.current.short.seeds) * size((b.network or params.current.network).name)
+        for b in params.bases.values()
+    )
+    assert planned["disk"]["checkpoints"] == 2 * (
+        networks + bases + 2 * size(params.current.pictures.network)
+    )
+    assert all(row["minutes"] >= 0 for row in planned["stages"]) and planned["missing"] == []
+
+
+def test_the_package_is_a_program():
+    from advbn import __version__
+
+    assert (
+        subprocess.run(
+            [sys.executable, "-m", "advbn", "--version"], capture_output=True, text=True
+        ).stdout.strip()
+        == __version__
+    )

@@ -1,0 +1,98 @@
+"""What is built and given away: a wheel and a source archive that install, import and do what README says."""
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import pytest
+
+from conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def built(released):
+    "Wheel and source archive."
+    return sorted((released / "dist").iterdir())
+
+
+def test_the_archives_are_in_order(built):
+    done = subprocess.run(
+        [sys.executable, "-m", "twine", "check", "--strict", *map(str, built)], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.count("PASSED") == 2, done.stdout
+    wheel = zipfile.ZipFile(next(p for p in built if p.suffix == ".whl"))
+    names, metadata = (
+        wheel.namelist(),
+        next(wheel.read(n).decode() for n in wheel.namelist() if n.endswith("METADATA")),
+    )
+    ours = {p.relative_to(ROOT).as_posix() for p in (ROOT / "advbn").rglob("*.py")} | {"advbn/py.typed"}
+    assert {n for n in names if n.startswith("advbn/")} == ours and any(
+        n.endswith("licenses/LICENSE") for n in names
+    )
+    assert "License-Expression: Apache-2.0" in metadata and re.search(r"^Version: \d+\.\d+", metadata, re.M)
+    with tarfile.open(next(p for p in built if p.name.endswith(".tar.gz"))) as archive:
+        assert any(n.endswith("/LICENSE") for n in archive.getnames())
+
+
+def test_the_version_is_in_one_place():
+    found = subprocess.run(
+        ["git", "grep", "-lE", r"(version|VERSION)\s*=\s*\"?[0-9]+\.[0-9]+\.[0-9]+"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    assert {name for name in found if not name.startswith(("results/", "executed/"))} <= {
+        "advbn/__init__.py",
+        "settings.ini",
+        "CITATION.cff",
+    }
+    from advbn import __version__
+
+    assert (
+        f"version = {__version__}" in (ROOT / "settings.ini").read_text()
+        and f"version: {__version__}" in (ROOT / "CITATION.cff").read_text()
+    )
+
+
+def test_the_wheel_does_what_the_readme_says(built, tmp_path):
+    "In a folder of its own, far from the sources; also on a network of timm's."
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--no-deps",
+            "--no-index",
+            "--target",
+            str(tmp_path / "site"),
+            str(next(p for p in built if p.suffix == ".whl")),
+        ],
+        check=True,
+    )
+    code = max(re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S), key=len)
+    assert "resnet18" in code
+    for own in (
+        code,
+        code.replace(
+            "from torchvision.models import resnet18",
+            "import timm\nresnet18 = lambda num_classes: timm.create_model('resnet18', "
+            "num_classes=num_classes)",
+        ),
+    ):
+        program = (
+            f"{own}\nimport advbn\nassert advbn.__file__.startswith({str(tmp_path / 'site')!r}), "
+            f"advbn.__file__\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        )
+        assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,155 @@
+"""The runner's refusals, and the whole pipeline in miniature in a clone of its own."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import yaml
+
+from advbn.base.errors import ParameterError
+from advbn.notebooks import run_notebook
+
+from conftest import call, notebook, ROOT, would_run
+
+
+def test_a_failing_notebook_fails_and_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADVBN_ROOT", str(tmp_path))
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    path = notebook(tmp_path / "a.ipynb", ("x = 1", ["parameters"]), ("print(x / 0)", []))
+    with pytest.raises(Exception, match="ZeroDivisionError"):
+        run_notebook(path, {"x": "2"})
+    assert "ZeroDivisionError" in (tmp_path / "executed/openmoji/a-2.ipynb").read_text()
+    path = notebook(tmp_path / "b.ipynb", ("profile = 'openmoji'", ["parameters"]))
+    with pytest.raises(ParameterError, match="profile is 'imagenet' and params.yaml names 'openmoji'"):
+        run_notebook(path, {"profile": "imagenet"})
+
+
+def test_the_executed_notebook_stays_in_its_folder_and_knows_the_profile(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADVBN_ROOT", str(tmp_path))
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    with pytest.raises(ParameterError, match="no parameter may have a / in it"):
+        run_notebook(notebook(tmp_path / "a.ipynb", ("x = 'a'", ["parameters"])), {"x": "/../../../b"})
+    notebook(
+        tmp_path / "a.ipynb",
+        ("profile = 'imagenet'; x = 'a'", ["parameters"]),
+        ("print(f'for {profile}, {x}')", []),
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "advbn", "run", str(tmp_path / "a.ipynb"), "--x", "b c"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    made = tmp_path / "executed/openmoji/a-b c.ipynb"
+    assert (
+        done.stdout.strip() == str(made)
+        and "for openmoji, b c" in made.read_text()
+        and sorted(p.name for p in tmp_path.iterdir()) == ["a.ipynb", "executed", "params.yaml"]
+    )
+
+
+def test_a_fresh_clone_is_up_to_date(clone):
+    assert would_run(clone) == []
+
+
+def test_the_whole_pipeline_in_miniature(reproduced):
+    clone, path = reproduced, reproduced / "params.yaml"
+    content = yaml.safe_load(path.read_text())
+    table = pd.read_csv(clone / "results/openmoji/tables/robustness.csv")
+    assert list(table.columns) == [
+        "profile",
+        "method",
+        "branch",
+        "shift",
+        "accuracy",
+        "ci95",
+        "difference",
+        "difference_ci95",
+        "seeds",
+    ]
+    assert set(table.method) == {"standard", "finetune", "advbn", "gentle"} and (table.seeds == 2).all()
+    assert set(table[table.method == "gentle"].branch) == {"clean", "adversarial"}
+    assert "Gentle AdvBN" in (clone / "results/openmoji/tables/robustness.md").read_text()
+    metrics = json.loads((clone / "results/openmoji/metrics.json").read_text())["openmoji"]
+    assert metrics["gentle-clean"]["clean"] == round(
+        table.query("method == 'gentle' and branch == 'clean' and shift == 'clean'").accuracy.item(), 2
+    )
+    stages = 6 + 2 * len(content["methods"]) + len(content["bases"]) + len(content["studies"])
+    assert len(list((clone / "executed/openmoji").glob("*.ipynb"))) == stages
+    assert (
+        call("git", "status", "--porcelain", "--untracked-files=all", cwd=clone).stdout.count("checkpoints/")
+        == 0
+    )
+
+    for name in ("robustness", "corruptions", "adversarial_images", "predictions"):
+        assert (clone / f"results/openmoji/figures/{name}.png").stat().st_size > 10_000
+    for study in content["studies"]:
+        made = pd.read_csv(clone / f"results/openmoji/tables/{study}.csv")
+        assert (
+            set(made.method) == {"finetune", "advbn", *content["studies"][study]["methods"]}
+            and (made.seeds == 1).all()
+            and made.query("method == 'advbn'").cost.min() > 3
+        )
+    page = (clone / "results/openmoji/report.html").read_text(encoding="utf-8")
+    assert page.count("<table") == 7 and "Gentle AdvBN" in page and "train-gentle" in page
+    done = json.loads((clone / "results/openmoji/made/train-gentle.json").read_text())
+    assert done["seconds"] > 0 and "torch" in done["Packages"]
+    again = call(sys.executable, "-m", "dvc", "repro", cwd=clone)
+    assert "Running stage" not in again.stdout + again.stderr
+    for command in (["metrics", "show"], ["plots", "show", "-o", "dvc_plots"], ["dag"]):
+        call(sys.executable, "-m", "dvc", *command, cwd=clone)
+
+    content["methods"]["gentle"]["layer"]["eps"] = 0.2
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    touched = would_run(clone)
+    assert touched and {s.partition("@")[2] for s in touched if "@" in s} == {"gentle"}
+
+
+def test_two_processes_train_a_method(reproduced):
+    """In the clone of the test before: accelerate's launcher, two processes on the CPU, one checkpoint per
+    branch that evaluates."""
+    clone = reproduced
+    done = call(
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "-m",
+        "advbn",
+        "train",
+        "gentle",
+        "--seed",
+        "1",
+        cwd=clone,
+    )
+    assert "clean_loss" in done.stdout
+    done = call(sys.executable, "-m", "advbn", "evaluate", "gentle", "--seed", "1", cwd=clone)
+    assert "sketch" in done.stdout and "adversarial" in done.stdout
+
+
+def test_sets_are_written_from_the_command_line(reproduced, refused, monkeypatch):
+    for arguments in (
+        ["make-set", "sets/advbn"],
+        ["corrupt", "sets/advbn", "sets/foggy", "--name", "fog", "--severity", "4"],
+    ):
+        assert "119 images written" in call(sys.executable, "-m", "advbn", *arguments, cwd=reproduced).stdout
+    monkeypatch.chdir(reproduced)
+    for arguments, words in (
+        (["make-set", "sets/advbn", "--kind", "stylized"], "other settings"),
+        (["make-set", "x", "--kind", "style"], "allowed are"),
+        (["make-set", "x", "--seed", "77"], "allowed are the seeds"),
+        (["corrupt", "sets/advbn", "x", "--name", "fogg"], "fog"),
+        (["data", "--root", "tests"], "holds something else"),
+    ):
+        assert len(refused(arguments, words)) == 1
