@@ -314,7 +314,7 @@ def evaluate(
             class_names,
             evaluate_networks,
             load_network,
-            TestReading,
+            FolderReading,
             summary,
         )
         from .images.decoding import BadImages
@@ -334,7 +334,7 @@ def evaluate(
             )
         device = "cuda" if torch.cuda.is_available() else "cpu"
         bad = BadImages(on_bad_image)
-        reading = TestReading(size, resize, images, bad=bad)
+        reading = FolderReading(size, resize, images, bad=bad)
         found = evaluate_networks(networks, data, names, wanted, reading, device)
         _left_out(bad)
         table = summary(found, imagenet=len(names) == 1000)

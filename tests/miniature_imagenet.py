@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from advbn.base.sections import ImageNet
+from advbn.images.batches import Share
+from advbn.images.datasets import FolderData
+from advbn.images.preprocessing import Preprocessing
 from PIL import Image
 
 from advbn.base.files import file_digest
@@ -75,3 +79,9 @@ def parameters(folder, root):
         methods={k: content["methods"][k] for k in ("standard", "finetune", "advbn")},
     )
     return content
+
+
+def folder_data(root, size=64, resize=None, share=Share()):
+    "The set under `root`, streamed in this process."
+    section = ImageNet(name="imagenet", root=str(root), classes=3, sets={"sketch": "nowhere"}, workers=0)
+    return FolderData(root, section, Preprocessing(size=size, resize=resize), share)

@@ -27,8 +27,8 @@ class Registry(dict):
     def find(self, name: str):
         "The entry under `name`. Raises `ValueError` with the nearest name, or with all of them."
         if name not in self:
-            allowed = f"; allowed are {', '.join(self)}"
-            raise ValueError(f"no {self.kind} {name!r}{did_you_mean(name, self, allowed)}")
+            allowed = ", ".join(self)
+            raise ValueError(f"no {self.kind} {name!r}; allowed are {allowed}{did_you_mean(name, self)}")
         return self[name]
 
 

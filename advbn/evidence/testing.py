@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ..base.files import file_digest, filled_path, project_root
+from ..base.files import file_digest, project_root
 from .evaluation import for_inference, predict_each
 from ..shifts.cells import cells, Painter, SHIFTS, store_cells, stored_cells
-from ..shifts.published import open_published, published_cells
+from ..shifts.published import published_cells
 from ..training.distributed import build_accelerator, others_answering
 from ..training.run import check_seed, load_data, load_network, Run, Setting, styles_folder, use_threads
 from ..training.train import list_left_out, load_autoencoder, picture_attack
@@ -47,18 +47,16 @@ def all_cells(setting: Setting, data, seed: int, device="cpu", most: int | None 
 
     Large sets come in pieces, all cells of a piece before the next."""
     check_seed(setting, seed)
-    base = project_root()
-    sets = {shift: filled_path(path, base) for shift, path in setting.data.sets.model_dump().items() if path}
-    opened = open_published(data, sets)
     autoencoder = load_autoencoder(setting).to(device)
     attack = picture_attack(setting, autoencoder)
     painter = Painter(autoencoder, attack, styles_folder(setting))
-    wanted = [shift for shift in SHIFTS if shift not in sets]
+    published = {shift for shift, _ in data.published}
+    wanted = [shift for shift in SHIFTS if shift not in published]
     for indices, wide in data.pieces(seed, most, wide=True):
         drawn = data.line_art(indices)
         drawn = None if drawn is None else drawn.to(device)
         yield from cells(wide.to(device), indices, wanted, data.size, drawn, painter)
-    for shift, cell, images in published_cells(data, opened, most):
+    for shift, cell, images in published_cells(data, data.published, most):
         yield shift, cell, images.to(device)
 
 # %% ../../nbs/evidence/03_testing.ipynb #8a86dc7c
@@ -137,7 +135,7 @@ def evaluate(run: Run) -> tuple:
     if accelerator.num_processes > 1 and not data.in_memory:
         table = _added_up(table, accelerator)
     list_left_out(setting, data, run.name, run.seed, accelerator)
-    published = {"clean", *(shift for shift, path in setting.data.sets.model_dump().items() if path)}
+    published = {"clean", *(shift for shift, _ in data.published)}
     source = ["published" if shift in published else "generated" for shift in table["shift"]]
     accuracy = 100 * table.correct / table.images
     return table.assign(method=run.name, seed=run.seed, source=source, accuracy=accuracy), predictions

@@ -24,6 +24,7 @@ from ..method.splitting import split
 from ..networks.autoencoder import Autoencoder
 from ..networks.models import build_model, check_weights, wanted_by
 from ..networks.weights import load_into
+from ..shifts.published import open_published
 
 # %% ../../nbs/training/03_run.ipynb #ededca87
 def check_pin(path: Path, said: str | None, key: str):
@@ -92,11 +93,15 @@ def wanted_images(data: Data, network: Network) -> Preprocessing:
 def setting_of(params: Params) -> Setting:
     "What all runs of the current profile share."
     profile = params.current
+    try:
+        images = wanted_images(profile.data, profile.network)
+    except DataError as error:
+        raise DataError(f"profiles.{params.profile}.data: {error}") from None
     return Setting(
         profile=params.profile,
         seeds=tuple(params.seeds),
         data=profile.data,
-        images=wanted_images(profile.data, profile.network),
+        images=images,
         pictures=profile.pictures,
         threads=profile.threads,
         checkpoint_steps=params.checkpoint_steps,
@@ -202,10 +207,14 @@ def all_seeds(params: Params, row: Row | str) -> list:
 
 # %% ../../nbs/training/03_run.ipynb #f5aedae2
 def load_data(setting: Setting, accelerator=None):
-    "The profile's image set. Raises `DataError` if it is missing or not what `params.yaml` says."
+    """The profile's image set, with the `published` sets of its shifts, opened and not yet read. Raises
+    `DataError` if one is missing or not what `params.yaml` says."""
     share = Share(accelerator.process_index, accelerator.num_processes) if accelerator else Share()
+    base, sets = project_root(), setting.data.sets.model_dump()
     try:
-        return open_set(setting.data, project_root(), setting.images, share)
+        data = open_set(setting.data, base, setting.images, share)
+        data.published = open_published(data, {k: filled_path(v, base) for k, v in sets.items() if v})
+        return data
     except DataError as error:
         raise DataError(f"profiles.{setting.profile}.data: {error}") from None
 

@@ -15,14 +15,15 @@ import yaml
 from PIL import Image
 from torch import nn
 
+from advbn.training.run import setting_of
 from advbn import AdvBN, corrupt
 from advbn.base.config import parse_params
 from advbn.base.sections import Training
 from advbn.base.errors import DataError, WeightsError
-from advbn.evidence.assess import class_names, evaluate_networks
+from advbn.evidence.assess import class_names, evaluate_networks, FolderReading
 from advbn.evidence.evaluation import predict, predict_each, top1_accuracy
 from advbn.images.batches import duplicates, MemoryBatches, read_images
-from advbn.images.datasets import Cifar10Data, FolderData
+from advbn.images.datasets import Cifar10Data
 from advbn.images.decoding import BadImages, read_picture, Tree
 from advbn.images.openmoji import build_openmoji
 from advbn.method.network import AdvBNNet
@@ -37,7 +38,9 @@ from advbn.evidence.testing import made_from
 from advbn.training.run import load_data
 from advbn.widgets import classify
 
+from advbn.shifts.published import open_published
 from conftest import call, copied_project, ROOT
+from miniature_imagenet import folder_data
 from lite_profile import LITE
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*do not end in")
@@ -205,7 +208,7 @@ def test_no_interpreter_is_started_for_a_picture(folder, refused, monkeypatch):
 
 
 def test_images_left_out_are_not_counted(folder, tmp_path):
-    from advbn.evidence.assess import evaluate_networks, load_network
+    from advbn.evidence.assess import evaluate_networks, load_network, FolderReading
 
     cut(folder / "images/dogs/x.png", 2000)
     cut(folder / "images/cats/y.png", 2000)
@@ -217,10 +220,7 @@ def test_images_left_out_are_not_counted(folder, tmp_path):
             folder / "images",
             ("cats", "dogs"),
             ("clean", "sketch"),
-            40,
-            40,
-            workers=workers,
-            bad=bad,
+            FolderReading(40, 40, workers=workers, bad=bad),
         )
         assert (table.images == 6).all() and len(bad.found) == 2
     assert "2 images could not be read and were left out" in bad.report() and "truncated" in bad.report()
@@ -422,12 +422,12 @@ def test_test_images_that_are_trained_on_are_reported(folder):
         photo().save(train / name / "0.png")
     layout(folder, train, "imagenet")
     with pytest.raises(DataError, match="val lacks 1 of the 3 classes of .*train, such as 'birds'"):
-        FolderData(folder / "imagenet")
+        folder_data(folder / "imagenet")
     (folder / "sketches/zebra").mkdir(parents=True)
     photo().save(folder / "sketches/zebra/0.png")
     (train / "birds/0.png").unlink(), (train / "birds").rmdir()
     with pytest.raises(DataError, match="sketches has the class 'zebra'; the network knows 2 classes"):
-        FolderData(folder / "imagenet", {"sketch": folder / "sketches"})
+        open_published(folder_data(folder / "imagenet"), {"sketch": folder / "sketches"})
 
 
 def test_pictures_of_any_size_are_corrupted(folder, run):
@@ -995,8 +995,7 @@ def test_images_smaller_than_the_cut_are_refused(emoji_folder, emoji_network, wo
             emoji_folder,
             class_names(emoji_folder),
             ("clean",),
-            size=64,
-            workers=workers,
+            FolderReading(64, workers=workers),
         )
     assert (
         evaluate_networks(
@@ -1004,9 +1003,7 @@ def test_images_smaller_than_the_cut_are_refused(emoji_folder, emoji_network, wo
             emoji_folder,
             class_names(emoji_folder),
             ("clean",),
-            size=64,
-            resize=64,
-            workers=workers,
+            FolderReading(64, 64, workers=workers),
         ).images.item()
         == 12
     )
@@ -1115,7 +1112,7 @@ def test_images_made_for_another_network_are_made_with_other_settings(lite_proje
         content["profiles"]["imagenet"]["network"].update(name=name, weights=None, weights_sha256=None)
         content["profiles"]["imagenet"].update(pretrain={"epochs": 1, "batch_size": 8, "lr": 0.1})
         params = parse_params(content)
-        settings.append(made_from(params, load_data(params), 0))
+        settings.append(made_from(setting_of(params), load_data(setting_of(params)), 0))
     assert (
         settings[0].pop("interpolation") == "bicubic"
         and settings[1].pop("interpolation") == "bilinear"

@@ -14,6 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from advbn.evidence.testing import kept_tests
+from advbn.evidence.testing import make_tests
+from advbn.training.run import setting_of
+from advbn.training.run import resolve
 from advbn import (
     AdvBN,
     corrupt,
@@ -35,9 +39,9 @@ from advbn.networks.models import build_model
 from advbn.networks.weights import load_state, save_state
 from advbn.shifts.corruptions import CORRUPTIONS
 from advbn.training.loop import finetuning_net, fit
-from advbn.cli import evaluate, pretrain, train
+from advbn.evidence.testing import evaluate
+from advbn.training.train import pretrain, train
 from advbn.training.run import load_data
-from advbn.training.runs import checkpoint, shift, shifted
 from advbn.training.train import train_autoencoder
 
 from conftest import ROOT
@@ -429,17 +433,21 @@ def small(tmp_path, monkeypatch):
 )
 def test_the_order_of_stages_does_not_matter(small, tmp_path):
     params, tables = small("one"), {}
-    pretrain(params, None, 0), train_autoencoder(params), shift(params, 0)
+    (
+        pretrain(resolve(params, "standard", 0)),
+        train_autoencoder(setting_of(params)),
+        make_tests(setting_of(params), 0),
+    )
     for method in params.methods:
-        train(params, method, 0)
-    tables["one"] = [evaluate(params, m, 0)[0] for m in params.methods]
+        train(resolve(params, method, 0))
+    tables["one"] = [evaluate(resolve(params, m, 0))[0] for m in params.methods]
     params = small("other")
     torch.manual_seed(123), np.random.seed(123)
-    train_autoencoder(params), torch.rand(7), pretrain(params, None, 0)
+    train_autoencoder(setting_of(params)), torch.rand(7), pretrain(resolve(params, "standard", 0))
     for method in reversed(params.methods):
-        train(params, method, 0)
-    torch.manual_seed(321), shift(params, 0)
-    tables["other"] = [evaluate(params, m, 0)[0] for m in reversed(params.methods)][::-1]
+        train(resolve(params, method, 0))
+    torch.manual_seed(321), make_tests(setting_of(params), 0)
+    tables["other"] = [evaluate(resolve(params, m, 0))[0] for m in reversed(params.methods)][::-1]
     for a, b in zip(tables["one"], tables["other"]):
         pd.testing.assert_frame_equal(a, b, check_exact=True)
     for a, b in same_files(tmp_path / "one", tmp_path / "other", "*.pt"):
@@ -448,13 +456,13 @@ def test_the_order_of_stages_does_not_matter(small, tmp_path):
     for a, b in same_files(tmp_path / "one", tmp_path / "other", "*.npz"):
         with np.load(a) as left, np.load(b) as right:
             assert all(np.array_equal(left[k], right[k]) for k in left.files)
-    assert checkpoint(params, "advbn", 0, "adversarial").exists()
+    assert setting_of(params).checkpoint("advbn", 0, "adversarial").exists()
 
 
 def other_decoder(params, folder):
     save_state(
         Autoencoder(build_model("small_vgg", 9), "features.relu2_2").decoder.state_dict(),
-        checkpoint(params, "autoencoder", 0, "decoder"),
+        setting_of(params).checkpoint("autoencoder", 0, "decoder"),
     )
     return params
 
@@ -482,7 +490,7 @@ def other_image(params, folder):
 def another_seeds(params, folder):
     kept = folder / "shifted/openmoji"
     (kept / "seed0").rename(kept / "seed1")
-    shift(params, 0)
+    make_tests(setting_of(params), 0)
     shutil.rmtree(kept / "seed0")
     (kept / "seed1").rename(kept / "seed0")
     stamp = kept / "seed0/settings.json"
@@ -512,17 +520,20 @@ def unknown(params, folder):
 def test_shifts_of_other_settings_are_refused(small, tmp_path, change, words):
     params, one = small("one"), lambda shift, cell: shift == "clean"
     torch.manual_seed(0)
-    save_state(build_model("small_vgg", 9).state_dict(), checkpoint(params, "autoencoder", 0, "classifier"))
+    save_state(
+        build_model("small_vgg", 9).state_dict(),
+        setting_of(params).checkpoint("autoencoder", 0, "classifier"),
+    )
     other_decoder(params, tmp_path)
-    shift(params, 0)
-    assert len(list(shifted(params, load_data(params), 0, one))) == 1
+    make_tests(setting_of(params), 0)
+    assert len(list(kept_tests(setting_of(params), load_data(setting_of(params)), 0, one))) == 1
     again = change(params, tmp_path / "one")
     with pytest.raises(
         DataError, match=f"seed0 was made with other settings \\(.*{words}.*dvc repro --force shifts"
     ):
-        list(shifted(again, load_data(again), 0, one))
-    shift(again, 0)
-    assert len(list(shifted(again, load_data(again), 0, one))) == 1
+        list(kept_tests(setting_of(again), load_data(setting_of(again)), 0, one))
+    make_tests(setting_of(again), 0)
+    assert len(list(kept_tests(setting_of(again), load_data(setting_of(again)), 0, one))) == 1
 
 
 @pytest.mark.promise("Determinism and state", "the same numbers with 0 or 2 data workers")

@@ -19,7 +19,7 @@ import yaml
 
 from advbn.base.sections import Training
 from advbn.base.errors import Busy, DataError, Interrupted
-from advbn.cli import make_set
+from advbn.images.writing import make_set
 from advbn.base.files import whole_file
 from advbn.images.batches import MemoryBatches, read_images
 from advbn.images.datasets import EmbeddedData
@@ -45,7 +45,7 @@ AUGMENT = dict(degrees=10.0, translate=0.1, scale=0.1, flip=True)
 def context():
     "Processes forked from one that has imported everything, so that each start takes a tenth of a second."
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["advbn.training.runs", "accelerate", __name__])
+    context.set_forkserver_preload(["advbn.training.train", "accelerate", __name__])
     return context
 
 
@@ -424,7 +424,7 @@ def test_a_decoder_that_diverges_stops(tmp_path):
     images = read_images(ROOT / "data/openmoji")[range(0, 1898, 60)]
     with (
         pytest.raises(
-            FloatingPointError, match=r"decoder: a weight is NaN or infinite after step \d+ \(learning rate"
+            FloatingPointError, match=r"decoder: a weight is NaN or infinite at step \d+ \(learning rate"
         ),
         Progress(tmp_path / "run.pt", 1) as progress,
     ):
@@ -434,8 +434,8 @@ def test_a_decoder_that_diverges_stops(tmp_path):
 FULL_DISK = """
 import os, resource, sys, time
 from advbn import cli
-from advbn.training import runs
-first, save_state, clear_progress = os.environ["RANK"] == "0", runs.save_state, runs.clear_progress
+from advbn.training import train
+first, save_state, clear_progress = os.environ["RANK"] == "0", train.save_state, train.clear_progress
 
 def late_and_full(*arguments):  # the other process is done by now, and the disk takes no more
     time.sleep(4)
@@ -447,9 +447,9 @@ def late(*arguments):
     clear_progress(*arguments)
 
 if first:
-    runs.save_state = late_and_full
+    train.save_state = late_and_full
 else:
-    runs.clear_progress = late
+    train.clear_progress = late
 sys.argv[0] = "advbn"
 cli.main()
 """

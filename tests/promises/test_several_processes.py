@@ -18,18 +18,22 @@ import yaml
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from advbn.training.run import setting_of
+from advbn.training.run import resolve
 from advbn.base.config import parse_params
 from advbn.base.sections import Training
 from advbn.images.batches import MemoryBatches, read_images
-from advbn.images.datasets import FolderData
+from advbn.images.batches import Share
 from advbn.networks.models import build_model
 from advbn.networks.weights import load_state, save_state
 from advbn.training.distributed import build_accelerator, synchronized
 from advbn.training.loop import finetuning_net, fit
-from advbn.cli import evaluate, pretrain, train
+from advbn.evidence.testing import evaluate
+from advbn.training.train import pretrain, train
 from advbn.training.train import train_autoencoder
 
 from conftest import ROOT
+from miniature_imagenet import folder_data
 from miniature_imagenet import parameters
 
 RECIPE = Training(epochs=2, batch_size=16, lr=0.02)
@@ -184,7 +188,7 @@ def train_share(rank, world, port, folder, synchronise, n, precision="no"):
     images = read_images(ROOT / "data/openmoji")[range(n)]
     history = fit(
         net,
-        MemoryBatches(images, 16, 3, rank=accelerator.process_index, world=accelerator.num_processes),
+        MemoryBatches(images, 16, 3, share=Share(accelerator.process_index, accelerator.num_processes)),
         RECIPE,
         3,
         accelerator=accelerator,
@@ -408,10 +412,10 @@ def test_two_processes_evaluate_as_one_does_and_a_streamed_set_is_written(imagen
     content = parameters(imagenet, root)
     (imagenet / "params.yaml").write_text(yaml.safe_dump(content))
     params = parse_params(content)
-    pretrain(params, None, 0)
-    train(params, "standard", 0)
-    train_autoencoder(params)
-    alone, _ = evaluate(params, "standard", 0)
+    pretrain(resolve(params, "standard", 0))
+    train(resolve(params, "standard", 0))
+    train_autoencoder(setting_of(params))
+    alone, _ = evaluate(resolve(params, "standard", 0))
     launch = [
         "-m",
         "accelerate.commands.launch",
@@ -468,9 +472,7 @@ def test_processes_share_the_images_and_count_none_twice(imagenet):
     names = [
         [
             n
-            for _, piece in FolderData(
-                imagenet / "imagenet", size=64, resize=72, workers=0, rank=r, world=2
-            ).pieces(0)
+            for _, piece in folder_data(imagenet / "imagenet", 64, 72, Share(r, 2)).pieces(0)
             for n in piece.names
         ]
         for r in (0, 1)

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from advbn.base.config import load_params
-from advbn.evidence.assess import class_names, evaluate_networks
+from advbn.evidence.assess import class_names, evaluate_networks, FolderReading
 from advbn.evidence.cost import missing_sets, set_sizes
 from advbn.networks.models import build_model
 from advbn.networks.weights import save_state
@@ -51,9 +51,7 @@ def test_the_command_line_prints_the_table(emoji_folder, emoji_network, tmp_path
             emoji_folder,
             class_names(emoji_folder),
             ("clean", "sketch"),
-            40,
-            None,
-            workers=0,
+            FolderReading(40, workers=0),
         )
         .set_index("shift")
         .accuracy

@@ -7,6 +7,9 @@ import pytest
 import torch
 import torchvision
 
+from advbn.evidence.testing import make_tests
+from advbn.training.run import setting_of
+from advbn.training.run import resolve
 from advbn.base.config import parse_params
 from advbn.base.errors import ParameterError
 from advbn.evidence.tables import (
@@ -17,8 +20,8 @@ from advbn.evidence.tables import (
     robustness_table,
 )
 from advbn.base.files import file_digest
-from advbn.cli import evaluate, pretrain, train
-from advbn.training.runs import shift
+from advbn.evidence.testing import evaluate
+from advbn.training.train import pretrain, train
 from advbn.training.train import train_autoencoder
 
 from miniature_imagenet import parameters, picture
@@ -27,12 +30,12 @@ from miniature_imagenet import parameters, picture
 def test_imagenets_protocol_in_miniature_up_to_the_tables(imagenet, root, monkeypatch):
     monkeypatch.setenv("ADVBN_ROOT", str(imagenet))
     params = parse_params(parameters(imagenet, root))
-    assert pretrain(params, None, 0).empty  # published weights
+    assert pretrain(resolve(params, "standard", 0)).empty  # published weights
     network = torch.load(imagenet / "checkpoints/imagenet/pretrained/seed0-clean.pt", weights_only=True)
     assert torch.equal(
         network["conv1.weight"], torch.load(imagenet / "resnet50.pth", weights_only=True)["conv1.weight"]
     )
-    histories = {m: train(params, m, 0) for m in params.methods}
+    histories = {m: train(resolve(params, m, 0)) for m in params.methods}
     assert (
         histories["advbn"].lr.tolist() == pytest.approx([0.001, 0.0001])
         and (histories["advbn"].adversarial_loss > 0).all()
@@ -44,8 +47,8 @@ def test_imagenets_protocol_in_miniature_up_to_the_tables(imagenet, root, monkey
         )
         assert torch.equal(plain.layer1[0].conv1.weight, network["layer1.0.conv1.weight"])
         assert not torch.equal(plain.layer2[0].conv1.weight, network["layer2.0.conv1.weight"])
-    assert len(train_autoencoder(params)[1]) == 1
-    listed = shift(params, 0)
+    assert len(train_autoencoder(setting_of(params))[1]) == 1
+    listed = make_tests(setting_of(params), 0)
     assert set(listed["shift"]) == {
         "clean",
         "corruptions",
@@ -55,7 +58,7 @@ def test_imagenets_protocol_in_miniature_up_to_the_tables(imagenet, root, monkey
         "reconstructed",
         "advbn",
     }
-    runs = pd.concat([evaluate(params, m, 0)[0] for m in params.methods])
+    runs = pd.concat([evaluate(resolve(params, m, 0))[0] for m in params.methods])
     assert (runs[runs["shift"] != "sketch"].images == 6).all() and (
         runs[runs["shift"] == "sketch"].images == 2
     ).all()
@@ -92,7 +95,11 @@ def test_a_file_that_params_name_is_the_one_that_is_meant(imagenet, root, monkey
             text=True,
         ).stdout
         assert printed.split()[0] == section[key]
-    verb = (lambda params: pretrain(params, None, 0)) if name == "resnet50.pth" else train_autoencoder
+    verb = (
+        (lambda params: pretrain(resolve(params, "standard", 0)))
+        if name == "resnet50.pth"
+        else lambda params: train_autoencoder(setting_of(params))
+    )
     with open(imagenet / name if name != "paintings" else imagenet / name / "a.png", "ab") as file:
         file.write(b"another")
     found = file_digest(imagenet / name)

@@ -9,6 +9,8 @@ import timm
 import torch
 import yaml
 
+from advbn.training.run import setting_of
+from advbn.training.run import resolve
 from advbn import prepare
 from advbn.base.config import parse_params
 from advbn.evidence.assess import load_network
@@ -16,7 +18,8 @@ from advbn.evidence.evaluation import predict
 from advbn.images.batches import normalize
 from advbn.images.preprocessing import IMAGENET, preprocessing_of, recorded
 from advbn.networks.weights import load_state
-from advbn.cli import evaluate, pretrain, train
+from advbn.evidence.testing import evaluate
+from advbn.training.train import pretrain, train
 from advbn.training.run import load_data
 from advbn.training.train import train_autoencoder
 
@@ -27,10 +30,10 @@ def test_a_network_gets_the_same_images_in_prepare_in_the_pipeline_and_on_the_co
     lite_project, lite, tmp_path
 ):
     params = parse_params(yaml.safe_load((lite_project / "params.yaml").read_text()))
-    pretrain(params, None, 0)
-    history, seen = seen_by_first_convolutions(lambda: train(params, "finetune", 0))
+    pretrain(resolve(params, "standard", 0))
+    history, seen = seen_by_first_convolutions(lambda: train(resolve(params, "finetune", 0)))
     assert len(history) == 1 and seen and all(pixels(batch, HALF, HALF) for _, batch in seen)
-    train_autoencoder(params)
+    train_autoencoder(setting_of(params))
     for method in (
         "pretrained",
         "finetune",
@@ -42,7 +45,7 @@ def test_a_network_gets_the_same_images_in_prepare_in_the_pipeline_and_on_the_co
             if "decoder" not in file.name
         ]
         assert {(one.size, one.resize, one.interpolation) for one in said} == {(64, 72, "bicubic")}
-    (table, found), seen = seen_by_first_convolutions(lambda: evaluate(params, "finetune", 0))
+    (table, found), seen = seen_by_first_convolutions(lambda: evaluate(resolve(params, "finetune", 0)))
     of_lite = [batch for out, batch in seen if out == 32]
     assert of_lite and all(pixels(batch, HALF, HALF) for batch in of_lite)
     of_vgg = [batch for out, batch in seen if out == 16]
@@ -50,7 +53,7 @@ def test_a_network_gets_the_same_images_in_prepare_in_the_pipeline_and_on_the_co
     file = lite_project / "checkpoints/imagenet/finetune/seed0-clean.pt"
     plain = timm.create_model("tf_efficientnet_lite0", num_classes=3).eval()
     plain.load_state_dict(torch.load(file, weights_only=True))
-    test = load_data(params).test(0)
+    test = load_data(setting_of(params)).test(0)
     images = test[range(len(test))].images
     with torch.no_grad():
         logits = plain((images / 255 - 0.5) / 0.5)

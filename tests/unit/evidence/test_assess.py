@@ -8,7 +8,7 @@ from torch import nn
 
 from advbn import corrupt, CORRUPTIONS, prepare
 from advbn.base.errors import DataError
-from advbn.evidence.assess import class_names, evaluate_networks, load_network, summary
+from advbn.evidence.assess import class_names, evaluate_networks, load_network, summary, FolderReading
 from advbn.evidence.evaluation import predict
 from advbn.images.batches import read_images
 from advbn.images.openmoji import write_png
@@ -26,7 +26,10 @@ def test_the_numbers_are_those_of_a_direct_computation(emoji_folder, emoji_netwo
     classes = class_names(emoji_folder)
     other = build_model("small_resnet", 3).eval()
     table = evaluate_networks(
-        {"clean": emoji_network, "adversarial": other}, emoji_folder, classes, size=40, resize=None, workers=0
+        {"clean": emoji_network, "adversarial": other},
+        emoji_folder,
+        classes,
+        reading=FolderReading(40, workers=0),
     )
     assert len(table) == 2 * (1 + 75 + 20 + 1) and (table.images == 12).all()
     images = read_images(emoji_folder)
@@ -63,11 +66,15 @@ def test_a_folder_with_some_of_the_classes_is_matched_by_name(emoji_folder, emoj
     with torch.no_grad():  # the same answers, in the order of the list
         wide[1].weight.copy_(torch.tensor([[0.0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0]]))
         wide[1].bias.copy_(torch.tensor([-1e4, 0, 0, 0]))
-    plain = evaluate_networks({"a": emoji_network}, emoji_folder, names, ("clean",), 40, None, workers=0)
-    matched = evaluate_networks({"a": wide}, emoji_folder, classes, ("clean",), 40, None, workers=0)
+    plain = evaluate_networks(
+        {"a": emoji_network}, emoji_folder, names, ("clean",), FolderReading(40, workers=0)
+    )
+    matched = evaluate_networks({"a": wide}, emoji_folder, classes, ("clean",), FolderReading(40, workers=0))
     assert len(plain) == 1 and plain.correct.item() == matched.correct.item()
     with pytest.raises(DataError, match="the network knows 2 classes"):
-        evaluate_networks({"a": emoji_network}, emoji_folder, names[:2], ("clean",), 40, None, workers=0)
+        evaluate_networks(
+            {"a": emoji_network}, emoji_folder, names[:2], ("clean",), FolderReading(40, workers=0)
+        )
 
 
 @pytest.mark.parametrize(
@@ -183,7 +190,11 @@ def test_networks_that_want_other_images_are_tested_on_other_images(tmp_path):
     usual = build_model("torchvision/resnet18", 2).eval()
     (table, seen) = seen_by_first_convolutions(
         lambda: evaluate_networks(
-            {"a": half, "b": usual, "c": half}, tmp_path, class_names(tmp_path), ("clean",), workers=0
+            {"a": half, "b": usual, "c": half},
+            tmp_path,
+            class_names(tmp_path),
+            ("clean",),
+            FolderReading(workers=0),
         )
     )
     seen = [
@@ -197,7 +208,9 @@ def test_networks_that_want_other_images_are_tested_on_other_images(tmp_path):
     assert seen[0][1].shape[-2:] == (32, 32) and pixels(seen[0][1], HALF, HALF)
     for size in ({"size": 64, "resize": 60}, {"resize": 20}):
         with pytest.raises(ValueError, match="what is cut out cannot be larger"):
-            evaluate_networks({"a": half}, tmp_path, class_names(tmp_path), ("clean",), workers=0, **size)
+            evaluate_networks(
+                {"a": half}, tmp_path, class_names(tmp_path), ("clean",), FolderReading(workers=0, **size)
+            )
     for workers in (0, 2):
         with pytest.raises(DataError, match="images differ in size, such as 50 x 60 and 59 x 60 pixels"):
             evaluate_networks(
@@ -205,5 +218,5 @@ def test_networks_that_want_other_images_are_tested_on_other_images(tmp_path):
                 tmp_path,
                 class_names(tmp_path),
                 ("clean",),
-                workers=workers,
+                FolderReading(workers=workers),
             )

@@ -36,4 +36,4 @@ def test_flops_are_those_worked_out_by_hand():
 def test_costs_are_relative_to_the_bases_clean_finetune(params):
     costs = relative_costs(params, None, 40)
     assert costs["finetune"] == 1 and costs["standard"] == 0 and 1.8 < costs["random"] < 2 < costs["advbn"]
-    assert run_flops(params.runs()["standard"], 9, 40) == 0
+    assert run_flops(params.rows()["standard"], 9, 40) == 0

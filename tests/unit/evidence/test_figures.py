@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from advbn import AdvBN
-from advbn.cli import make_set
+from advbn.images.writing import make_set
 from advbn.images.batches import read_images
 from advbn.shifts.styles import adversarial
 

@@ -7,17 +7,20 @@ import pytest
 
 from advbn.base.config import load_params
 from advbn.base.sections import Method, Profile
-from advbn.evidence.tables import mce_table, PUBLISHED, robustness_table, signed
+from advbn.evidence.tables import mce_table, PUBLISHED, robustness_table, Entry
 
 from conftest import RECORDED
 
 
 def test_bold_means_that_the_interval_excludes_zero():
-    assert (
-        signed(2.0, 1.0) == "(**+2.0 ± 1.0**)"
-        and signed(-0.5, 1.0) == "(-0.5 ± 1.0)"
-        and signed(float("nan"), 1.0) == ""
-    )
+    def written(difference, interval):
+        return str(Entry(61.4, 1.3, difference, interval))
+
+    assert written(2.0, 1.0) == "61.4 ± 1.3 (**+2.0 ± 1.0**)"
+    assert written(-0.5, 1.0) == "61.4 ± 1.3 (-0.5 ± 1.0)"
+    assert written(2.0, float("nan")) == "61.4 ± 1.3 (+2.0)"
+    assert written(float("nan"), 1.0) == "61.4 ± 1.3"
+    assert str(Entry(61.4, float("nan"), -2.0, 1.0, starred=True)) == "61.4\\* (**-2.0 ± 1.0**)"
 
 
 @pytest.mark.parametrize(
@@ -45,7 +48,7 @@ def test_the_committed_tables_follow_from_the_committed_runs(root, profile, imag
 
 def test_reconstruction_costs_the_standard_network_at_most_ten_points(root):
     table = (
-        pd.read_csv(root / "results/tables/advbn_set.csv")
+        pd.read_csv(root / "results/openmoji/tables/advbn_set.csv")
         .query("method == 'standard'")
         .set_index("shift")
         .accuracy

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from advbn.images.batches import Reading
+from advbn.images.batches import Share
 from advbn.base.sections import Augment
 from advbn.images.augmentation import POLICIES
 from advbn.images.batches import FolderBatches, MemoryBatches, normalize, read_images, split_indices
@@ -44,10 +46,12 @@ def test_normalize_is_torchvisions():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_streamed_batches_do_not_depend_on_the_workers(root, workers):
     torch.manual_seed(0)
-    loader = FolderBatches(root / "data/openmoji", 32, 8, seed=0, workers=workers)
+    loader = FolderBatches(root / "data/openmoji", 32, 8, seed=0, reading=Reading(workers))
     before = torch.random.get_rng_state()
     x, y = next(loader.batches(0))
-    reference, targets = next(FolderBatches(root / "data/openmoji", 32, 8, seed=0, workers=0).batches(0))
+    reference, targets = next(
+        FolderBatches(root / "data/openmoji", 32, 8, seed=0, reading=Reading(0)).batches(0)
+    )
     assert torch.equal(x, reference) and torch.equal(y, targets)
     assert torch.equal(before, torch.random.get_rng_state())
 
@@ -61,7 +65,7 @@ def test_streamed_batches_do_not_depend_on_the_workers(root, workers):
             "batch_size is 8 and the set has 5",
         ),
         (
-            lambda r: MemoryBatches(read_images(r / "data/sketch")[range(9)], 9, 0, world=2),
+            lambda r: MemoryBatches(read_images(r / "data/sketch")[range(9)], 9, 0, share=Share(0, 2)),
             "must be a multiple",
         ),
         (lambda r: FolderBatches(r / "nowhere", 32, 8, 0), "no images at"),
@@ -77,7 +81,9 @@ def test_errors(root, make, words):
 def test_streamed_images_take_every_policy(imagenet):
     batches = {
         policy: next(
-            FolderBatches(imagenet / "imagenet/train", 64, 8, seed=0, policy=policy, workers=0).batches(0)
+            FolderBatches(
+                imagenet / "imagenet/train", 64, 8, seed=0, policy=policy, reading=Reading(0)
+            ).batches(0)
         )
         for policy in POLICIES
     }
@@ -86,7 +92,9 @@ def test_streamed_images_take_every_policy(imagenet):
         assert torch.equal(images, batches["none"][0]) == (policy == "none")
         assert targets.shape == ((8, 3) if policy in ("mixup", "cutmix") else (8,))
     again = next(
-        FolderBatches(imagenet / "imagenet/train", 64, 8, seed=0, policy="augmix", workers=2).batches(0)
+        FolderBatches(
+            imagenet / "imagenet/train", 64, 8, seed=0, policy="augmix", reading=Reading(2)
+        ).batches(0)
     )
     assert torch.equal(again[0], batches["augmix"][0])  # the same in worker processes
     with pytest.raises(ValueError, match="augmentation is 'augmax'; allowed are none, augmix"):

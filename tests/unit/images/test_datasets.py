@@ -7,15 +7,16 @@ import pytest
 import torchvision
 from PIL import Image
 
-from advbn.base.sections import Data
+from advbn.base.sections import Cifar10
 from advbn.base.errors import DataError
 from advbn.base.files import filled_path
-from advbn.images.datasets import Cifar10Data, EmbeddedData, FolderData, open_set
+from advbn.images.datasets import Cifar10Data, EmbeddedData, open_set
 from advbn.images.openmoji import build_openmoji
 from advbn.shifts.cells import cells
 from advbn.shifts.corruptions import CORRUPTIONS
+from advbn.shifts.published import open_published, published_cells
 
-from miniature_imagenet import picture
+from miniature_imagenet import folder_data, picture
 
 CIFAR_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -24,16 +25,14 @@ def test_published_corruptions_stand_in_for_generated_ones(imagenet):
     for name in CORRUPTIONS:
         for severity in range(1, 6):
             picture(imagenet / "C" / name / str(severity) / "n01443537" / "x.JPEG", (64, 64))
-    data = FolderData(
-        imagenet / "imagenet", {"corruptions": imagenet / "C", "sketch": None}, size=64, workers=0
-    )
-    assert data.published == ("corruptions",)
-    assert [(s, c) for s, c, _ in data.published_cells()] == [
+    data = folder_data(imagenet / "imagenet")
+    opened = open_published(data, {"corruptions": imagenet / "C", "sketch": None})
+    assert [(s, c) for s, c, _ in published_cells(data, opened)] == [
         ("corruptions", f"{n}/{s}") for n in CORRUPTIONS for s in range(1, 6)
     ]
     (imagenet / "C/fog/3/n01443537/x.JPEG").unlink()
     with pytest.raises(DataError, match="fog/3"):
-        FolderData(imagenet / "imagenet", {"corruptions": imagenet / "C"}, size=64, workers=0)
+        open_published(data, {"corruptions": imagenet / "C"})
 
 
 def test_what_is_wrong_with_a_folder_is_said(imagenet):
@@ -44,21 +43,21 @@ def test_what_is_wrong_with_a_folder_is_said(imagenet):
         DataError,
         match=f"the validation set is incomplete: {data}/val: Found no valid file for the classes n01484850",
     ):
-        FolderData(data)
+        folder_data(data)
     (data / "val").rename(data / "validation")
     with pytest.raises(
         DataError,
         match=f"no images at {data}/val; expected are train/ and val/.*; ImageNet is offered at "
         f"https://www.image-net.org",
     ):
-        FolderData(data)
+        folder_data(data)
     for part in ("train", "val"):
         (imagenet / "flat" / part).mkdir(parents=True)
     picture(imagenet / "flat/train/a.JPEG", (40, 40))
     with pytest.raises(
         DataError, match="flat/train has no class folders; expected is a folder with pictures for each class"
     ):
-        FolderData(imagenet / "flat")
+        folder_data(imagenet / "flat")
 
 
 def test_cifar10_in_both_layouts_is_the_same_set(tmp_path):
@@ -133,7 +132,7 @@ def test_paths_fill_in_the_environment(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="NOTHERE"):
         filled_path("${NOTHERE}/x", tmp_path)
     with pytest.raises(DataError, match="classes is 10"):
-        open_set(Data(name="cifar10", root="tree", classes=10), imagenet_like(tmp_path))
+        open_set(Cifar10(name="cifar10", root="tree", classes=10), imagenet_like(tmp_path))
 
 
 def imagenet_like(folder):
@@ -148,7 +147,8 @@ def test_no_test_image_is_trained_on_and_line_art_matches(root):
     data = EmbeddedData(root / "data")
     for seed in range(3):
         assert not set(data.train(seed).names) & set(data.test(seed).names)
-        made = list(cells(data, seed))
+        numbers = data.test_indices(seed)
+        made = list(cells(data.test(seed), numbers, line_art=data.line_art(numbers)))
         assert all(images.names == data.test(seed).names for _, _, images in made)
         assert [s for s, _, _ in made] == ["clean", *["corruptions"] * 75, *["instagram"] * 20, "sketch"]
 

@@ -51,7 +51,11 @@ def test_the_projects_file_is_fine(content):
         ("methods.advbn.layer.start", "warm", "'clean' or 'random'"),
         ("methods.advbn.layer", None, "adversarial needs a layer"),
         ("methods.finetune.layer", {}, "clean takes no layer"),
-        ("methods.advbn.train", "advbn", "'nothing', 'clean' or 'adversarial'"),
+        (
+            "methods.advbn.train",
+            "advbn",
+            "no way of training 'advbn'; allowed are nothing, clean, adversarial",
+        ),
         ("methods.advbn.layer.share", 0.0, "greater than 0"),
         ("methods.advbn.recipe", "fast", "it takes no layer"),
         ("methods.finetune.recipe", "fast", "train: clean attacks nothing"),
@@ -108,13 +112,13 @@ def test_missing_and_unreadable(content, tmp_path):
     with pytest.raises(ParameterError, match="'profiles.openmoji.network' is missing"):
         parse_params(content)
     with pytest.raises(ParameterError, match="no such file"):
-        load_params(tmp_path / "params.yaml")
+        load_params(path=tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("a: [1,\nb: }")
     with pytest.raises(ParameterError, match="not YAML"):
-        load_params(tmp_path / "params.yaml")
+        load_params(path=tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("just words")
     with pytest.raises(ParameterError, match="holds str"):
-        load_params(tmp_path / "params.yaml")
+        load_params(path=tmp_path / "params.yaml")
 
 
 @pytest.mark.parametrize(
@@ -127,7 +131,10 @@ def test_missing_and_unreadable(content, tmp_path):
             lambda p: p["pictures"].update(classifier={"epochs": 1, "batch_size": 8, "lr": 0.1}),
             "weights and classifier are both given",
         ),
-        (lambda p: p["data"].update(name="imagnet"), "profiles.imagenet.data.name is 'imagnet'"),
+        (
+            lambda p: p["data"].update(name="imagnet"),
+            "profiles.imagenet.data: no data set 'imagnet'; allowed are openmoji, cifar10, imagenet; did you mean 'imagenet'?",
+        ),
         (lambda p: p["data"].update(name="openmoji"), "openmoji has no published set for sketch"),
     ],
 )
@@ -154,7 +161,7 @@ def test_methods_are_read_with_their_defaults():
 
 def test_runs_of_a_study_are_every_base_with_every_method():
     params = load_params()
-    runs = [f"{study}: {run}" for study in params.studies for run in params.runs(study)]
+    runs = [f"{study}: {run}" for study in params.studies for run in params.rows(study)]
     assert runs[:6] == [
         "complementarity: plain/standard",
         "complementarity: plain/finetune",

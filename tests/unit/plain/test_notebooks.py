@@ -56,7 +56,7 @@ def test_exactly_one_parameters_cell(tmp_path, cells):
 
 
 def test_the_parameters_of_a_stage_are_names_with_example_values():
-    assert notebook_parameters(TRAIN) == {"method": "advbn"}
+    assert notebook_parameters(TRAIN) == {"method": "advbn", "profile": "openmoji"}
 
 
 @pytest.mark.parametrize(

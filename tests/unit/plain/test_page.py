@@ -7,11 +7,10 @@ import pytest
 
 from advbn.base.config import load_params
 from advbn.evidence.intervals import mean_interval
-from advbn.evidence.tables import TITLES
 from advbn.evidence.intervals import verdict
 from advbn.evidence.tables import comparison, conclusions, side_by_side_rows
 from advbn.page import build_page, made
-from advbn.shifts.cells import SHIFTS
+from advbn.shifts.cells import columns, title
 
 from conftest import RECORDED, ROOT
 
@@ -41,7 +40,7 @@ def test_conclusions_follow_the_numbers():
     params = load_params()
     rows = [
         {"method": "advbn", "branch": "clean", "shift": s, "difference": d, "difference_ci95": 1.0}
-        for s, d in zip(SHIFTS, (2, -2, 0.5, 3, 0.2))
+        for s, d in zip(columns(), (2, -2, 0.5, 3, 0.2))
     ]
     said = conclusions(pd.DataFrame(rows), params)
     assert said == [
@@ -65,7 +64,7 @@ def test_what_the_attack_adds_is_paired_by_seed_and_branch():
         }
         for m in ("random", "advbn", "fast")
         for b in ("clean", "adversarial")
-        for s in SHIFTS
+        for s in columns()
         for seed in (0, 1, 2)
     ]
     said = comparison(pd.DataFrame(rows), params)
@@ -108,7 +107,7 @@ def test_the_conclusions_name_every_shift_once_for_each_branch():
     for branch in ("clean", "adversarial"):
         own = [s for s in said if s.startswith(f"AdvBN, {branch} branch, against clean fine-tune: ")]
         words = "".join(own)
-        assert own and all(words.count(f"on {TITLES[shift]} (") == 1 for shift in SHIFTS)
+        assert own and all(words.count(f"on {title(shift)} (") == 1 for shift in columns())
     assert re.search(r"on Sketch \([+-]\d+\.\d ± \d+\.\d\)", "".join(said))
 
 

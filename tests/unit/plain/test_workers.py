@@ -1,26 +1,19 @@
-"""Work for each seed: one task runs here, results come in the order of the tasks."""
+"""Tasks side by side: one runs here, results come in the order of the tasks."""
 
-from advbn.base.config import load_params
-from advbn.images.augmentation import step_seed
 from advbn.base.workers import side_by_side
-from advbn.workers import each_seed
+from advbn.images.augmentation import step_seed
 
 
-def number(params, kind, seed):
+def number(kind, seed):
     return kind, seed, step_seed(seed, kind) % 1000
 
 
-def test_the_verb_is_given_parameters_arguments_and_seed():
-    params = load_params().model_copy(update={"seeds": [0]})
-    assert each_seed(number, params, "order") == [("order", 0, 999)]
+def test_the_verb_is_given_the_task():
+    assert side_by_side(number, [("order", 0)], threads=1) == [("order", 0, 999)]
 
 
-def test_seeds_may_be_others_than_those_of_the_parameters():
-    params = load_params()
-    alone = params.current.model_copy(update={"threads": None})  # all cores for one run, so no other process
-    params = params.model_copy(update={"profiles": {**params.profiles, params.profile: alone}})
-    assert [row[:2] for row in each_seed(number, params, "order", seeds=[5, 3])] == [
-        ("order", 5),
-        ("order", 3),
-    ]
-    assert side_by_side(number, params, []) == []
+def test_results_come_in_the_order_of_the_tasks():
+    tasks = [("order", 5), ("order", 3)]
+    alone = side_by_side(number, tasks)  # all cores for one task, so no other process
+    assert [row[:2] for row in alone] == tasks and side_by_side(number, []) == []
+    assert side_by_side(number, tasks, threads=999) == alone  # more than there are cores

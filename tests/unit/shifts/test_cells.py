@@ -5,21 +5,29 @@ import resource
 import pytest
 import torch
 import torchvision
+from torchvision.transforms.v2.functional import center_crop
 from PIL import Image
 
 from advbn import AdvBN, CORRUPTIONS
 from advbn.base.errors import DataError
 from advbn.images.batches import read_images
-from advbn.images.datasets import EmbeddedData, FolderData
-from advbn.shifts.cells import cells, cropped, store_cells, stored_cells
+from advbn.images.datasets import EmbeddedData
+from advbn.shifts.published import open_published, published_cells
+from advbn.shifts.cells import cells, Painter, store_cells, stored_cells
 
 from conftest import ROOT
+from miniature_imagenet import folder_data
 
 
 def test_the_cells_are_all_there(root, autoencoder):
     data = EmbeddedData(root / "data")
-    data.images, data.line_art = data.images[range(0, 1898, 38)], data.line_art[range(0, 1898, 38)]
-    found = [(shift, cell) for shift, cell, _ in cells(data, 0, autoencoder, AdvBN(steps=1))]
+    numbers = range(0, 1898, 38)
+    images, drawn, painter = (
+        data.images[numbers],
+        data.line_art(numbers),
+        Painter(autoencoder, AdvBN(steps=1)),
+    )
+    found = [(shift, cell) for shift, cell, _ in cells(images, numbers, line_art=drawn, painter=painter)]
     assert len(found) == 1 + 75 + 20 + 1 + 1 + 2
     assert [c for s, c in found if s == "corruptions"] == [
         f"{n}/{s}" for n in CORRUPTIONS for s in range(1, 6)
@@ -42,7 +50,7 @@ def test_a_disk_that_is_full_of_kept_cells_is_said_by_name(tmp_path, monkeypatch
 
 
 def test_streamed_and_stored_images_are_prepared_as_the_paper_says(imagenet):
-    data = FolderData(imagenet / "imagenet", {"sketch": imagenet / "sketches"}, size=64, resize=72, workers=0)
+    data = folder_data(imagenet / "imagenet", 64, 72)
     seen = {
         name: image for indices, piece in data.pieces(0) for name, image in zip(piece.names, piece.images)
     }
@@ -63,9 +71,9 @@ def test_streamed_and_stored_images_are_prepared_as_the_paper_says(imagenet):
         assert (
             wide.names == piece.names
             and wide.images.shape[-2:] == (72, 72)
-            and torch.equal(cropped(data, wide.images), piece.images)
+            and torch.equal(center_crop(wide.images, [64, 64]), piece.images)
         )
-    sketches = list(data.published_cells())
+    sketches = list(published_cells(data, open_published(data, {"sketch": imagenet / "sketches"})))
     assert [(s, c, images.targets.sort().values.tolist()) for s, c, images in sketches] == [
         ("sketch", "ImageNet-Sketch", [0, 2])
     ]

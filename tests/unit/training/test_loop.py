@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from advbn.images.batches import Reading
+from advbn.images.batches import Share
 from advbn import AdvBN
 from advbn.base.sections import Training
 from advbn.images.batches import FolderBatches, MemoryBatches, normalize, read_images, to_pixels
@@ -74,7 +76,7 @@ def test_learning_happens(images):
 
 @pytest.mark.slow
 def test_a_big_set_streams(root):
-    loader = FolderBatches(root / "data/openmoji", 32, 400, seed=0, workers=2)
+    loader = FolderBatches(root / "data/openmoji", 32, 400, seed=0, reading=Reading(2))
     history = fit(pretraining_net(model("resnet20")), loader, RECIPE.model_copy(update={"epochs": 1}), seed=0)
     assert len(loader) == 4 and math.isfinite(history[0]["clean_loss"])
 
@@ -115,7 +117,7 @@ def test_a_diverging_run_stops_and_says_where(images):
 
 def test_a_loader_for_other_processes_is_refused(images):
     with pytest.raises(ValueError, match="divides batches among 2 processes and there are 1"):
-        fit(pretraining_net(model()), MemoryBatches(images, 16, seed=0, world=2), RECIPE, seed=0)
+        fit(pretraining_net(model()), MemoryBatches(images, 16, seed=0, share=Share(0, 2)), RECIPE, seed=0)
 
 
 ONE_EPOCH = Training(epochs=1, batch_size=16, lr=0.02)

@@ -5,14 +5,15 @@ import timm
 import torch
 import yaml
 
+from advbn.training.run import setting_of
+from advbn.training.run import resolve
 from advbn.base.config import load_params, parse_params
 from advbn.base.errors import DataError, ParameterError
 from advbn.base.files import file_digest
 from advbn.images.preprocessing import Preprocessing
 from advbn.networks.models import wanted_by
-from advbn.cli import pretrain
-from advbn.training.run import check_networks, load_data, wanted_images
-from advbn.training.train import clear_progress
+from advbn.training.run import check_networks, load_data
+from advbn.training.train import clear_progress, pretrain
 
 from conftest import ROOT
 from lite_profile import HALF, LITE, pixels, seen_by_first_convolutions
@@ -25,25 +26,25 @@ def test_streamed_images_are_as_large_as_the_network_wants_them_where_the_profil
     for key in ("size", "resize"):
         data.pop(key)
     assert (
-        wanted_images(parse_params(content))
+        setting_of(parse_params(content)).images
         == wanted_by(LITE)
         == Preprocessing(HALF, HALF, 224, 256, "bicubic")
     )
-    streamed = load_data(parse_params(content))
+    streamed = load_data(setting_of(parse_params(content)))
     assert (streamed.size, streamed.resize, streamed.interpolation) == (224, 256, "bicubic")
     data["size"] = 112
-    assert wanted_images(parse_params(content)).resize == 128
+    assert setting_of(parse_params(content)).images.resize == 128
     network.update(name="torchvision/resnet50", weights="IMAGENET1K_V1")
-    assert wanted_images(parse_params(content)) == Preprocessing(size=112, resize=128)
+    assert setting_of(parse_params(content)).images == Preprocessing(size=112, resize=128)
     data["size"] = None
-    assert wanted_images(parse_params(content)) == Preprocessing(size=224, resize=256)  # the paper's
+    assert setting_of(parse_params(content)).images == Preprocessing(size=224, resize=256)  # the paper's
     data["resize"] = 200
     with pytest.raises(DataError, match="profiles.imagenet.data: resize is 200 and size 224"):
-        load_data(parse_params(content))
+        load_data(setting_of(parse_params(content)))
     data["resize"] = None
     network.update(name="small_resnet", weights=str(lite_project / "resnet50.pth"))
     with pytest.raises(DataError, match="profiles.imagenet.data: small_resnet takes images of any size"):
-        load_data(parse_params(content))
+        load_data(setting_of(parse_params(content)))
 
 
 def test_a_new_head_is_trained(lite_project, run, refused):
@@ -56,7 +57,9 @@ def test_a_new_head_is_trained(lite_project, run, refused):
     wide = timm.create_model("tf_efficientnet_lite0", num_classes=7)
     torch.save(wide.state_dict(), lite_project / "resnet50.pth")
     profile["network"]["weights_sha256"] = file_digest(lite_project / "resnet50.pth")
-    history, seen = seen_by_first_convolutions(lambda: pretrain(parse_params(content), None, 0))
+    history, seen = seen_by_first_convolutions(
+        lambda: pretrain(resolve(parse_params(content), "standard", 0))
+    )
     assert len(history) == 1 and all(pixels(batch, HALF, HALF) for _, batch in seen if len(batch) == 8)
     found = torch.load(lite_project / "checkpoints/imagenet/pretrained/seed0-clean.pt", weights_only=True)
     assert (
@@ -106,7 +109,7 @@ def test_weights_of_other_classes_stop_a_profile_before_anything_is_trained(
     }
     content["profiles"]["imagenet"][section].update(change[section])
     with pytest.raises(ParameterError, match=words):
-        pretrain(parse_params(content), None, 0)
+        check_networks(parse_params(content))
 
 
 @pytest.mark.parametrize("profile", ["openmoji", "cifar10", "imagenet"])
@@ -116,14 +119,14 @@ def test_the_networks_of_every_profile_are_accepted(profile):
 
 def test_only_a_runs_own_progress_is_removed(tmp_path, monkeypatch):
     monkeypatch.setenv("ADVBN_ROOT", str(tmp_path))
-    params, folder = load_params(ROOT / "params.yaml"), tmp_path / "progress/openmoji"
+    params, folder = load_params(path=ROOT / "params.yaml"), tmp_path / "progress/openmoji"
     names = ["x-seed0.pt", "x-seed0.pt.previous", "x-seed1.pt", "x-seed0-seed1.pt", "xx-seed0.pt"]
     folder.mkdir(parents=True)
     for name in names:
         (folder / name).touch()
-    clear_progress(params, "x", 0)
+    clear_progress(setting_of(params), "x", 0)
     assert {p.name for p in folder.iterdir()} == {*names[2:]}
-    clear_progress(params, "x")
+    clear_progress(setting_of(params), "x")
     assert {p.name for p in folder.iterdir()} == {*names[3:]}
 
 
@@ -147,7 +150,7 @@ def test_missing_folders_are_named_before_work_begins(imagenet, root, monkeypatc
     content = parameters(imagenet, root)
     change(content["profiles"]["imagenet"])
     with pytest.raises(DataError, match=words):
-        load_data(parse_params(content))
+        load_data(setting_of(parse_params(content)))
 
 
 @pytest.mark.parametrize(
