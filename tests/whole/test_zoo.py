@@ -184,7 +184,7 @@ def recorded():
 
 @pytest.fixture
 def kept_memory():
-    """The C library keeps what copies of networks have taken, and gives it to the next copy, instead of asking
+    """The C library keeps what copies of networks have taken and gives it to the next copy, instead of asking
     the system for fresh pages each time; that takes a fourth less time. Nothing happens without glibc."""
     try:
         libc = ctypes.CDLL("libc.so.6")
