@@ -116,8 +116,8 @@ FIRST = (
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Files that take minutes come first, and the zoo, whose tests are handed out one by one, last, so that no
-    process ends long before another; the tests of any other file stay together in one process, in their
+    """Files that take minutes come first, and the zoo, whose tests are handed out one by one, last, so that
+    no process ends long before another; the tests of any other file stay together in one process, in their
     order."""
     order = {name: place for place, name in enumerate(FIRST)}
     items.sort(key=lambda item: (item.path.stem == "test_zoo", order.get(item.path.stem, len(FIRST))))
@@ -285,7 +285,7 @@ def pytest_addoption(parser):
         help="write the table of promises, from the tests that keep one (`-m promise` runs those alone)",
     )
     parser.addoption(
-        "--zoo", metavar="FILE", help="write the table of networks and cuts, from tests/test_zoo.py"
+        "--zoo", metavar="FILE", help="write the table of networks and cuts, from tests/whole/test_zoo.py"
     )
 
 

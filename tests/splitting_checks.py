@@ -107,7 +107,7 @@ def assert_close(found, expected, what, tolerance=1e-4):
 
 
 def check_network(model, x):
-    """A copy for inference says the same, and the network is left as it was; it is in eval mode. Returns what it
+    """A copy for inference says the same, and the network, in eval mode, is left as it was. Returns what that
     is, as `complete_state` has it."""
     expected, before = outputs(model, x), complete_state(model)
     assert_close(outputs(for_inference(model), x), expected, "the copy for inference")
@@ -119,8 +119,8 @@ def check_cut(model, after, x, targets, before=None):
     """Cut a network in eval mode after the module at the path `after`, train it and export it; an empty text,
     or the reason why that is refused.
 
-    Whatever comes of it, the network is left as it was, and works. `before` is what it was, as `complete_state`
-    has it, where that is known."""
+    Whatever comes of it, the network is left as it was, and works. `before` is what it was, as
+    `complete_state` has it, where that is known."""
     expected, before = outputs(model, x), before or complete_state(model)
     try:
         stem, head = refused_or(split, model, after)

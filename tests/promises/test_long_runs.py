@@ -27,14 +27,16 @@ from advbn.evidence.testing import score
 
 folder = Path(sys.argv[1])
 torch.manual_seed(0)
-images = Images(torch.randint(256, (160, 3, 16, 16), dtype=torch.uint8), torch.arange(160) % 5, tuple(map(str, range(160))), tuple("abcde"))
+pixels, names = torch.randint(256, (160, 3, 16, 16), dtype=torch.uint8), tuple(map(str, range(160)))
+images = Images(pixels, torch.arange(160) % 5, names, tuple("abcde"))
 marks = []
 
 def mark(done):
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     disk = sum(p.stat().st_size for p in folder.rglob("*"))
-    marks.append({"done": done, "memory": pages * resource.getpagesize() / 2**20, "files": len(os.listdir("/proc/self/fd")), "disk": disk / 2**20})
+    memory, files = pages * resource.getpagesize() / 2**20, len(os.listdir("/proc/self/fd"))
+    marks.append({"done": done, "memory": memory, "files": files, "disk": disk / 2**20})
 
 steps = 0
 plain_step = torch.optim.SGD.step
@@ -50,7 +52,9 @@ def train(n, seed):
     net = finetuning_net(SmallResNet(5, (4, 8, 8), blocks=1), "layer1", {"steps": 2, "start": "random"})
     with Progress(folder / "run.pt", 50) as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # each turn passes over the progress of the one before
-        fit(net, MemoryBatches(images, 16, seed, Augment(degrees=10.0), "mixup"), Training(epochs=n // 10, batch_size=16, lr=0.01), seed, progress=progress)
+        loader = MemoryBatches(images, 16, seed, Augment(degrees=10.0), "mixup")
+        recipe = Training(epochs=n // 10, batch_size=16, lr=0.01)
+        fit(net, loader, recipe, seed, progress=progress)
     return net
 
 def evaluate(net, times):

@@ -1,4 +1,4 @@
-"""What `ls` shows is how it is built: parts that import one way, rooms of readable size, lines that can be read."""
+"""What `ls` shows is how it is built: parts that import one way, rooms and lines of readable size."""
 
 import ast
 import re

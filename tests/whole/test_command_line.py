@@ -12,10 +12,11 @@ from advbn.evidence.cost import missing_sets, set_sizes
 from advbn.networks.models import build_model
 from advbn.networks.weights import save_state
 
-from conftest import ROOT
+from conftest import call, ROOT
 
 
-def call(*words):
+def evaluated(*words):
+    "`advbn evaluate` with these words, in a process of its own."
     return subprocess.run(
         [sys.executable, "-m", "advbn", "evaluate", *map(str, words)],
         cwd=ROOT,
@@ -26,7 +27,7 @@ def call(*words):
 
 def test_the_command_line_prints_the_table(emoji_folder, emoji_network, tmp_path):
     save_state(emoji_network.state_dict(), tmp_path / "net.pt")
-    done = call(
+    done = evaluated(
         "--model",
         "small_resnet",
         "--weights",
@@ -62,7 +63,7 @@ def test_the_command_line_prints_the_table(emoji_folder, emoji_network, tmp_path
 
 
 def test_wrong_words_are_one_line():
-    done = call()
+    done = evaluated()
     assert (
         done.returncode == 2
         and "exactly one of them" in done.stderr

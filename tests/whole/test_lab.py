@@ -105,8 +105,10 @@ def notebook(lab, browser, tmp_path_factory):
             "true }) }"
         )
         page.wait_for_function("window.finished", timeout=1000 * timeout)
-        errors = page.evaluate("""() => { const cells = window.jupyterapp.shell.currentWidget.content.model.sharedModel.cells;
-            return cells.filter(c => c.cell_type == 'code').flatMap(c => c.getOutputs().filter(o => o.output_type == 'error').map(o => o.evalue || o.ename)) }""")
+        errors = page.evaluate("""() => {
+            const cells = window.jupyterapp.shell.currentWidget.content.model.sharedModel.cells;
+            const outputs = cells.filter(c => c.cell_type == 'code').flatMap(c => c.getOutputs());
+            return outputs.filter(o => o.output_type == 'error').map(o => o.evalue || o.ename) }""")
         assert errors == []
         return page
 

@@ -12,15 +12,21 @@ from advbn.shifts.cells import columns, decoded_columns
 
 from conftest import CHROMIUM, ROOT
 
-PROBE = """<script>window.addEventListener('load', () => { const first = document.querySelector('#table-ablations tbody td:first-child'); const r = {images: [...document.images].map(i => i.complete && i.naturalWidth),
-tables: Object.fromEntries([...document.querySelectorAll('table')].map(t => [t.id, [t.tHead.rows.length, t.tBodies[0].rows.length, t.tHead.rows[0].cells.length]])),
-wide: document.documentElement.scrollWidth, window: window.innerWidth, outside: performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length,
+PROBE = """<script>window.addEventListener('load', () => {
+const first = document.querySelector('#table-ablations tbody td:first-child');
+const size = t => [t.tHead.rows.length, t.tBodies[0].rows.length, t.tHead.rows[0].cells.length];
+const from = performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:'));
+const r = {images: [...document.images].map(i => i.complete && i.naturalWidth),
+tables: Object.fromEntries([...document.querySelectorAll('table')].map(t => [t.id, size(t)])),
+wide: document.documentElement.scrollWidth, window: window.innerWidth, outside: from.length,
 label: first.getBoundingClientRect().width};
 document.body.innerHTML = '<pre id="probe">' + JSON.stringify(r) + '</pre>'; })</script>"""
 
 
-PROBE_IN_FRAME = """<!doctype html><body><iframe width="{width}" height="800" style="border:0" srcdoc="{page}"></iframe><pre id="probe"></pre>
-<script>window.addEventListener('message', e => {{ document.getElementById('probe').textContent = e.data; }});</script></body>"""
+PROBE_IN_FRAME = """<!doctype html><body>
+<iframe width="{width}" height="800" style="border:0" srcdoc="{page}"></iframe><pre id="probe"></pre><script>
+window.addEventListener('message', e => {{ document.getElementById('probe').textContent = e.data; }});
+</script></body>"""
 
 
 def look(page, folder, width):
