@@ -577,9 +577,8 @@ def status(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
     for profile, stages in found.items() if not json else ():
         print(f"{profile}: {f'{len(stages)} stages would run again' if stages else 'holds'}")
         for stage, changes in stages.items():
-            print(
-                f"  {stage}: {', '.join(changes[:4])}{f' and {len(changes) - 4} more' if len(changes) > 4 else ''}"
-            )
+            more = f" and {len(changes) - 4} more" if len(changes) > 4 else ""
+            print(f"  {stage}: {', '.join(changes[:4])}{more}")
     raise typer.Exit(1 if any(found.values()) else 0)
 
 

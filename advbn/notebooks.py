@@ -183,6 +183,7 @@ def run_notebook(path: Path, given: dict | None = None) -> Path:
     output = project_root() / "executed" / params.profile / f"{name}.ipynb"
     output.parent.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
+    os.environ["ADVBN_STAGE"] = name  # what this process and those that it starts are at work on
     with _stopping(project_root() / "progress"):
         papermill.execute_notebook(
             str(path),

@@ -1,4 +1,4 @@
-"""Whether committed results still are what today's code, parameters and images give: DVC asked of every profile."""
+"""Whether committed results are what today's code, parameters and images give: DVC asked of each profile."""
 
 import json
 import os
@@ -48,7 +48,8 @@ def _named(root) -> str:
 
 
 def _what(changes) -> list:
-    "The dependencies and parameters of a stage that have changed; outputs that are only missing do not count."
+    """The dependencies and parameters of a stage that have changed; outputs that are only missing do not
+    count."""
     found = []
     for change in changes:
         for kind, entries in change.items() if isinstance(change, dict) else ():

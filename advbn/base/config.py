@@ -304,8 +304,8 @@ def parse_params(content: dict, source: str = "params.yaml") -> Params:
 
 
 def load_params(profile: str | None = None, path: str | Path | None = None, **network) -> Params:
-    """The project's `params.yaml`, or the file at `path`, checked; `profile` in place of the one it names, and
-    `network` is said of the network of that profile.
+    """The project's `params.yaml`, or the file at `path`, checked; `profile` in place of the one it names,
+    and `network` is said of the network of that profile.
 
     Raises `ParameterError`, a line or two, for slips."""
     path = Path(path) if path else project_root() / "params.yaml"

@@ -1,4 +1,4 @@
-"""Tables of rows on disk: whole or not there, checked when they are read, added to by several processes in turn."""
+"""Tables of rows on disk: whole or not there, checked when read, added to by several processes in turn."""
 
 from pathlib import Path
 

@@ -1,6 +1,5 @@
 """The sections of `params.yaml`: what can be said of images, networks, training and methods."""
 
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator, SerializeAsAny
@@ -44,8 +43,9 @@ METHODS = Registry("way of training")  # what `train` of a method can be, and th
 class Method(Section):
     """A row of a table: how a pretrained network is trained further.
 
-    `after` cuts elsewhere than the profile does. A way of training of one's own is a subclass with another
-    `network`, added to `METHODS` under the word that stands behind `train`."""
+    `after` cuts elsewhere than the profile does. A way of training of one's own is a subclass with a method
+    `network(model, after)`, the `AdvBNNet` that is trained, added to `METHODS` under the word that stands
+    behind `train`."""
 
     label: str
     train: str  # a name of `METHODS`
@@ -100,13 +100,6 @@ class Method(Section):
         if self.recipe == "fast":
             return {"recipe": "fast"}
         return {**self.layer.model_dump(), "unpaired": self.unpaired}
-
-    def network(self, model, after: str):
-        """The `AdvBNNet` that is trained, from a pretrained classifier `model` that is cut at `after`; `None`
-        where nothing is trained."""
-        from ..training.loop import finetuning_net
-
-        return finetuning_net(model, after, self.options) if self.trains else None
 
 
 for _word in ("nothing", "clean", "adversarial"):
@@ -225,7 +218,8 @@ class Data(Section):
     filled in.
 
     A data set is a subclass, added to `DATASETS` under its `name`: it says what is known of the set before
-    it is read, and `open` reads it."""
+    it is read. One of one's own also has a method `open(root, wanted, share)` that reads it, see
+    `advbn.images.datasets.open_set`."""
 
     name: str  # a name of `DATASETS`
     root: str
@@ -268,13 +262,6 @@ class Data(Section):
             )
         return self
 
-    def open(self, root: Path, wanted, share):
-        """The set under `root`, as `advbn.images.datasets` describes one.
-
-        `wanted` is the `Preprocessing` of streamed images, `share` says which process this is, and
-        how many divide a batch."""
-        raise NotImplementedError(f"{type(self).__name__} has to say how a set is opened")
-
 
 class OpenMoji(Data):
     "The embedded emoji."
@@ -293,11 +280,6 @@ class OpenMoji(Data):
             )
         return self
 
-    def open(self, root, wanted, share):
-        from ..images.datasets import EmbeddedData
-
-        return EmbeddedData(root)
-
 
 class Cifar10(Data):
     "CIFAR-10, as folders of images or as the original batches."
@@ -315,11 +297,6 @@ class Cifar10(Data):
             )
         return self
 
-    def open(self, root, wanted, share):
-        from ..images.datasets import Cifar10Data
-
-        return Cifar10Data(root, self.test_images, self.on_bad_image)
-
 
 class ImageNet(Data):
     "ImageNet, or another set with `train/` and `val/` in ImageFolder layout, streamed."
@@ -335,11 +312,6 @@ class ImageNet(Data):
         if not self.sets.sketch:
             raise ValueError("imagenet needs sets.sketch, the folder of ImageNet-Sketch")
         return self
-
-    def open(self, root, wanted, share):
-        from ..images.datasets import FolderData
-
-        return FolderData(root, self, wanted, share)
 
 
 DATASETS.add("openmoji", OpenMoji)

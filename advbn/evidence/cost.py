@@ -22,7 +22,7 @@ from ..method.network import AdvBNNet
 from ..networks.models import build_model
 from ..shifts.cells import SHIFTS
 from ..shifts.corruptions import corrupt, CORRUPTIONS
-from ..training.loop import finetuning_net, pretraining_net
+from ..training.loop import finetuning_net, pretraining_net, trained_net
 from ..training.run import load_data, setting_of, use_threads, wanted_images
 
 # %% ../../nbs/evidence/05_cost.ipynb #155ef853
@@ -41,7 +41,7 @@ def step_flops(net: AdvBNNet, images: torch.Tensor, targets: torch.Tensor) -> fl
 def run_flops(row: Row, classes: int, size: int) -> float:
     """Operations per image of a training step of a row of the table of runs, on images of `size` pixels; zero
     where nothing is trained."""
-    net = row.method.network(build_model(row.network.name, classes), row.after)
+    net = trained_net(row.method, build_model(row.network.name, classes), row.after)
     if net is None:
         return 0.0
     images = torch.zeros(8, 3, size, size).uniform_(-1, 1)  # eight: a quarter of half of them is one

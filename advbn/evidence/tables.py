@@ -286,7 +286,7 @@ def paper_text(table: pd.DataFrame, params: Params) -> Table:
 
 
 def finding(table: pd.DataFrame, params: Params, method: str = "advbn", branch: str = "adversarial") -> str:
-    "One sentence about a branch of `method` against the clean fine-tune: where it helps, and where it does not."
+    "One sentence about a branch of `method` against the clean fine-tune: where it helps, and where not."
     rows = table[(table.method == method) & (table.branch == branch)].set_index("shift")
     groups = {"above it": [], "below it": [], "not told apart from it": []}
     for shift in columns_in(table):

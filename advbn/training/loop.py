@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['build_optimizer', 'Classification', 'train_epochs', 'fit', 'Decoding', 'fit_decoder', 'pretraining_net',
-           'finetuning_net']
+           'finetuning_net', 'trained_net']
 
 # %% ../../nbs/training/02_loop.ipynb #054b1959
 import time
@@ -387,3 +387,11 @@ def finetuning_net(model: nn.Module, after: str, options: dict | None) -> AdvBNN
     if options is not None:
         return prepare(model, after, **options)
     return joined(model, *split(model, after))
+
+# %% ../../nbs/training/02_loop.ipynb #3d483efa
+def trained_net(method, model: nn.Module, after: str) -> AdvBNNet | None:
+    """What a `Method` trains, from a pretrained classifier that is cut at `after`; `None` where nothing is
+    trained. A method of one's own says it by its `network(model, after)`."""
+    if own := getattr(method, "network", None):
+        return own(model, after)
+    return finetuning_net(model, after, method.options) if method.trains else None

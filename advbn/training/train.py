@@ -23,7 +23,7 @@ from ..networks.autoencoder import Autoencoder
 from ..networks.models import build_model
 from ..networks.weights import load_into, save_state
 from .distributed import build_accelerator, others_answering
-from .loop import fit, fit_decoder, pretraining_net
+from .loop import fit, fit_decoder, pretraining_net, trained_net
 from .run import build_network, load_data, load_network, Run, Setting
 from .run import styles_folder, use_threads
 
@@ -90,7 +90,7 @@ def pretrain(run: Run) -> pd.DataFrame:
 def finetuned(run: Run, model: torch.nn.Module, data, accelerator, progress=None) -> tuple:
     """`(AdvBNNet, rows per epoch)` of a run from its pretrained network; the network is `None` where nothing
     is trained."""
-    net = run.method.network(model, run.after)
+    net = trained_net(run.method, model, run.after)
     if net is None:
         return None, []
     recipe, augment = run.finetune, run.setting.data.augment

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -23,8 +24,9 @@ def test_a_failing_notebook_fails_and_is_kept(tmp_path, monkeypatch):
         run_notebook(path, {"x": "2"})
     assert "ZeroDivisionError" in (tmp_path / "executed/openmoji/a-2.ipynb").read_text()
     path = notebook(tmp_path / "b.ipynb", ("profile = 'openmoji'", ["parameters"]))
-    with pytest.raises(ParameterError, match="profile is 'imagenet' and params.yaml names 'openmoji'"):
-        run_notebook(path, {"profile": "imagenet"})
+    assert run_notebook(path, {"profile": "imagenet"}) == tmp_path / "executed/imagenet/b.ipynb"
+    with pytest.raises(ParameterError, match="profile is 'imagnet'; allowed are .*did you mean 'imagenet'"):
+        run_notebook(path, {"profile": "imagnet"})
 
 
 def test_the_executed_notebook_stays_in_its_folder_and_knows_the_profile(tmp_path, monkeypatch):
@@ -105,7 +107,27 @@ def test_the_whole_pipeline_in_miniature(reproduced):
     content["methods"]["gentle"]["layer"]["eps"] = 0.2
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     touched = would_run(clone)
-    assert touched and {s.partition("@")[2] for s in touched if "@" in s} == {"gentle"}
+    assert touched and {s.partition("@")[2].partition("-")[2] for s in touched} == {"gentle", ""}
+
+
+def imported(clone, stage):
+    "The modules of the package that the processes of a stage have imported, as paths in the clone."
+    notes = [p for p in (clone / "imports").iterdir() if p.name.rpartition(" ")[0] == stage]
+    assert notes, f"{stage} has noted nothing"
+    return {str(Path(line).relative_to(clone)) for p in notes for line in p.read_text().split("\n") if line}
+
+
+def test_stages_depend_on_what_they_import_and_on_nothing_else(reproduced):
+    stages = yaml.safe_load((reproduced / "dvc.yaml").read_text())["stages"]
+    executed = {p.stem for p in (reproduced / "executed/openmoji").glob("*.ipynb")}
+    for name in sorted(executed):
+        ours = [d for d in stages[name.partition("-")[0]]["deps"] if d.startswith("advbn/")]
+        found = imported(reproduced, name)
+        assert [m for m in sorted(found) if not any(m == d or m.startswith(f"{d}/") for d in ours)] == [], (
+            name
+        )
+        code = [d for d in ours if not d.endswith(".html")]
+        assert [d for d in code if not any(m == d or m.startswith(f"{d}/") for m in found)] == [], name
 
 
 def test_two_processes_train_a_method(reproduced):

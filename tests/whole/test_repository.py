@@ -12,7 +12,7 @@ import yaml
 
 from advbn.base.config import load_params
 from advbn.images.openmoji import fingerprint
-from advbn.evidence.tables import conclusions
+from advbn.evidence.tables import finding, paper_text
 
 from conftest import fault, RECORDED, ROOT
 
@@ -70,33 +70,39 @@ def test_readme_is_the_index_notebook():
     assert run("sh", "nbs/render.sh", cwd=ROOT) == (ROOT / "README.md").read_text()
 
 
-def test_readme_shows_the_tables_of_results():
+def main_table(profile):
+    "The robustness table of a profile, and the parameters that name it."
+    table = pd.read_csv(ROOT / "results" / profile / "tables/robustness.csv")
+    return table, load_params(profile)
+
+
+def test_readme_is_one_screen_after_the_other():
+    "At most a hundred lines, and a table of at most six rows, which is that of the results."
     readme = (ROOT / "README.md").read_text()
-    for table in sorted((ROOT / "results/openmoji/tables").glob("*.md")):
-        shown = table.stem == "robustness"
-        assert (table.read_text().strip() if shown else f"(results/openmoji/tables/{table.name})") in readme
-    for picture in re.findall(r"!\[.*?\]\((\S+?)\)", readme):
-        assert (ROOT / picture).exists()
+    short = paper_text(*main_table("openmoji")).markdown()
+    assert len(readme.splitlines()) <= 100 and short in readme and len(short.splitlines()) <= 2 + 6
+    for profile in RECORDED:
+        assert f"(results/{profile}/report.html)" in readme and finding(*main_table(profile)) in readme
+    for picture in re.findall(r'!\[.*?\]\((\S+?)\)|<img src="(\S+?)"', readme):
+        assert (ROOT / "".join(picture)).exists()
+
+
+def test_the_report_has_every_table_of_results():
+    for profile in RECORDED:
+        page = (ROOT / "results" / profile / "report.html").read_text(encoding="utf-8")
+        for table in sorted((ROOT / "results" / profile / "tables").glob("*.md")):
+            cells = re.findall(r"\d+\.\d ± \d+\.\d", table.read_text().split("\n\n")[0])
+            assert cells and [c for c in cells if c not in page] == [], table
 
 
 def test_every_measured_number_of_the_readme_comes_from_results():
-    """What is left without the tables, the computed sentences and code has no number with a decimal but
+    """What is left without the table, the computed sentences and code has no number with a decimal but
     versions, licences and a library's."""
     text = re.sub(r"```.*?```|`[^`]*`", "", (ROOT / "README.md").read_text(), flags=re.S)
+    text = text.replace(paper_text(*main_table("openmoji")).markdown(), "")
     for profile in RECORDED:
-        results, params = ROOT / "results" / profile, load_params().model_copy(update={"profile": profile})
-        known = [
-            (results / f"tables/{name}.md").read_text().split("\nPublished, ImageNet")[0].strip()
-            for name in ("robustness", "advbn_set")
-        ]
-        known.append((results / "tables/robustness.md").read_text().strip()[len(known[0]) :].strip())
-        known += [
-            known[0].split("\n\n")[0],
-            *conclusions(pd.read_csv(results / "tables/robustness.csv"), params),
-        ]
-        for part in known:
-            text = text.replace(part, "")
-    assert set(re.findall(r"\d+\.\d+|±|(?<!\w)[+-]\d+ |\d+ ?%", text)) <= {"3.11", "4.0", "2.0"}
+        text = text.replace(finding(*main_table(profile)), "")
+    assert set(re.findall(r"\d+\.\d+|±|(?<!\w)[+-]\d+ |\d+ ?%", text)) <= {"3.11", "4.0", "2.0", "±", "95 %"}
 
 
 def blocks(kind):
@@ -239,6 +245,7 @@ def test_every_command_has_an_example_and_shells_can_complete():
         "plan",
         "bench",
         "import-official",
+        "status",
         "report",
         "run",
         "clean",
@@ -260,7 +267,7 @@ def test_every_command_has_an_example_and_shells_can_complete():
 
 def test_nothing_is_loaded_that_was_not_asked_for():
     code = (
-        "import sys, advbn, advbn.training.loop, advbn.training.runs, advbn.cli\n"
+        "import sys, advbn, advbn.training.loop, advbn.training.train, advbn.cli\n"
         "print([m for m in ('lightning', 'transformers', 'timm', 'ipywidgets') if m in sys.modules])"
     )
     assert (
@@ -286,20 +293,12 @@ def test_every_parameter_that_a_stage_watches_is_there(profile):
         yaml.safe_load((ROOT / "params.yaml").read_text()),
     )
     for stage in stages.values():
-        ((key, names),) = stage.get("matrix", {"": [""]}).items()
+        assert stage["matrix"].pop("profile") == ["${profile}"]
+        ((key, names),) = (stage["matrix"] or {"": "${}"}).items()
         for item in content[names[2:-1]] if key else [""]:
             for name in stage["params"]:
                 place = content
-                for part in name.replace("${profile}", profile).replace(f"${{item.{key}}}", item).split("."):
+                named = name.replace("${item.profile}", profile).replace(f"${{item.{key}}}", item)
+                for part in named.split("."):
                     assert part in place, f"{name} with profile {profile}"
                     place = place[part]
-
-
-def test_stages_depend_on_what_opens_the_images():
-    "Of every stage that opens a set: the modules whose code runs then, for published sets, too."
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    opening = {name for name, stage in stages.items() if "advbn/images/datasets.py" in stage["deps"]}
-    assert (
-        len(opening) == 8
-        and [name for name in opening if "advbn/shifts/published.py" not in stages[name]["deps"]] == []
-    )
