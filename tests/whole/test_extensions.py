@@ -12,8 +12,8 @@ from conftest import call, copied_project, ROOT
 
 
 @pytest.fixture(scope="module")
-def extended(tmp_path_factory, make):
-    "A clone with CONTRIBUTING's extension, its profile and a method that trains so, after `make reproduce`."
+def extended(tmp_path_factory):
+    "A clone with CONTRIBUTING's extension, its profile and a method that trains so."
     folder = copied_project(tmp_path_factory.mktemp("extended") / "advbn")
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     (folder / "stripes.py").write_text(re.search(r"## Add from outside.*?```python\n(.*?)```", text, re.S)[1])
@@ -33,7 +33,6 @@ def extended(tmp_path_factory, make):
     content.update(profile="stripes", profiles={"stripes": profile}, methods=methods, seeds=[0, 1])
     content.update(extensions=["stripes.py"], bases={}, base_methods={}, studies={})
     (folder / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    make(folder, "reproduce")
     return folder
 
 
@@ -51,7 +50,9 @@ def test_the_plan_has_them(extended):
     assert stages["evaluate strong"]["images"] == 2 * 30 * (1 + 75 + 20 + 2 + 1 + 2 + 1)
 
 
-def test_tables_and_page_have_them(extended):
+@pytest.mark.slow
+def test_tables_and_page_have_them(extended, make):
+    make(extended, "reproduce")
     results = extended / "results/stripes"
     table = pd.read_csv(results / "tables/robustness.csv")
     assert set(table.query("method == 'strong'").branch) == {"clean", "adversarial"}
