@@ -604,16 +604,12 @@ def bench(
 ):
     """Ratios of speed, measured in turns; kept under results/bench/. Example: advbn bench step --network
     resnet50 --batch 8"""
-    import difflib
-    from .base.errors import ParameterError
+    from .base.errors import did_you_mean, ParameterError
 
     kinds = ("step", "corrupt", "evaluate", "scale")
     if what not in kinds:
-        near = difflib.get_close_matches(what, kinds, 1, 0.4)
-        raise ParameterError(
-            f"bench takes {', '.join(map(repr, kinds))}, not {what!r}"
-            + (f"; did you mean {near[0]!r}?" if near else "")
-        )
+        allowed = ", ".join(map(repr, kinds))
+        raise ParameterError(f"bench takes {allowed}, not {what!r}{did_you_mean(what, kinds)}")
     if not network.startswith("resnet"):
         raise ParameterError(
             f"--network is {network!r}; the reference is written for torchvision's ResNets, such as "

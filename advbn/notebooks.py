@@ -1,7 +1,6 @@
 """A stage of the pipeline is a notebook with parameters; a misspelt one must not run on its defaults."""
 
 import ast
-import difflib
 import json
 import os
 import platform
@@ -15,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from .base.config import load_params, Params
-from .base.errors import Interrupted, ParameterError
+from .base.errors import did_you_mean, Interrupted, ParameterError
 from .base.files import project_root
 
 
@@ -63,9 +62,8 @@ def check_parameters(path: Path, given: dict) -> dict:
     known = notebook_parameters(path)
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1, 0.4)
-            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known) or 'none'}"
-            raise ParameterError(f"{Path(path).name} has no parameter {name!r}; {hint}")
+            hint = did_you_mean(name, known, f"; it takes {', '.join(known) or 'none'}")
+            raise ParameterError(f"{Path(path).name} has no parameter {name!r}{hint}")
     missing = [name for name in known if name not in given]
     if missing:
         raise ParameterError(f"{Path(path).name} needs the parameter {missing[0]!r}")

@@ -87,6 +87,12 @@ def whole_file(path: Path, put_aside=lambda: None):
             os.close(folder)
 
 
+def write_text(text: str, path: Path):
+    "Write `text` to the file at `path`, in UTF-8, whole or not at all."
+    with whole_file(path) as file:
+        file.write(text.encode())
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, as `sha256sum` prints it; of a folder that of the lines it prints about the files in
     it, sorted by name."""

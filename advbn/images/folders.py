@@ -6,11 +6,10 @@
 __all__ = ['PAGES', 'offered', 'require', 'check_distinct', 'NamedFolder']
 
 # %% ../../nbs/images/06_folders.ipynb #3f7ee29a
-import difflib
 from collections import Counter
 from pathlib import Path
 
-from ..base.errors import DataError
+from ..base.errors import DataError, nearest
 from .decoding import Tree
 
 # %% ../../nbs/images/06_folders.ipynb #1e24cbeb
@@ -74,7 +73,7 @@ class NamedFolder(Tree):
                 f"class{offered(self.name)}"
             )
         if unknown:
-            such = difflib.get_close_matches(unknown[0], self.wanted, 1, 0.5) or list(self.wanted)[:1]
+            such = nearest(unknown[0], self.wanted, 1, 0.5) or list(self.wanted)[:1]
             raise DataError(
                 f"{directory} has the class {unknown[0]!r}; the network knows {len(self.wanted)} classes"
                 + (f", such as {such[0]!r}" if such else "")

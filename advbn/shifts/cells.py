@@ -20,6 +20,7 @@ from torchvision.transforms.v2.functional import center_crop
 from ..base.errors import DataError
 from ..base.files import held, whole_file
 from ..base.registry import Registry
+from ..base.rows import write_rows
 from ..images.batches import Images, mixed_order
 from ..method.layer import AdvBN
 from ..networks.autoencoder import Autoencoder
@@ -180,10 +181,7 @@ def store_cells(cells, folder: Path, settings: dict | None = None) -> pd.DataFra
             with whole_file(path) as file:
                 np.savez(file, images=images.images.cpu().numpy(), targets=images.targets.cpu().numpy())
             rows.append({"shift": shift, "cell": cell, "images": len(images)})
-        listed = pd.DataFrame(rows)
-        with whole_file(folder / "cells.csv") as file:
-            file.write(listed.to_csv(index=False).encode())
-    return listed
+        return write_rows(pd.DataFrame(rows), folder / "cells.csv")
 
 # %% ../../nbs/shifts/09_cells.ipynb #217fea4b
 def _other_settings(folder, settings):

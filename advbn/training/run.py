@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['check_pin', 'pinned_weights', 'Setting', 'wanted_images', 'setting_of', 'Run', 'described', 'resolve', 'find_row',
-           'all_seeds', 'load_data', 'build_network', 'load_network', 'use_threads', 'styles_folder', 'check_networks',
-           'check_seed']
+           'all_seeds', 'attack_settings', 'base_runs', 'study_runs', 'load_data', 'build_network', 'load_network',
+           'use_threads', 'styles_folder', 'check_networks', 'check_seed']
 
 # %% ../../nbs/training/03_run.ipynb #74d77552
 from dataclasses import dataclass, replace
@@ -16,10 +16,11 @@ import torch
 from ..base.config import Params, Row
 from ..base.errors import DataError, did_you_mean, ParameterError
 from ..base.files import file_digest, filled_path, project_root
-from ..base.sections import Data, Method, Network, Pictures, Short, Training
+from ..base.sections import Data, Layer, Method, Network, Pictures, Short, Training
 from ..images.batches import Share
 from ..images.datasets import open_set
 from ..images.preprocessing import IMAGENET, Preprocessing, preprocessing_of, remember
+from ..method.network import recipe_options
 from ..method.splitting import split
 from ..networks.autoencoder import Autoencoder
 from ..networks.models import build_model, check_weights, wanted_by
@@ -204,6 +205,42 @@ def all_seeds(params: Params, row: Row | str) -> list:
     row = find_row(params, row) if isinstance(row, str) else row
     seeds = params.current.short.seeds if row.base else params.seeds
     return [resolve(params, row, seed) for seed in seeds]
+
+# %% ../../nbs/training/03_run.ipynb #bde807d4
+def attack_settings(row: Row) -> dict:
+    """All options of the attack of a row, as said in `params.yaml`, by its recipe or by default; empty where
+    nothing is attacked."""
+    if row.method.options is None:
+        return {}
+    options = recipe_options(**row.method.options)
+    unpaired = options.pop("unpaired", False)
+    return {**Layer(**options).model_dump(), "unpaired": unpaired}
+
+# %% ../../nbs/training/03_run.ipynb #cdf02ed9
+def _known(name, section, kind):
+    "Raise `ParameterError`, with the nearest name, unless a section of `params.yaml` holds `name`."
+    if name not in section:
+        there, hint = ", ".join(section) or "none", did_you_mean(name, section)
+        raise ParameterError(f"no {kind} {name!r} in params.yaml; there are {there}{hint}")
+
+
+def base_runs(params: Params, base: str) -> list:
+    """For each seed of the profile's section `short` the runs that all studies ask of `base`, a list; none
+    without that section. Raises `ParameterError` for an unknown base, with the nearest name."""
+    _known(base, params.bases, "base")
+    rows = params.base_rows(base).values()
+    seeds = params.current.short.seeds if params.current.short else ()
+    return [[resolve(params, row, seed) for row in rows] for seed in seeds]
+
+
+def study_runs(params: Params, study: str) -> list:
+    """The runs of a study's own methods, for every seed, those with the most attack steps first. Raises
+    `ParameterError` for an unknown study, with the nearest name."""
+    _known(study, params.studies, "study")
+    own = params.studies[study].methods
+    rows = [row for row in params.rows(study).values() if row.name in own]
+    rows.sort(key=lambda row: attack_settings(row).get("steps", -1) + 2, reverse=True)
+    return [run for row in rows for run in all_seeds(params, row)]
 
 # %% ../../nbs/training/03_run.ipynb #f5aedae2
 def load_data(setting: Setting, accelerator=None):

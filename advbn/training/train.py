@@ -16,6 +16,7 @@ import torch
 
 from ..base.files import project_root
 from ..base.progress import Progress
+from ..base.rows import write_rows
 from ..images.augmentation import step_seed
 from ..images.preprocessing import preprocessing_of
 from ..method.layer import AdvBN
@@ -53,8 +54,7 @@ def list_left_out(setting: Setting, data, name: str, seed: int, accelerator):
             found = gather_object(found)
     if found and accelerator.is_main_process:
         path = setting.results / "left_out" / f"{name}-seed{seed}.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame(found, columns=["file", "reason"]).drop_duplicates().to_csv(path, index=False)
+        write_rows(pd.DataFrame(found, columns=["file", "reason"]).drop_duplicates(), path)
         warnings.warn(f"{data.bad.report()}; the list is {path}", stacklevel=2)
 
 # %% ../../nbs/training/04_train.ipynb #da86dd66

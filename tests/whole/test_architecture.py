@@ -113,6 +113,23 @@ def test_no_function_has_more_than_seven_parameters():
     assert found == {}
 
 
+SEE_PARAMS = {  # what resolves a run, and what reports on runs
+    ("base", "config"),
+    ("training", "run"),
+    *((part, room) for part in ("evidence",) for room in ("studies", "cost", "tables", "figures")),
+    *((name,) for name in ("page", "widgets", "notebooks", "cli")),
+}
+
+
+def test_the_whole_of_params_is_seen_where_runs_are_resolved_and_reported_alone():
+    found = set()
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and "params" in {a.arg for a in node.args.args}:
+                found.add(name_of(path))
+    assert found <= SEE_PARAMS
+
+
 @pytest.mark.parametrize("words", [["check"], ["format", "--check"]], ids=" ".join)
 def test_ruff_has_nothing_to_say(words):
     "Lines of at most 110 characters among the rest; package, tests, notebooks, as pyproject.toml lists them."

@@ -11,7 +11,6 @@ from advbn.base.config import load_params, parse_params
 from advbn.base.errors import ParameterError
 from advbn.evidence.intervals import mean_interval
 from advbn.evidence.studies import (
-    check_name,
     control_of,
     is_short,
     run_bases,
@@ -22,6 +21,7 @@ from advbn.evidence.studies import (
 from advbn.evidence.figures import cost_chart
 from advbn.evidence.tables import study_markdown
 from advbn.shifts.cells import columns
+from advbn.training.run import base_runs, study_runs
 from advbn.shifts.corruptions import CORRUPTIONS
 from advbn.shifts.filters import FILTERS
 
@@ -208,15 +208,15 @@ def test_wrong_studies_are_refused(change, words):
 
 def test_unknown_studies_and_profiles_without_them(params, tmp_path):
     with pytest.raises(ParameterError, match="no study 'ablation'"):
-        check_name("ablation", params.studies, "study")
-    without = params.model_copy(update={"profile": "imagenet"})
-    history, shared = run_bases(without, "plain")
+        study_runs(params, "ablation")
+    without = params.model_copy(update={"profile": "cifar10"})
+    history, shared = run_bases(base_runs(without, "plain"))
     assert history.empty and shared.empty
-    found = run_study(without, "ablations", shared)
+    found = run_study(study_runs(without, "ablations"), shared, without.rows("ablations"))
     table = study_table(found, without, "ablations")
     assert found.empty and table.empty and table_of_runs(without, "ablations").empty
     assert (
-        study_markdown(table, without) == "The profile imagenet runs no studies: it has no section `short`.\n"
+        study_markdown(table, without) == "The profile cifar10 runs no studies: it has no section `short`.\n"
     )
     table.to_csv(tmp_path / "empty.csv", index=False)
     assert pd.read_csv(tmp_path / "empty.csv").empty and len(cost_chart(table, without).axes) == 1
