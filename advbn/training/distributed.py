@@ -13,6 +13,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.nn.functional import all_reduce
 
 from ..base.errors import ProcessLost
 from ..method.dual_batchnorm import convert_dual_batchnorm, dual_class
@@ -57,22 +58,6 @@ def build_accelerator(precision: str = "no", timeout: int = 600):
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
         )
 
-# %% ../../nbs/training/01_distributed.ipynb #4c506862
-class _Sum(torch.autograd.Function):
-    "The sum over all processes, forwards and backwards."
-
-    @staticmethod
-    def forward(ctx, values):
-        values = values.clone()
-        dist.all_reduce(values)
-        return values
-
-    @staticmethod
-    def backward(ctx, gradient):
-        gradient = gradient.clone()
-        dist.all_reduce(gradient)
-        return gradient
-
 # %% ../../nbs/training/01_distributed.ipynb #bf32ea9b
 class HostSyncBatchNorm2d(nn.BatchNorm2d):
     """A `BatchNorm2d` that trains on the statistics of all processes' batches together, on any device;
@@ -83,11 +68,11 @@ class HostSyncBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         self._check_input_dim(x)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        sums = _Sum.apply(torch.cat([wide.sum((0, 2, 3)), wide.new_tensor([x.numel() / x.shape[1]])]))
+        sums = all_reduce(torch.cat([wide.sum((0, 2, 3)), wide.new_tensor([x.numel() / x.shape[1]])]))
         count = sums[-1].detach()
         mean = sums[:-1] / count
         centred = wide - mean[:, None, None]
-        variance = _Sum.apply(centred.square().sum((0, 2, 3))) / count
+        variance = all_reduce(centred.square().sum((0, 2, 3))) / count
         if self.training and self.track_running_stats:
             self.num_batches_tracked += 1
             rate = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum

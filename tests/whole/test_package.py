@@ -96,3 +96,31 @@ def test_the_wheel_does_what_the_readme_says(built, tmp_path):
             env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
         )
         assert done.returncode == 0, done.stderr[-2000:]
+
+
+TYPED = """
+from torchvision.models import resnet18
+from advbn import AdvBN, corrupt, prepare, renormalize
+
+reveal_type(prepare(resnet18(), "layer1"))
+reveal_type(AdvBN(eps=0.5).attack)
+reveal_type(corrupt)
+reveal_type(renormalize)
+AdvBN(epz=1)
+"""
+
+
+def test_a_type_checker_knows_the_public_names(tmp_path):
+    (tmp_path / "user.py").write_text(TYPED)
+    options = ["--follow-imports=silent", "--ignore-missing-imports", f"--cache-dir={tmp_path / 'cache'}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", *options, str(tmp_path / "user.py")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert 'Revealed type is "advbn.method.network.AdvBNNet"' in done.stdout
+    assert (
+        done.stdout.count("torch._tensor.Tensor") >= 4
+    )
+    assert done.stdout.count("error:") == 1 and 'Unexpected keyword argument "epz" for "AdvBN"' in done.stdout
