@@ -120,7 +120,5 @@ def test_a_type_checker_knows_the_public_names(tmp_path):
         text=True,
     )
     assert 'Revealed type is "advbn.method.network.AdvBNNet"' in done.stdout
-    assert (
-        done.stdout.count("torch._tensor.Tensor") >= 4
-    )
+    assert done.stdout.count("torch._tensor.Tensor") >= 4
     assert done.stdout.count("error:") == 1 and 'Unexpected keyword argument "epz" for "AdvBN"' in done.stdout

@@ -302,3 +302,13 @@ def test_every_parameter_that_a_stage_watches_is_there(profile):
                 for part in named.split("."):
                     assert part in place, f"{name} with profile {profile}"
                     place = place[part]
+
+
+def test_links_between_notebooks_lead_somewhere():
+    for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
+        if ".ipynb_checkpoints" in path.parts:
+            continue
+        cells = nbformat.read(path, as_version=4).cells
+        text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+        links = re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", text)
+        assert [link for link in links if not (path.parent / link).exists()] == [], path
