@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
-PYTEST := pytest -n 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := pytest -n 2 --dist loadscope --no-loadscope-reorder
 NUMBERED := $(wildcard nbs/*/[0-9]*.ipynb)
 READY := $(VENV)/ready
 WORKSHOP := $(VENV)/workshop

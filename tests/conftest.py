@@ -115,16 +115,23 @@ FIRST = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Files that take minutes come first, and the zoo, whose tests are handed out one by one, last, so that
-    no process ends long before another; the tests of any other file stay together in one process, in their
-    order."""
+    "Files that take minutes come first, and the zoo, whose tests are handed out one by one, last."
     order = {name: place for place, name in enumerate(FIRST)}
     items.sort(key=lambda item: (item.path.stem == "test_zoo", order.get(item.path.stem, len(FIRST))))
-    for item in items:
-        if item.path.stem != "test_zoo":
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """The tests of a file stay together in one process, in their order; those of the zoo do not, so that no
+    process ends long before another."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split("::", 1)[0]
+            return nodeid if file.endswith("test_zoo.py") else file
+
+    return Files(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -207,7 +214,7 @@ if "ADVBN_STAGE" in os.environ:
 @contextmanager
 def watched(folder):
     "Processes that are started inside write down which modules of the package they have imported."
-    folder.mkdir()
+    folder.mkdir(parents=True)
     (folder / "sitecustomize.py").write_text(WATCH)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(
@@ -246,7 +253,7 @@ def miniature(once, make):
             )
         content["profiles"]["openmoji"]["threads"] = None  # one process, which starts faster than two
         path.write_text(yaml.safe_dump(content, sort_keys=False))
-        with watched(folder / "imports"):
+        with watched(folder / "executed" / "imports"):
             said = make(folder, "reproduce-all").stdout
         assert "about" in said.splitlines()[0] and "Gentle AdvBN" in said and "is complete" in said
 

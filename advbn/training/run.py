@@ -79,8 +79,9 @@ def wanted_images(data: Data, network: Network) -> Preprocessing:
     Raises `DataError` if neither says how large."""
     if not data.streamed:
         return IMAGENET
+    weights = pinned_weights(network)
     try:
-        wanted = wanted_by(network.name, pinned_weights(network)).at(data.size, data.resize)
+        wanted = wanted_by(network.name, weights).at(data.size, data.resize)
     except ValueError as error:
         raise DataError(str(error)) from None
     if not (wanted.size and wanted.resize):

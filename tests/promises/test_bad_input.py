@@ -1078,7 +1078,7 @@ def test_images_that_are_no_bytes_are_refused(change, found):
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            "train@{}",
+            "train@openmoji-{}",
             lambda c, name: c["methods"].update({name: c["methods"]["finetune"]}),
             id="a method",
         ),

@@ -28,6 +28,7 @@ ELSEWHERE = {
     "dvc repro": "what `make reproduce-all` calls",
     "twine upload": "that publishes",
     "advbn import-official checkpoint.pth.tar": "see test_official",
+    "advbn status": "see test_pipeline",
     "advbn evaluate --model resnet50 --weights weights.pt --data val --shifts all": "see test_command_line",
 }
 
@@ -73,7 +74,7 @@ def test_a_command_of_the_documents_runs(reproduced, make, command):
     there, and the embedded images for ImageNet."""
     command = (
         command.replace("--profile NAME", "--profile cifar10")
-        .replace("study@NAME", "study@ablations")
+        .replace("study@PROFILE-NAME", "study@openmoji-ablations")
         .replace("imagenet", "openmoji")
     )
     if command.startswith("make "):

@@ -28,7 +28,10 @@ def test_the_archives_are_in_order(built):
         wheel.namelist(),
         next(wheel.read(n).decode() for n in wheel.namelist() if n.endswith("METADATA")),
     )
-    ours = {p.relative_to(ROOT).as_posix() for p in (ROOT / "advbn").rglob("*.py")} | {"advbn/py.typed"}
+    ours = {p.relative_to(ROOT).as_posix() for p in (ROOT / "advbn").rglob("*.py")} | {
+        "advbn/page.html",
+        "advbn/py.typed",
+    }
     assert {n for n in names if n.startswith("advbn/")} == ours and any(
         n.endswith("licenses/LICENSE") for n in names
     )

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -110,11 +109,33 @@ def test_the_whole_pipeline_in_miniature(reproduced):
     assert touched and {s.partition("@")[2].partition("-")[2] for s in touched} == {"gentle", ""}
 
 
+def test_status_says_of_every_profile_whether_its_results_hold(reproduced):
+    def status():
+        done = call(sys.executable, "-m", "advbn", "status", "--json", cwd=reproduced, check=False)
+        return done.returncode, json.loads(done.stdout)
+
+    params, results = reproduced / "params.yaml", reproduced / "results"
+    before, content = params.read_text(), yaml.safe_load(params.read_text())
+    content["methods"]["gentle"]["layer"]["eps"] = 0.5
+    params.write_text(yaml.safe_dump(content, sort_keys=False))
+    code, found = status()
+    assert code == 1 and found.keys() == {p.parent.name for p in results.glob("*/metrics.json")}
+    assert {"train@openmoji-gentle", "report@openmoji"} <= found["openmoji"].keys()
+    assert "train@openmoji-advbn" not in found["openmoji"]
+    content["profile"] = "cifar10"  # and of a profile that params.yaml does not name
+    params.write_text(yaml.safe_dump(content, sort_keys=False))
+    assert status()[1] == found
+    params.write_text(before)
+    shutil.rmtree(results / "cifar10")
+    assert status() == (0, {"openmoji": {}}) and not list(reproduced.glob("status-*"))
+
+
 def imported(clone, stage):
     "The modules of the package that the processes of a stage have imported, as paths in the clone."
-    notes = [p for p in (clone / "imports").iterdir() if p.name.rpartition(" ")[0] == stage]
+    notes = [p for p in (clone / "executed/imports").iterdir() if p.name.rpartition(" ")[0] == stage]
     assert notes, f"{stage} has noted nothing"
-    return {str(Path(line).relative_to(clone)) for p in notes for line in p.read_text().split("\n") if line}
+    lines = {line for p in notes for line in p.read_text().split("\n") if line}
+    return {line[line.rindex("/advbn/") + 1 :] for line in lines}
 
 
 def test_stages_depend_on_what_they_import_and_on_nothing_else(reproduced):
