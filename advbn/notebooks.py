@@ -127,6 +127,19 @@ def record_stage(params: Params, stage: str, seconds: float):
 
 
 @contextmanager
+def _at_work_on(stage):
+    "Let processes that are started inside know, by `ADVBN_STAGE`, what they are at work on."
+    before = os.environ.get("ADVBN_STAGE")
+    os.environ["ADVBN_STAGE"] = stage
+    try:
+        yield
+    finally:
+        os.environ.pop("ADVBN_STAGE")
+        if before is not None:
+            os.environ["ADVBN_STAGE"] = before
+
+
+@contextmanager
 def _stopping(progress):
     "Pass Ctrl-C and SIGTERM on to the notebook's processes, and wait until they have kept what they train."
     import psutil
@@ -181,8 +194,7 @@ def run_notebook(path: Path, given: dict | None = None) -> Path:
     output = project_root() / "executed" / params.profile / f"{name}.ipynb"
     output.parent.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    os.environ["ADVBN_STAGE"] = name  # what this process and those that it starts are at work on
-    with _stopping(project_root() / "progress"):
+    with _stopping(project_root() / "progress"), _at_work_on(name):
         papermill.execute_notebook(
             str(path),
             str(output),

@@ -35,7 +35,8 @@ def _as_if_named(profile: str) -> dict:
         stage["wdir"], stage["matrix"]["profile"] = "..", [profile]
     with tempfile.TemporaryDirectory(prefix="status-", dir=root) as folder:
         file = Path(folder) / "dvc.yaml"
-        file.write_text(yaml.safe_dump({"vars": ["../params.yaml"], **pipeline}), encoding="utf-8")
+        text = yaml.safe_dump({"vars": ["../params.yaml"], **pipeline}, sort_keys=False)
+        file.write_text(text, encoding="utf-8")
         (Path(folder) / "dvc.lock").write_bytes((root / "dvc.lock").read_bytes())
         found = _dvc_status(str(file.relative_to(root)))
     return {name.rpartition(":")[2]: changes for name, changes in found.items()}

@@ -4,11 +4,10 @@ import pytest
 import timm
 import torch
 import yaml
+from miniature_imagenet import imagenet_tree, parameters, picture
 from torch import nn
 
 from advbn.networks.models import build_model
-
-from miniature_imagenet import imagenet_tree, parameters, picture
 
 LITE, HALF = "timm/tf_efficientnet_lite0", (0.5, 0.5, 0.5)
 

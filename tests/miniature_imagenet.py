@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
+
+from advbn.base.files import file_digest
 from advbn.base.sections import ImageNet
 from advbn.images.batches import Share
 from advbn.images.datasets import FolderData
 from advbn.images.preprocessing import Preprocessing
-from PIL import Image
-
-from advbn.base.files import file_digest
 from advbn.networks.models import build_model
 
 

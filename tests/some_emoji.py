@@ -2,12 +2,11 @@
 
 import pytest
 import torch
+from conftest import ROOT
 
 from advbn.images.batches import read_images
 from advbn.images.openmoji import write_png
 from advbn.networks.models import build_model
-
-from conftest import ROOT
 
 
 @pytest.fixture(scope="module")

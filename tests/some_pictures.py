@@ -5,8 +5,8 @@ import torch
 
 from advbn.images.batches import MemoryBatches, read_images
 from advbn.networks.autoencoder import Autoencoder
-from advbn.training.loop import fit_decoder
 from advbn.networks.models import build_model
+from advbn.training.loop import fit_decoder
 
 
 @pytest.fixture(scope="module")

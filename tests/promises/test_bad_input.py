@@ -12,36 +12,34 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import ROOT, call, copied_project
+from lite_profile import LITE
+from miniature_imagenet import folder_data
 from PIL import Image
 from torch import nn
 
-from advbn.training.run import setting_of
 from advbn import AdvBN, corrupt
 from advbn.base.config import parse_params
-from advbn.base.sections import Training
 from advbn.base.errors import DataError, WeightsError
-from advbn.evidence.assess import class_names, evaluate_networks, FolderReading
+from advbn.base.progress import Progress, read_checked
+from advbn.base.sections import Training
+from advbn.evidence.assess import FolderReading, class_names, evaluate_networks
 from advbn.evidence.evaluation import predict, predict_each, top1_accuracy
-from advbn.images.batches import duplicates, MemoryBatches, read_images
+from advbn.evidence.testing import made_from
+from advbn.images.batches import MemoryBatches, duplicates, read_images
 from advbn.images.datasets import Cifar10Data
-from advbn.images.decoding import BadImages, read_picture, Tree
+from advbn.images.decoding import BadImages, Tree, read_picture
 from advbn.images.openmoji import build_openmoji
 from advbn.method.network import AdvBNNet
 from advbn.networks.autoencoder import Autoencoder
 from advbn.networks.models import build_model
 from advbn.networks.weights import load_into, load_state, save_state
-from advbn.base.progress import Progress, read_checked
 from advbn.shifts.filters import edges, instagram
-from advbn.shifts.styles import adversarial, reconstructed, stylized
-from advbn.training.loop import finetuning_net, fit
-from advbn.evidence.testing import made_from
-from advbn.training.run import load_data
-from advbn.widgets import classify
-
 from advbn.shifts.published import open_published
-from conftest import call, copied_project, ROOT
-from miniature_imagenet import folder_data
-from lite_profile import LITE
+from advbn.shifts.styles import adversarial, reconstructed, stylized
+from advbn.training.loop import finetuning_net, fit, fit_decoder
+from advbn.training.run import load_data, setting_of
+from advbn.widgets import classify
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*do not end in")
 
@@ -208,7 +206,7 @@ def test_no_interpreter_is_started_for_a_picture(folder, refused, monkeypatch):
 
 
 def test_images_left_out_are_not_counted(folder, tmp_path):
-    from advbn.evidence.assess import evaluate_networks, load_network, FolderReading
+    from advbn.evidence.assess import FolderReading, evaluate_networks, load_network
 
     cut(folder / "images/dogs/x.png", 2000)
     cut(folder / "images/cats/y.png", 2000)
@@ -1119,3 +1117,18 @@ def test_images_made_for_another_network_are_made_with_other_settings(lite_proje
         and settings[0] == settings[1]
     )
     assert (settings[0]["size"], settings[0]["resize"]) == (224, 256)
+
+
+@pytest.mark.promise(
+    "Bad input", "NaN and infinity stop training with step, learning rate and the last good progress"
+)
+def test_a_decoder_that_diverges_stops(tmp_path):
+    autoencoder = Autoencoder(build_model("small_vgg", 9), "features.relu2_2")
+    images = read_images(ROOT / "data/openmoji")[range(0, 1898, 60)]
+    with (
+        pytest.raises(
+            FloatingPointError, match=r"decoder: a weight is NaN or infinite at step \d+ \(learning rate"
+        ),
+        Progress(tmp_path / "run.pt", 1) as progress,
+    ):
+        fit_decoder(autoencoder, MemoryBatches(images, 8, 0), 3, 1e30, progress)

@@ -10,18 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from splitting_checks import assert_same, complete_state
 from torch import nn
 
-from advbn.evidence.testing import kept_tests
-from advbn.evidence.testing import make_tests
-from advbn.training.run import setting_of
-from advbn.training.run import resolve
 from advbn import (
     AdvBN,
-    corrupt,
     DualBatchNorm2d,
+    corrupt,
     mean_corruption_error,
     prepare,
     renormalize,
@@ -29,9 +27,10 @@ from advbn import (
     use_branch,
 )
 from advbn.base.config import parse_params
-from advbn.base.sections import Training
 from advbn.base.errors import DataError
+from advbn.base.sections import Training
 from advbn.evidence.evaluation import for_inference, mean_error, predict, predict_each
+from advbn.evidence.testing import evaluate, kept_tests, make_tests
 from advbn.images.batches import FolderBatches, Reading
 from advbn.images.openmoji import build_openmoji, write_png
 from advbn.networks.autoencoder import Autoencoder
@@ -39,13 +38,8 @@ from advbn.networks.models import build_model
 from advbn.networks.weights import load_state, save_state
 from advbn.shifts.corruptions import CORRUPTIONS
 from advbn.training.loop import finetuning_net, fit
-from advbn.evidence.testing import evaluate
-from advbn.training.train import pretrain, train
-from advbn.training.run import load_data
-from advbn.training.train import train_autoencoder
-
-from conftest import ROOT
-from splitting_checks import assert_same, complete_state
+from advbn.training.run import load_data, resolve, setting_of
+from advbn.training.train import pretrain, train, train_autoencoder
 
 
 class Fails(RuntimeError):

@@ -7,10 +7,9 @@ import sys
 
 import pytest
 import torch
+from conftest import ROOT, call
 
 from advbn.networks.models import build_model
-
-from conftest import call, ROOT
 
 PROGRAM = """
 import gc, json, os, resource, sys, warnings

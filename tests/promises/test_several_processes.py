@@ -15,26 +15,21 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 import yaml
+from conftest import ROOT
+from miniature_imagenet import folder_data, parameters
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from advbn.training.run import setting_of
-from advbn.training.run import resolve
 from advbn.base.config import parse_params
 from advbn.base.sections import Training
-from advbn.images.batches import MemoryBatches, read_images
-from advbn.images.batches import Share
+from advbn.evidence.testing import evaluate
+from advbn.images.batches import MemoryBatches, Share, read_images
 from advbn.networks.models import build_model
 from advbn.networks.weights import load_state, save_state
 from advbn.training.distributed import build_accelerator, synchronized
 from advbn.training.loop import finetuning_net, fit
-from advbn.evidence.testing import evaluate
-from advbn.training.train import pretrain, train
-from advbn.training.train import train_autoencoder
-
-from conftest import ROOT
-from miniature_imagenet import folder_data
-from miniature_imagenet import parameters
+from advbn.training.run import resolve, setting_of
+from advbn.training.train import pretrain, train, train_autoencoder
 
 RECIPE = Training(epochs=2, batch_size=16, lr=0.02)
 

@@ -6,7 +6,6 @@ import subprocess
 
 import nbformat
 import pytest
-
 from conftest import ROOT
 
 PARTS = ("images", "method", "networks", "shifts", "training", "evidence")  # each imports those before it

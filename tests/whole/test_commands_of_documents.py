@@ -4,8 +4,7 @@ import re
 import shutil
 
 import pytest
-
-from conftest import call, ROOT
+from conftest import ROOT, call
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
 

@@ -10,9 +10,7 @@ from urllib.parse import unquote, urldefrag, urljoin, urlparse
 
 import pandas as pd
 import pytest
-
 from conftest import CHROMIUM, ROOT
-
 
 LAYER = next((ROOT / "nbs/method").glob("*_layer.ipynb")).stem  # its number may change
 

@@ -7,8 +7,7 @@ import sys
 import pandas as pd
 import pytest
 import yaml
-
-from conftest import call, copied_project, ROOT
+from conftest import ROOT, call, copied_project
 
 
 @pytest.fixture(scope="module")

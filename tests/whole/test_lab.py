@@ -11,7 +11,6 @@ import urllib.request
 
 import nbformat
 import pytest
-
 from conftest import CHROMIUM, ROOT, borrowed_venv
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")

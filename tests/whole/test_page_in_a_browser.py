@@ -6,11 +6,10 @@ import re
 import subprocess
 
 import pytest
+from conftest import CHROMIUM, ROOT
 
 from advbn.base.config import load_params
 from advbn.shifts.cells import columns, decoded_columns
-
-from conftest import CHROMIUM, ROOT
 
 PROBE = """<script>window.addEventListener('load', () => {
 const first = document.querySelector('#table-ablations tbody td:first-child');

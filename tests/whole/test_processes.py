@@ -10,14 +10,13 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy
 import pytest
 import torch
+from conftest import ROOT
 
 from advbn.base.config import load_params
 from advbn.base.sections import Training
 from advbn.images.batches import MemoryBatches, read_images
 from advbn.networks.models import build_model
 from advbn.training.loop import finetuning_net, fit
-
-from conftest import ROOT
 
 RECIPE = Training(epochs=2, batch_size=16, lr=0.02)
 

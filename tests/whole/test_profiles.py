@@ -6,12 +6,11 @@ import pandas as pd
 import pytest
 import torch
 import torchvision
+from miniature_imagenet import parameters, picture
 
-from advbn.evidence.testing import make_tests
-from advbn.training.run import setting_of
-from advbn.training.run import resolve
 from advbn.base.config import parse_params
 from advbn.base.errors import ParameterError
+from advbn.base.files import file_digest
 from advbn.evidence.tables import (
     decoded_markdown,
     decoded_table,
@@ -19,12 +18,9 @@ from advbn.evidence.tables import (
     robustness_markdown,
     robustness_table,
 )
-from advbn.base.files import file_digest
-from advbn.evidence.testing import evaluate
-from advbn.training.train import pretrain, train
-from advbn.training.train import train_autoencoder
-
-from miniature_imagenet import parameters, picture
+from advbn.evidence.testing import evaluate, make_tests
+from advbn.training.run import resolve, setting_of
+from advbn.training.train import pretrain, train, train_autoencoder
 
 
 def test_imagenets_protocol_in_miniature_up_to_the_tables(imagenet, root, monkeypatch):

@@ -9,12 +9,11 @@ import nbformat
 import pandas as pd
 import pytest
 import yaml
+from conftest import RECORDED, ROOT, fault
 
 from advbn.base.config import load_params
-from advbn.images.openmoji import fingerprint
 from advbn.evidence.tables import finding, paper_text
-
-from conftest import fault, RECORDED, ROOT
+from advbn.images.openmoji import fingerprint
 
 NUMBERED = sorted((ROOT / "nbs").glob("*/[0-9]*.ipynb"))
 

@@ -8,22 +8,18 @@ import pytest
 import timm
 import torch
 import yaml
+from lite_profile import HALF, LITE, pixels, seen_by_first_convolutions
 
-from advbn.training.run import setting_of
-from advbn.training.run import resolve
 from advbn import prepare
 from advbn.base.config import parse_params
 from advbn.evidence.assess import load_network
 from advbn.evidence.evaluation import predict
+from advbn.evidence.testing import evaluate
 from advbn.images.batches import normalize
 from advbn.images.preprocessing import IMAGENET, preprocessing_of, recorded
 from advbn.networks.weights import load_state
-from advbn.evidence.testing import evaluate
-from advbn.training.train import pretrain, train
-from advbn.training.run import load_data
-from advbn.training.train import train_autoencoder
-
-from lite_profile import HALF, LITE, pixels, seen_by_first_convolutions
+from advbn.training.run import load_data, resolve, setting_of
+from advbn.training.train import pretrain, train, train_autoencoder
 
 
 def test_a_network_gets_the_same_images_in_prepare_in_the_pipeline_and_on_the_command_line(

@@ -15,14 +15,13 @@ from unittest import mock
 import pytest
 import timm
 import torch
+from conftest import ROOT
+from splitting_checks import check_cut, check_network, lived_in, outputs
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torchvision import models as torchvision
 
 from advbn.method import splitting
-
-from conftest import ROOT
-from splitting_checks import check_cut, check_network, lived_in, outputs
 
 TABLE = ROOT / "results/zoo.csv"
 RELEASE = re.search(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)[

@@ -3,11 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from by_hand import IMAGES, OPTIONS, TARGETS, alike, by_hand, plain, sgd_of
 from torch import nn
 
 from advbn.networks.weights import load_state
-
-from by_hand import alike, by_hand, IMAGES, OPTIONS, plain, sgd_of, TARGETS
 
 
 def trained(model, tmp_path, trainer_class=None, examples=None, trainer_options={}, **options):

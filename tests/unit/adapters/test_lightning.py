@@ -7,9 +7,8 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from by_hand import IMAGES, OPTIONS, TARGETS, alike, by_hand, plain, sgd_of
 from torch.utils.data import DataLoader, TensorDataset
-
-from by_hand import alike, by_hand, IMAGES, OPTIONS, plain, sgd_of, TARGETS
 
 
 def classifier(step=None, network=plain, **attributes):

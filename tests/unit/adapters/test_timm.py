@@ -2,11 +2,10 @@
 
 import pytest
 import torch
+from by_hand import IMAGES, OPTIONS, TARGETS
 from torch import nn
 
 from advbn import prepare
-
-from by_hand import IMAGES, OPTIONS, TARGETS
 
 
 def test_timms_loop():

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from lite_profile import HALF, pixels, seen_by_first_convolutions
+from miniature_imagenet import picture
 from torch import nn
 
-from advbn import corrupt, CORRUPTIONS, prepare
+from advbn import CORRUPTIONS, corrupt, prepare
 from advbn.base.errors import DataError
-from advbn.evidence.assess import class_names, evaluate_networks, load_network, summary, FolderReading
+from advbn.evidence.assess import FolderReading, class_names, evaluate_networks, load_network, summary
 from advbn.evidence.evaluation import predict
 from advbn.images.batches import read_images
 from advbn.images.openmoji import write_png
@@ -17,9 +19,6 @@ from advbn.networks.models import build_model, wanted_by
 from advbn.networks.weights import load_state, save_state
 from advbn.shifts.filters import edges
 from advbn.widgets import classify
-
-from lite_profile import HALF, pixels, seen_by_first_convolutions
-from miniature_imagenet import picture
 
 
 def test_the_numbers_are_those_of_a_direct_computation(emoji_folder, emoji_network):

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from scipy.stats import t
 from torch import nn
 from torchvision.models import resnet18
+from users_networks import EVALUATED, IMAGES, Net, conv_bn, same, snapshot, used
 
-from advbn import AdvBN, CORRUPTIONS, mean_corruption_error
+from advbn import CORRUPTIONS, AdvBN, mean_corruption_error
 from advbn.evidence.evaluation import ALEXNET, for_inference, mean_error, predict, predict_each, top1_accuracy
 from advbn.evidence.intervals import mean_interval, summarize
 from advbn.images.batches import normalize
@@ -18,8 +19,6 @@ from advbn.method.splitting import split
 from advbn.networks.autoencoder import Autoencoder
 from advbn.networks.models import build_model
 from advbn.shifts.styles import adversarial, stylized
-
-from users_networks import conv_bn, EVALUATED, IMAGES, Net, same, snapshot, used
 
 FULL = {name: [0.1, 0.2, 0.3, 0.4, 0.5] for name in CORRUPTIONS}
 

@@ -5,8 +5,8 @@ import torch
 from PIL import Image
 
 from advbn import AdvBN
-from advbn.images.writing import make_set
 from advbn.images.batches import read_images
+from advbn.images.writing import make_set
 from advbn.shifts.styles import adversarial
 
 

@@ -6,9 +6,11 @@ import json
 import pandas as pd
 import pytest
 import yaml
+from conftest import ROOT
 
 from advbn.base.config import load_params, parse_params
 from advbn.base.errors import ParameterError
+from advbn.evidence.figures import cost_chart
 from advbn.evidence.intervals import mean_interval
 from advbn.evidence.studies import (
     control_of,
@@ -18,14 +20,11 @@ from advbn.evidence.studies import (
     study_table,
     table_of_runs,
 )
-from advbn.evidence.figures import cost_chart
 from advbn.evidence.tables import study_markdown
 from advbn.shifts.cells import columns
-from advbn.training.run import base_runs, study_runs
 from advbn.shifts.corruptions import CORRUPTIONS
 from advbn.shifts.filters import FILTERS
-
-from conftest import ROOT
+from advbn.training.run import base_runs, study_runs
 
 
 @pytest.fixture(scope="module")

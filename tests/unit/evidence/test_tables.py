@@ -4,12 +4,11 @@ import json
 
 import pandas as pd
 import pytest
+from conftest import RECORDED
 
 from advbn.base.config import load_params
 from advbn.base.sections import Method, Profile
-from advbn.evidence.tables import mce_table, PUBLISHED, robustness_table, Entry
-
-from conftest import RECORDED
+from advbn.evidence.tables import PUBLISHED, Entry, mce_table, robustness_table
 
 
 def test_bold_means_that_the_interval_excludes_zero():

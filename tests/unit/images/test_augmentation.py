@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from advbn.base.sections import Augment
-from advbn.images.augmentation import apply_policy, augment_batch, POLICIES
+from advbn.images.augmentation import POLICIES, apply_policy, augment_batch
 from advbn.images.batches import MemoryBatches, read_images
 
 

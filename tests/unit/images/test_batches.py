@@ -3,11 +3,17 @@
 import pytest
 import torch
 
-from advbn.images.batches import Reading
-from advbn.images.batches import Share
 from advbn.base.sections import Augment
 from advbn.images.augmentation import POLICIES
-from advbn.images.batches import FolderBatches, MemoryBatches, normalize, read_images, split_indices
+from advbn.images.batches import (
+    FolderBatches,
+    MemoryBatches,
+    Reading,
+    Share,
+    normalize,
+    read_images,
+    split_indices,
+)
 from advbn.shifts.filters import instagram
 
 

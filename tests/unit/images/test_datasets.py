@@ -5,18 +5,17 @@ import pickle
 import numpy as np
 import pytest
 import torchvision
+from miniature_imagenet import folder_data, picture
 from PIL import Image
 
-from advbn.base.sections import Cifar10
 from advbn.base.errors import DataError
 from advbn.base.files import filled_path
+from advbn.base.sections import Cifar10
 from advbn.images.datasets import Cifar10Data, EmbeddedData, open_set
 from advbn.images.openmoji import build_openmoji
 from advbn.shifts.cells import cells
 from advbn.shifts.corruptions import CORRUPTIONS
 from advbn.shifts.published import open_published, published_cells
-
-from miniature_imagenet import folder_data, picture
 
 CIFAR_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 

@@ -11,13 +11,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.models import densenet121, resnet18
+from users_networks import IMAGES, Net, conv_bn, used, weighted
 
 import advbn
 from advbn import AdvBN, AdvBNNet, prepare, use_branch
 from advbn.bench import peak_memory
 from advbn.method.network import RECIPES
-
-from users_networks import conv_bn, IMAGES, Net, used, weighted
 
 
 @pytest.fixture

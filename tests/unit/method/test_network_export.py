@@ -4,11 +4,10 @@ import pytest
 import timm
 import torch
 from torch import nn
+from users_networks import IMAGES, Aliased, Net, conv_bn, one_step, used
 
 from advbn import AdvBN, AdvBNNet, prepare, split, use_branch
 from advbn.training.loop import finetuning_net
-
-from users_networks import Aliased, conv_bn, IMAGES, Net, one_step, used
 
 
 @pytest.mark.parametrize(

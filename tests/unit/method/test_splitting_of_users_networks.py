@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
+from users_networks import IMAGES, Net, conv_bn, same, snapshot, used
 
 from advbn import prepare, split
-
-from users_networks import conv_bn, IMAGES, Net, same, snapshot, used
 
 # ---- random draws and values of the host
 

@@ -6,12 +6,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from splitting_checks import assert_same, check_cut, check_network, complete_state, lived_in
 from torch import nn
 
-from advbn import convert_dual_batchnorm, DualBatchNorm2d, prepare
+from advbn import DualBatchNorm2d, convert_dual_batchnorm, prepare
 from advbn.networks.models import build_model
-
-from splitting_checks import assert_same, check_cut, check_network, complete_state, lived_in
 
 WIDTH = 4  # channels, of every piece's input and output
 

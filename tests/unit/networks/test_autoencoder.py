@@ -5,8 +5,8 @@ import torch
 from advbn.images.batches import MemoryBatches
 from advbn.method.splitting import split
 from advbn.networks.autoencoder import Autoencoder, mirrored_decoder
-from advbn.training.loop import fit_decoder
 from advbn.networks.models import build_model
+from advbn.training.loop import fit_decoder
 
 
 def test_the_decoder_mirrors_vgg19():

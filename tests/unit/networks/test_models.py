@@ -4,12 +4,11 @@ import copy
 
 import pytest
 import torch
+from lite_profile import HALF, LITE
 
 from advbn.images.preprocessing import IMAGENET, Preprocessing, preprocessing_of
 from advbn.networks.models import build_model, wanted_by
 from advbn.networks.weights import save_state
-
-from lite_profile import HALF, LITE
 
 
 @pytest.mark.parametrize(

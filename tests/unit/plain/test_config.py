@@ -5,11 +5,10 @@ import re
 
 import pytest
 import yaml
+from miniature_imagenet import parameters
 
 from advbn.base.config import load_params, parse_params
 from advbn.base.errors import ParameterError
-
-from miniature_imagenet import parameters
 
 
 @pytest.fixture

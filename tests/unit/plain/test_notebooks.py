@@ -4,11 +4,10 @@ import re
 
 import pytest
 import torch
+from conftest import ROOT, notebook
 
 from advbn.base.errors import ParameterError
 from advbn.notebooks import check_parameters, notebook_parameters, surroundings
-
-from conftest import notebook, ROOT
 
 TRAIN = ROOT / "nbs/stages/train.ipynb"
 

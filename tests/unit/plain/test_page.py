@@ -4,15 +4,13 @@ import re
 
 import pandas as pd
 import pytest
+from conftest import RECORDED, ROOT
 
 from advbn.base.config import load_params
-from advbn.evidence.intervals import mean_interval
-from advbn.evidence.intervals import verdict
+from advbn.evidence.intervals import mean_interval, verdict
 from advbn.evidence.tables import comparison, conclusions, side_by_side_rows
 from advbn.page import build_page, made
 from advbn.shifts.cells import columns, title
-
-from conftest import RECORDED, ROOT
 
 
 @pytest.mark.parametrize("profile", RECORDED)

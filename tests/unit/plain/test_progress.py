@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from advbn.base.errors import Busy, Interrupted
-from advbn.base.progress import fingerprint, Progress, read_checked, write_checked
+from advbn.base.progress import Progress, fingerprint, read_checked, write_checked
 
 
 def test_a_file_that_is_cut_short_is_passed_over_with_its_name(tmp_path):

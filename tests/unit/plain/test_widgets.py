@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from advbn.base.config import load_params
-from advbn.widgets import classify, GROUPS, RobustnessView, StyleView
+from advbn.widgets import GROUPS, RobustnessView, StyleView, classify
 
 
 @pytest.fixture(scope="module")

@@ -5,18 +5,17 @@ import resource
 import pytest
 import torch
 import torchvision
-from torchvision.transforms.v2.functional import center_crop
+from conftest import ROOT
+from miniature_imagenet import folder_data
 from PIL import Image
+from torchvision.transforms.v2.functional import center_crop
 
-from advbn import AdvBN, CORRUPTIONS
+from advbn import CORRUPTIONS, AdvBN
 from advbn.base.errors import DataError
 from advbn.images.batches import read_images
 from advbn.images.datasets import EmbeddedData
+from advbn.shifts.cells import Painter, cells, store_cells, stored_cells
 from advbn.shifts.published import open_published, published_cells
-from advbn.shifts.cells import cells, Painter, store_cells, stored_cells
-
-from conftest import ROOT
-from miniature_imagenet import folder_data
 
 
 def test_the_cells_are_all_there(root, autoencoder):

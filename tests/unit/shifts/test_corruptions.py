@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from advbn.images.batches import read_images
-from advbn.shifts.corruptions import corrupt, corruption_settings, CORRUPTIONS, EXTRA_CORRUPTIONS
+from advbn.shifts.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt, corruption_settings
 
 PHOTOGRAPHS = (
     "astronaut.png",

@@ -3,7 +3,7 @@
 import torch
 
 from advbn.images.batches import read_images
-from advbn.shifts.filters import edges, FILTERS, instagram
+from advbn.shifts.filters import FILTERS, edges, instagram
 
 
 def test_every_filter_changes_an_image_and_keeps_its_form(root):

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
+from conftest import ROOT
 
 from advbn.images.batches import read_images
 from advbn.networks.models import build_model
 from advbn.training.distributed import synchronized
 from advbn.training.loop import finetuning_net, pretraining_net
-
-from conftest import ROOT
 
 
 def batch(n=12):

@@ -5,21 +5,26 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import nn
-
-from advbn.images.batches import Reading
-from advbn.images.batches import Share
-from advbn import AdvBN
-from advbn.base.sections import Training
-from advbn.images.batches import FolderBatches, MemoryBatches, normalize, read_images, to_pixels
-from advbn.images.preprocessing import Preprocessing, remember
-from advbn.networks.models import build_model
-from advbn.base.progress import Progress
-from advbn.training.loop import build_optimizer, finetuning_net, fit, pretraining_net
-
 from conftest import ROOT
 from lite_profile import HALF
+from torch import nn
 from users_networks import EVALUATED
+
+from advbn import AdvBN
+from advbn.base.progress import Progress
+from advbn.base.sections import Training
+from advbn.images.batches import (
+    FolderBatches,
+    MemoryBatches,
+    Reading,
+    Share,
+    normalize,
+    read_images,
+    to_pixels,
+)
+from advbn.images.preprocessing import Preprocessing, remember
+from advbn.networks.models import build_model
+from advbn.training.loop import build_optimizer, finetuning_net, fit, pretraining_net
 
 RECIPE = Training(epochs=2, batch_size=16, lr=0.02)
 

@@ -4,20 +4,17 @@ import pytest
 import timm
 import torch
 import yaml
+from conftest import ROOT
+from lite_profile import HALF, LITE, pixels, seen_by_first_convolutions
+from miniature_imagenet import parameters
 
-from advbn.training.run import setting_of
-from advbn.training.run import resolve
 from advbn.base.config import load_params, parse_params
 from advbn.base.errors import DataError, ParameterError
 from advbn.base.files import file_digest
 from advbn.images.preprocessing import Preprocessing
 from advbn.networks.models import wanted_by
-from advbn.training.run import check_networks, load_data
+from advbn.training.run import check_networks, load_data, resolve, setting_of
 from advbn.training.train import clear_progress, pretrain
-
-from conftest import ROOT
-from lite_profile import HALF, LITE, pixels, seen_by_first_convolutions
-from miniature_imagenet import parameters
 
 
 def test_streamed_images_are_as_large_as_the_network_wants_them_where_the_profile_says_nothing(lite_project):
