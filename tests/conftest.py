@@ -197,17 +197,18 @@ def released(once, make):
 
 
 WATCH = """
-import atexit, os, sys
+import os, sys
 
-def note():
-    ours = [module for name, module in list(sys.modules.items()) if name.startswith("advbn.")]
-    files = [getattr(module, "__file__", None) for module in ours]
-    name = f"{os.environ['ADVBN_STAGE']} {os.getpid()}"
-    with open(os.path.join(os.environ["ADVBN_WATCH"], name), "w") as file:
-        print(*filter(None, files), sep="\\n", file=file)
+class Watch:
+    "Writes down, at each import of a module of the package, its name."
+
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("advbn."):
+            with open(os.path.join(os.environ["ADVBN_WATCH"], os.environ["ADVBN_STAGE"]), "a") as file:
+                print(name, file=file)
 
 if "ADVBN_STAGE" in os.environ:
-    atexit.register(note)
+    sys.meta_path.insert(0, Watch())
 """
 
 

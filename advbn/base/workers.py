@@ -12,18 +12,22 @@ from tqdm import tqdm
 from .registry import load_extensions, loaded_extensions
 
 
+_preloaded = ["advbn.training.train", "accelerate"]  # what workers know when they are forked
+
+
 def _context():
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["advbn.evidence.studies", "accelerate"])
+    context.set_forkserver_preload(_preloaded)
     return context
 
 
-def start_workers():
-    """Let the process that workers are forked from begin its imports; does nothing where there is none, or
-    where it runs already."""
+def start_workers(module: str = "advbn.training.train"):
+    """Let the process that workers are forked from begin its imports, those of `module`; does nothing where
+    there is none, or where it runs already."""
     if "forkserver" in multiprocessing.get_all_start_methods():
+        _preloaded[0] = module
         _context()
         from multiprocessing import forkserver
 

@@ -61,7 +61,7 @@ def test_every_link_leads_somewhere(site):
         "method/index.html",
         f"method/{LAYER}.html",
         "api/method.layer.html",
-        "api/config.html",
+        "api/base.config.html",
         "promises.html",
         "networks.html",
         "explore/styles.html",
