@@ -309,7 +309,9 @@ def test_half_drawn_images(context, tmp_path):
 
 def keep_shifts(folder):
     torch.set_num_threads(1)
-    store_cells(cells(EmbeddedData(ROOT / "data"), 0), folder / "shifts")
+    data = EmbeddedData(ROOT / "data")
+    numbers = data.test_indices(0)
+    store_cells(cells(data.test(0), numbers, line_art=data.line_art(numbers)), folder / "shifts")
 
 
 @pytest.mark.promise(
