@@ -6,17 +6,17 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # for editors and type checkers; nothing of it is imported when a program runs
     from .evidence.evaluation import mean_corruption_error as mean_corruption_error
-    from .method.dual_batchnorm import convert_dual_batchnorm as convert_dual_batchnorm
     from .method.dual_batchnorm import DualBatchNorm2d as DualBatchNorm2d
+    from .method.dual_batchnorm import convert_dual_batchnorm as convert_dual_batchnorm
     from .method.dual_batchnorm import use_branch as use_branch
     from .method.layer import AdvBN as AdvBN
     from .method.network import AdvBNNet as AdvBNNet
     from .method.network import prepare as prepare
     from .method.splitting import split as split
     from .method.statistics import renormalize as renormalize
-    from .shifts.corruptions import corrupt as corrupt
     from .shifts.corruptions import CORRUPTIONS as CORRUPTIONS
     from .shifts.corruptions import EXTRA_CORRUPTIONS as EXTRA_CORRUPTIONS
+    from .shifts.corruptions import corrupt as corrupt
 
 _PUBLIC = {  # and where each is, for those who run it
     "renormalize": "method.statistics",

@@ -16,16 +16,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
+from .base.files import project_root
 from .evidence.cost import step_flops
 from .evidence.evaluation import for_inference, predict_each
-from .base.files import project_root
+from .evidence.testing import score
 from .method.network import prepare
 from .networks.models import build_model
 from .notebooks import surroundings
-from .shifts.corruptions import corrupt, CORRUPTIONS
+from .shifts.corruptions import CORRUPTIONS, corrupt
 from .shifts.styles import style_images
 from .training.loop import finetuning_net
-from .evidence.testing import score
 
 
 def alternate(sides: dict, repetitions: int = 9, warmup: int = 2, device: str = "cpu") -> pd.DataFrame:

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 import typer
 
 from . import __version__
-from .base.errors import Busy, Interrupted, INTERRUPTED, ProcessLost
+from .base.errors import INTERRUPTED, Busy, Interrupted, ProcessLost
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -154,6 +154,7 @@ def _told(found, rows, path) -> bool:
     """Print `rows` and keep `found` at `path`, if there is one, in the first process alone, which writes all
     files; returns whether this is it."""
     from accelerate import PartialState
+
     from .base.rows import keep_rows
 
     if first := PartialState().is_main_process:
@@ -309,12 +310,13 @@ def evaluate(
         ]:
             raise ParameterError(f"--model {model} needs {' and '.join(missing)}")
         import torch
+
         from .evidence.assess import (
+            FolderReading,
             chosen_shifts,
             class_names,
             evaluate_networks,
             load_network,
-            FolderReading,
             summary,
         )
         from .images.decoding import BadImages
@@ -351,10 +353,10 @@ def make_set(
     sets/advbn"""
     from .base.config import load_params
     from .base.errors import ParameterError
+    from .evidence.testing import made_from
     from .images.writing import make_set
     from .shifts.styles import adversarial, reconstructed, style_images, stylized
     from .training.distributed import build_accelerator
-    from .evidence.testing import made_from
     from .training.run import check_seed, load_data, setting_of, styles_folder
     from .training.train import load_autoencoder, picture_attack
 
@@ -416,6 +418,7 @@ def clean(
     import os
     import shutil
     from contextlib import suppress
+
     from .base.files import cache_folder, project_root
     from .images.decoding import kept_listings
 
@@ -469,7 +472,7 @@ def corrupt(
     from .evidence.assess import Pictures
     from .images.decoding import BadImages
     from .images.writing import make_set
-    from .shifts.corruptions import check_corruption, corrupt, SMALLEST
+    from .shifts.corruptions import SMALLEST, check_corruption, corrupt
 
     bad = BadImages(on_bad_image)
     check_corruption(name, severity)
@@ -503,6 +506,7 @@ def check(
 
     Example: advbn check photographs/test --against photographs/train"""
     from json import dumps
+
     from .images.decoding import inspect_folder
 
     found = inspect_folder(folder, against)
@@ -604,7 +608,7 @@ def bench(
 ):
     """Ratios of speed, measured in turns; kept under results/bench/. Example: advbn bench step --network
     resnet50 --batch 8"""
-    from .base.errors import did_you_mean, ParameterError
+    from .base.errors import ParameterError, did_you_mean
 
     kinds = ("step", "corrupt", "evaluate", "scale")
     if what not in kinds:
@@ -631,6 +635,7 @@ def bench(
             )
         )
     import pandas as pd
+
     from advbn import bench as rooms
 
     given = {k: v for k, v in (("batch", batch), ("size", size)) if v is not None}

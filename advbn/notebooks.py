@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from .base.config import load_params, Params
-from .base.errors import did_you_mean, Interrupted, ParameterError
+from .base.config import Params, load_params
+from .base.errors import Interrupted, ParameterError, did_you_mean
 from .base.files import project_root
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import pandas as pd
 
 from .base.config import Params
+from .base.files import project_root
 from .evidence.tables import (
+    Table,
     accuracy_text,
     baseline_label,
     columns_in,
@@ -23,9 +25,7 @@ from .evidence.tables import (
     study_conclusions,
     study_notes,
     study_text,
-    Table,
 )
-from .base.files import project_root
 from .shifts.cells import decoded_columns
 
 

@@ -10,16 +10,16 @@ import torch
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from .base.errors import DataError
-from .evidence.evaluation import predict
-from .shifts.cells import SHIFTS
 from .base.files import project_root
+from .evidence.evaluation import predict
+from .evidence.testing import kept_tests
 from .images.batches import Images, sized
 from .images.decoding import read_picture
 from .images.preprocessing import preprocessing_of
 from .method.layer import AdvBN
 from .method.splitting import split
 from .method.statistics import renormalize
-from .evidence.testing import kept_tests
+from .shifts.cells import SHIFTS
 from .training.run import load_data, setting_of
 
 GROUPS = ("all channels", "first quarter", "second quarter", "third quarter", "last quarter")

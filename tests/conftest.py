@@ -196,6 +196,11 @@ def released(once, make):
     return once("released", build)
 
 
+IN_TWO = (
+    "-m accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no "
+    "--dynamo_backend no"
+).split()  # what makes two processes of a command on the CPU
+
 WATCH = """
 import os, sys
 

@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Annotated, get_args
 
 import yaml
-from pydantic import BaseModel, Field, model_validator, SerializeAsAny, ValidationError
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, model_validator
 
-from .errors import did_you_mean, ParameterError
+from .errors import ParameterError, did_you_mean
 from .files import project_root
 from .registry import load_extensions
 from .sections import (
+    DATASETS,
+    METHODS,
     Base,
     Count,
     Data,
-    DATASETS,
     Method,
-    METHODS,
     Name,
     Network,
     Profile,

@@ -23,6 +23,7 @@ def write_checked(state, path: Path):
 
     Raises `OSError` with the name of the last good file if the disk is full or cannot be written."""
     import torch
+
     from .files import whole_file
 
     path, buffer = Path(path), io.BytesIO()

@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from .registry import load_extensions, loaded_extensions
 
-
 _preloaded = ["advbn.training.train", "accelerate"]  # what workers know when they are forked
 
 

@@ -20,10 +20,10 @@ from ..base.errors import DataError, did_you_mean
 from .evaluation import mean_corruption_error, mean_error, predict
 from .testing import score
 from ..images.batches import FolderImages, Images
-from ..images.decoding import BadImages, ImageError, LEAST, Tree
-from ..images.folders import check_distinct, NamedFolder
+from ..images.decoding import LEAST, BadImages, ImageError, Tree
+from ..images.folders import NamedFolder, check_distinct
 from ..images.preprocessing import preprocessing_of
-from ..networks.models import build_model, NETWORKS
+from ..networks.models import NETWORKS, build_model
 from ..shifts.cells import cells, made_alone
 from ..shifts.corruptions import CORRUPTIONS
 

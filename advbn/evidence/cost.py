@@ -21,7 +21,7 @@ from .evaluation import for_inference
 from ..method.network import AdvBNNet
 from ..networks.models import build_model
 from ..shifts.cells import SHIFTS
-from ..shifts.corruptions import corrupt, CORRUPTIONS
+from ..shifts.corruptions import CORRUPTIONS, corrupt
 from ..training.loop import finetuning_net, pretraining_net, trained_net
 from ..training.run import load_data, setting_of, use_threads, wanted_images
 

@@ -14,13 +14,13 @@ import torch
 
 from ..base.config import Params
 from .evaluation import predict
-from .tables import columns_in, CONTROL, row_label, rows_of, study_label
+from .tables import CONTROL, columns_in, row_label, rows_of, study_label
 from .testing import kept_tests
 from ..images.batches import mixed_order
 from ..shifts.cells import title
 from ..shifts.corruptions import CORRUPTIONS
 from ..shifts.styles import adversarial, reconstructed
-from ..training.run import load_data, load_network, Run, Setting
+from ..training.run import Run, Setting, load_data, load_network
 from ..training.train import load_autoencoder, picture_attack
 
 # %% ../../nbs/evidence/07_figures.ipynb #66e915d7

@@ -20,7 +20,7 @@ from ..shifts.cells import columns
 from ..shifts.corruptions import CORRUPTIONS
 from ..shifts.filters import FILTERS
 from ..training.distributed import build_accelerator
-from ..training.run import attack_settings, load_data, load_network, Run, use_threads
+from ..training.run import Run, attack_settings, load_data, load_network, use_threads
 from ..training.train import finetuned, pretrain
 
 # %% ../../nbs/evidence/04_studies.ipynb #5c4d2006

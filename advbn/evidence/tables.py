@@ -20,7 +20,7 @@ import pandas as pd
 from ..base.config import Params
 from .evaluation import corruption_errors, mean_corruption_error, mean_error
 from .intervals import mean_interval, summarize, verdict
-from ..shifts.cells import columns, decoded_columns, SHIFTS, title
+from ..shifts.cells import SHIFTS, columns, decoded_columns, title
 
 # %% ../../nbs/evidence/06_tables.ipynb #1607ff25
 CONTROL = "finetune"  # the method that others are compared with
@@ -288,12 +288,11 @@ def paper_text(table: pd.DataFrame, params: Params) -> Table:
 def finding(table: pd.DataFrame, params: Params, method: str = "advbn", branch: str = "adversarial") -> str:
     "One sentence about a branch of `method` against the clean fine-tune: where it helps, and where not."
     rows = table[(table.method == method) & (table.branch == branch)].set_index("shift")
-    groups = {"above it": [], "below it": [], "not told apart from it": []}
+    groups = {"higher": [], "lower": []}
     for shift in columns_in(table):
         value, half = rows.difference[shift], rows.difference_ci95[shift]
-        where = "not told apart from it" if not abs(value) > half else "above it" if value > 0 else "below it"
-        groups[where].append(f"{title(shift)} ({signed(value, half)})")
-    parts = [f"{where} on {', '.join(names)}" for where, names in groups.items() if names]
+        groups.setdefault(verdict(value, half), []).append(f"{title(shift)} ({signed(value, half)})")
+    parts = [f"{word} on {', '.join(names)}" for word, names in groups.items() if names]
     return f"{params.methods[method].label}'s {branch} branch against a clean fine-tune: {'; '.join(parts)}."
 
 # %% ../../nbs/evidence/06_tables.ipynb #f10acc8c

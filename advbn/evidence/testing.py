@@ -14,10 +14,19 @@ from tqdm import tqdm
 
 from ..base.files import file_digest, project_root
 from .evaluation import for_inference, predict_each
-from ..shifts.cells import cells, Painter, SHIFTS, store_cells, stored_cells
+from ..shifts.cells import SHIFTS, Painter, cells, store_cells, stored_cells
 from ..shifts.published import published_cells
 from ..training.distributed import build_accelerator, others_answering
-from ..training.run import check_seed, load_data, load_network, Run, Setting, styles_folder, use_threads
+from advbn.training.run import (
+    Run,
+    Setting,
+    check_seed,
+    load_data,
+    load_network,
+    streamed_as,
+    styles_folder,
+    use_threads,
+)
 from ..training.train import list_left_out, load_autoencoder, picture_attack
 
 # %% ../../nbs/evidence/03_testing.ipynb #e4486b9b
@@ -72,14 +81,13 @@ def made_from(setting: Setting, data, seed: int) -> dict:
     images = hashlib.sha256(repr((test.names, test.classes)).encode())
     for tensor in (test.images, test.targets) if data.in_memory else ():
         images.update(tensor.cpu().contiguous().numpy().tobytes())
-    streamed = {} if data.in_memory else {k: getattr(data, k) for k in ("size", "resize", "interpolation")}
     parts = {part: setting.checkpoint("autoencoder", 0, part) for part in ("classifier", "decoder")}
     return {
         "seed": seed,
         "images": images.hexdigest(),
         "shifts": list(SHIFTS),
         **setting.data.model_dump(include={"sets", "test_images", "size", "resize"}),
-        **streamed,
+        **streamed_as(data),
         **setting.pictures.model_dump(include={"network", "after", "attack", "styles_sha256"}),
         **{part: file_digest(path) for part, path in parts.items() if path.exists()},
     }

@@ -19,7 +19,7 @@ from torch import nn
 from torchvision.transforms import InterpolationMode, v2
 
 from ..base.errors import DataError
-from .augmentation import apply_policy, augment_batch, BLENDS, check_policy, EACH_IMAGE, step_seed
+from .augmentation import BLENDS, EACH_IMAGE, apply_policy, augment_batch, check_policy, step_seed
 from .decoding import BadImages, ImageError, Tree
 from .preprocessing import IMAGENET, Preprocessing
 

@@ -16,10 +16,21 @@ from torchvision.datasets import CIFAR10
 
 from ..base.errors import DataError
 from ..base.files import filled_path
-from .batches import duplicates, FolderBatches, FolderImages, Images, list_images
-from .batches import MemoryBatches, mixed_order, read_images, Reading, Share, split_indices
+from advbn.images.batches import (
+    FolderBatches,
+    FolderImages,
+    Images,
+    MemoryBatches,
+    Reading,
+    Share,
+    duplicates,
+    list_images,
+    mixed_order,
+    read_images,
+    split_indices,
+)
 from .decoding import BadImages
-from .folders import NamedFolder, PAGES
+from .folders import PAGES, NamedFolder
 from .preprocessing import IMAGENET, Preprocessing
 
 # %% ../../nbs/images/07_datasets.ipynb #60032255

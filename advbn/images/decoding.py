@@ -23,9 +23,9 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
-from ..base.sections import OnBadImage
 from ..base.errors import DataError
 from ..base.files import cache_folder, whole_file
+from ..base.sections import OnBadImage
 
 # %% ../../nbs/images/04_decoding.ipynb #975ff609
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")

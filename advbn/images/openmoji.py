@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
+
 from ..base.errors import DataError
 
 # %% ../../nbs/images/01_openmoji.ipynb #b6911eb5

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .attack import LossGradient, MOVED, ascend, batch_and_mean, borrowed, first_factors
+from .attack import MOVED, LossGradient, ascend, batch_and_mean, borrowed, first_factors
 from .statistics import rescale
 
 # %% ../../nbs/method/04_layer.ipynb #982a11e6

@@ -20,9 +20,9 @@ from ..base.errors import nearest
 from .folding import folded, followed_by_norm
 from advbn.method.tracing import (
     BY_HAND,
-    Refused,
     VIEW_MODULES,
     VIEWS,
+    Refused,
     base_of,
     calls,
     constants,

@@ -18,7 +18,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock
 
 from ..base.errors import did_you_mean, nearest
-from ..images.preprocessing import from_timm, IMAGENET, Preprocessing, recorded, remember
+from ..images.preprocessing import IMAGENET, Preprocessing, from_timm, recorded, remember
 from .weights import load_into, load_state
 
 # %% ../../nbs/networks/02_models.ipynb #4d01c821

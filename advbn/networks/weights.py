@@ -16,9 +16,9 @@ from pickle import UnpicklingError
 import torch
 from torch import nn
 
-from ..images.preprocessing import recorded, remember
 from ..base.errors import WeightsError
 from ..base.files import whole_file
+from ..images.preprocessing import recorded, remember
 
 # %% ../../nbs/networks/01_weights.ipynb #7940acdf
 def save_state(state: dict, path: Path):

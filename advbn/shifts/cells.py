@@ -24,8 +24,8 @@ from ..base.rows import write_rows
 from ..images.batches import Images, mixed_order
 from ..method.layer import AdvBN
 from ..networks.autoencoder import Autoencoder
-from .corruptions import corrupt, CORRUPTIONS
-from .filters import edges, FILTERS, instagram
+from .corruptions import CORRUPTIONS, corrupt
+from .filters import FILTERS, edges, instagram
 from .styles import adversarial, reconstructed, style_images, stylized
 
 # %% ../../nbs/shifts/09_cells.ipynb #cb4d3cda
@@ -66,7 +66,6 @@ class Shift:
     branch: str = "clean"  # of AdvBN, the one that the paper's evaluation uses; empty for none
     painted: bool = False  # does it need a `Painter`?
     table: str = "robustness"  # "robustness", or "decoded" for the table of adversarial images
-    note: str = ""  # how it is made, in a few words for below a table
 
 
 SHIFTS = Registry("shift")

@@ -15,7 +15,7 @@ import torch
 from ..base.errors import nearest
 from . import blur, digital, noise, weather
 from .filters import check_images
-from .noise import Corruption, Randomness, SWITCH
+from .noise import SWITCH, Corruption, Randomness
 
 # %% ../../nbs/shifts/06_corruptions.ipynb #7479c2e6
 ENTRIES = {

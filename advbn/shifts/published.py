@@ -14,8 +14,8 @@ import torch
 
 from ..base.errors import DataError
 from ..images.batches import Images
-from ..images.folders import NamedFolder, offered, PAGES, require
-from .corruptions import check_corruption, CORRUPTIONS, EXTRA_CORRUPTIONS
+from ..images.folders import PAGES, NamedFolder, offered, require
+from .corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, check_corruption
 
 # %% ../../nbs/shifts/08_published.ipynb #e2aae8a1
 GROUPS = {

@@ -18,7 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..base.errors import NotFinite
-from ..base.progress import fingerprint, Progress
+from ..base.progress import Progress, fingerprint
 from ..images.augmentation import step_seed
 from ..images.batches import to_channels_last, to_pixels
 from ..method.network import AdvBNNet, joined, prepare

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['check_pin', 'pinned_weights', 'Setting', 'wanted_images', 'setting_of', 'Run', 'described', 'resolve', 'find_row',
-           'all_seeds', 'attack_settings', 'base_runs', 'study_runs', 'load_data', 'build_network', 'load_network',
-           'use_threads', 'styles_folder', 'check_networks', 'check_seed']
+           'all_seeds', 'attack_settings', 'base_runs', 'study_runs', 'streamed_as', 'load_data', 'build_network',
+           'load_network', 'use_threads', 'styles_folder', 'check_networks', 'check_seed']
 
 # %% ../../nbs/training/03_run.ipynb #74d77552
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from ..base.config import Params, Row
-from ..base.errors import DataError, did_you_mean, ParameterError
+from ..base.errors import DataError, ParameterError, did_you_mean
 from ..base.files import file_digest, filled_path, project_root
 from ..base.sections import Data, Layer, Method, Network, Pictures, Short, Training
 from ..images.batches import Share
@@ -204,8 +204,9 @@ def find_row(params: Params, name: str) -> Row:
 def all_seeds(params: Params, row: Row | str) -> list:
     "The runs of a row for every seed of `params.yaml`, a study's for every seed of its section `short`."
     row = find_row(params, row) if isinstance(row, str) else row
-    seeds = params.current.short.seeds if row.base else params.seeds
-    return [resolve(params, row, seed) for seed in seeds]
+    first, *others = params.current.short.seeds if row.base else params.seeds
+    run = resolve(params, row, first)
+    return [run, *(replace(run, seed=seed) for seed in others)]
 
 # %% ../../nbs/training/03_run.ipynb #bde807d4
 def attack_settings(row: Row) -> dict:
@@ -230,8 +231,7 @@ def base_runs(params: Params, base: str) -> list:
     without that section. Raises `ParameterError` for an unknown base, with the nearest name."""
     _known(base, params.bases, "base")
     rows = params.base_rows(base).values()
-    seeds = params.current.short.seeds if params.current.short else ()
-    return [[resolve(params, row, seed) for row in rows] for seed in seeds]
+    return [list(runs) for runs in zip(*(all_seeds(params, row) for row in rows))]
 
 
 def study_runs(params: Params, study: str) -> list:
@@ -242,6 +242,11 @@ def study_runs(params: Params, study: str) -> list:
     rows = [row for row in params.rows(study).values() if row.name in own]
     rows.sort(key=lambda row: attack_settings(row).get("steps", -1) + 2, reverse=True)
     return [run for row in rows for run in all_seeds(params, row)]
+
+# %% ../../nbs/training/03_run.ipynb #7313c17c
+def streamed_as(data) -> dict:
+    "How streamed images are resized and cut; nothing of those in memory, which are taken as they are."
+    return {} if data.in_memory else {key: getattr(data, key) for key in ("size", "resize", "interpolation")}
 
 # %% ../../nbs/training/03_run.ipynb #f5aedae2
 def load_data(setting: Setting, accelerator=None):
@@ -261,10 +266,7 @@ def build_network(name: str, section, data):
     """The network `name` of a section of `params.yaml`; it remembers that it sees the images that `data`
     makes, whatever its weights were made for."""
     model = build_model(name, len(data.classes), pinned_weights(section), section.head)
-    if data.in_memory:
-        return model
-    made = {key: getattr(data, key) for key in ("size", "resize", "interpolation")}
-    return remember(model, replace(preprocessing_of(model), **made))
+    return remember(model, replace(preprocessing_of(model), **streamed_as(data)))
 
 
 def load_network(run: Run, method: str | None = None, branch: str = "clean") -> torch.nn.Module:

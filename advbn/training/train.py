@@ -25,8 +25,15 @@ from ..networks.models import build_model
 from ..networks.weights import load_into, save_state
 from .distributed import build_accelerator, others_answering
 from .loop import fit, fit_decoder, pretraining_net, trained_net
-from .run import build_network, load_data, load_network, Run, Setting
-from .run import styles_folder, use_threads
+from advbn.training.run import (
+    Run,
+    Setting,
+    build_network,
+    load_data,
+    load_network,
+    styles_folder,
+    use_threads,
+)
 
 # %% ../../nbs/training/04_train.ipynb #46115d98
 def progress_of(setting: Setting, name: str, seed: int, accelerator) -> Progress:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 import yaml
-from conftest import ROOT
+from conftest import IN_TWO, ROOT
 from miniature_imagenet import folder_data, parameters
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -411,21 +411,8 @@ def test_two_processes_evaluate_as_one_does_and_a_streamed_set_is_written(imagen
     train(resolve(params, "standard", 0))
     train_autoencoder(setting_of(params))
     alone, _ = evaluate(resolve(params, "standard", 0))
-    launch = [
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-    ]
     done = subprocess.run(
-        [sys.executable, *launch, "-m", "advbn", "evaluate", "standard", "--seed", "0", "--save"],
+        [sys.executable, *IN_TWO, "-m", "advbn", "evaluate", "standard", "--seed", "0", "--save"],
         cwd=imagenet,
         capture_output=True,
         text=True,

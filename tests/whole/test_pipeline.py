@@ -8,7 +8,7 @@ import sys
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT, call, notebook, would_run
+from conftest import IN_TWO, ROOT, call, notebook, would_run
 
 from advbn.base.errors import ParameterError
 from advbn.notebooks import run_notebook
@@ -157,17 +157,7 @@ def test_two_processes_train_a_method(reproduced):
     clone = reproduced
     done = call(
         sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
+        *IN_TWO,
         "-m",
         "advbn",
         "train",
