@@ -535,7 +535,7 @@ def plan(
     --profile imagenet"""
     from .base.config import load_params
     from .base.errors import ParameterError
-    from .evidence.cost import disk_bytes, missing_sets, plan
+    from .training.cost import disk_bytes, missing_sets, plan
 
     params = load_params()
     if profile and profile not in params.profiles:

@@ -508,7 +508,7 @@ PARAMETERS = [
     ("the control trains adversarially", put("methods/finetune/train", "nothing"), "allowed is 'clean'"),
     ("a name for a folder", lambda c: c["methods"].update({"../x": c["methods"]["standard"]}), "../x"),
     ("a base that is not there", put("studies/ablations/bases", ["plane"]), "did you mean 'plain'"),
-    ("a severity that is not there", put(OWN + "short/severities", [6]), "severities.0 is 6"),
+    ("a share above one", put(OWN + "short/shares", {"corruptions": 2.0}), "corruptions is 2.0"),
     ("a seed that is not trained", put(OWN + "short/seeds", [9]), "allowed are those of seeds"),
     (
         "cut out of something smaller",
