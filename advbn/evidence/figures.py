@@ -200,28 +200,35 @@ def _compared_networks(before: Run, after: Run) -> dict:
     return networks
 
 
+def _shown_in_all(names: list, first: int) -> str:
+    "The first image from number `first` on that all of the cells' `names` have."
+    every = set.intersection(*map(set, names))
+    return next(name for name in names[0][first:] + names[0] if name in every)
+
+
 def predictions_figure(before: Run, after: Run, image: int = 100):
-    """A figure: test image number `image` under every shift, with the three likeliest classes of two runs'
-    networks."""
+    """A figure: test image number `image`, or the next one that every cell shows, under every shift, with the
+    three likeliest classes of two runs' networks."""
     import matplotlib.pyplot as plt
 
     data, networks = load_data(before.setting), _compared_networks(before, after)
     cells = list(shift_examples(before.setting, data, before.seed))
-    image %= len(cells[0][2])
+    name = _shown_in_all([images.names for *_, images in cells], image)
     size = (1.75 * len(cells), 1.75 + 1.05 * len(networks))
     heights = [1.5] + [1] * len(networks)
     fig, axes = plt.subplots(len(heights), len(cells), figsize=size, height_ratios=heights, squeeze=False)
     for cell, column in zip(cells, axes.T):
-        _predictions_column(column, cell, image, networks, data.classes)
+        _predictions_column(column, cell, name, networks, data.classes)
     for name, ax in zip(networks, axes[1:, 0]):
         ax.set_ylabel(name.replace(", ", ",\n"), fontsize=7)
     fig.tight_layout(pad=0.4)
     return fig
 
 # %% ../../nbs/evidence/06_figures.ipynb #013799ad
-def _predictions_column(column, cell: tuple, number: int, networks: dict, classes):
-    "Draw image `number` of a cell, and below it what each network takes it for."
+def _predictions_column(column, cell: tuple, image: str, networks: dict, classes):
+    "Draw the `image` of this name in a cell, and below it what each network takes it for."
     shift, name, images = cell
+    number = images.names.index(image)
     column[0].imshow(images.images[number].permute(1, 2, 0))
     which = f"\n{name}" if name not in (shift, "decoded") else "\n"
     column[0].set_title(title(shift) + which, fontsize=8)

@@ -593,7 +593,7 @@ def test_a_file_of_parameters_that_is_none(project, refused, text, words):
         (["train", "advbn", "--seed", "one"], "one"),
         (["train", "advbn", "--seed", "0"], "no checkpoint at"),
         (["evaluate", "advbn", "--seed", "0"], "no checkpoint at"),
-        (["run", "nbs/stages/train.ipynb"], "no notebook at"),
+        (["run", "nbs/stages/method.ipynb"], "no notebook at"),
         (["plan", "--profile", "openmojo"], "allowed are openmoji"),
         (["make-set", "out", "--kind", "sketch"], "allowed are advbn"),
         (["make-set", "out", "--seed", "99"], "allowed are the seeds"),
@@ -1076,7 +1076,7 @@ def test_images_that_are_no_bytes_are_refused(change, found):
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            "train@openmoji-{}",
+            "method@openmoji-{}",
             lambda c, name: c["methods"].update({name: c["methods"]["finetune"]}),
             id="a method",
         ),

@@ -76,7 +76,7 @@ def test_command_line_errors_are_one_line_and_status_2(refused, monkeypatch):
         "-m",
         "advbn",
         "run",
-        "nbs/stages/train.ipynb",
+        "nbs/stages/method.ipynb",
         "-p",
         "methd=advbn",
         cwd=ROOT,
@@ -120,7 +120,7 @@ def test_the_plan_names_stages_and_missing_sets(params, monkeypatch, tmp_path):
     assert {
         "pretrain",
         "shifts",
-        *(f"{verb} {m}" for verb in ("train", "evaluate") for m in params.methods),
+        *(f"method {m}" for m in params.methods),
         *(f"study {s}" for s in params.studies),
     } <= set(stages)
     recipe = params.current.pretrain

@@ -47,6 +47,7 @@ def test_an_ablation_changes_one_setting(params):
         if method.train == "adversarial" and method.recipe == "faithful" and name != "advbn":
             other = {**method.layer.model_dump(), "after": method.after}
             changed = {k for k in other if other[k] != reference[k]}
+            changed -= {"steps"} if other["eps"] == 0 else set()  # there is nothing to search in
             assert len(changed - ({"start"} if changed & {"steps"} else set())) == 1, (name, changed)
 
 
@@ -164,7 +165,7 @@ def test_a_short_run_tests_on_a_share_of_what_was_made(params):
         ),
         (
             lambda c: c["profiles"]["openmoji"]["short"]["shares"].update(corruptions=0.5),
-            "short.shares has corruptions: 0.5; allowed is at most 0.4",
+            "short.shares has corruptions: 0.5; allowed is at most 0.2",
         ),
         (lambda c: c["profiles"]["openmoji"]["short"].update(seeds=[1, 1]), "each may stand there once"),
         (lambda c: c["studies"]["ablations"].update(bases=["plain", "plain"]), "each may stand there once"),
@@ -195,9 +196,9 @@ def test_unknown_studies_and_profiles_without_them(params, tmp_path):
     with pytest.raises(ParameterError, match="no study 'ablation'"):
         study_runs(params, "ablation")
     without = params.model_copy(update={"profile": "cifar10"})
-    history, shared = run_bases(base_runs(without, "plain"))
+    history, shared, _ = run_bases(base_runs(without, "plain"))
     assert history.empty and shared.empty
-    found = run_study(study_runs(without, "ablations"), shared, without.rows("ablations"))
+    found, _ = run_study(study_runs(without, "ablations"), shared, without.rows("ablations"))
     table = study_table(found, without, "ablations")
     assert found.empty and table.empty and table_of_runs(without, "ablations").empty
     assert (
