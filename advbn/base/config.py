@@ -339,8 +339,7 @@ def parse_params(content: dict, source: str = "params.yaml") -> Params:
         params = Params.model_validate(_special(content, source))
     except ValidationError as error:
         raise ParameterError(explain(error, source)) from None
-    for profile in params.profiles:
-        merged_methods(params, profile)
+    merged_methods(params, params.profile)
     return params
 
 

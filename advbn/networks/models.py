@@ -249,7 +249,8 @@ class _Registered:
         return NETWORKS[model](classes)
 
     def published(self, model: str) -> tuple:
-        return next(iter(WEIGHTS[model].values()), None), WEIGHTS[model]
+        by_word = WEIGHTS.get(model, {})
+        return next(iter(by_word.values()), None), by_word
 
 # %% ../../nbs/networks/02_models.ipynb #3e1287d2
 class _Torchvision:
@@ -465,8 +466,8 @@ def build_model(
     else."""
     if head not in (None, "new", "classes") or (head and not weights):
         raise ValueError(
-            f"head is {head!r} and weights is {weights!r}; allowed are head=None, and head='new' and "
-            f"head='classes' with weights"
+            f"head is {head!r} and weights is {weights!r}; allowed are head=None, and head='new' "
+            f"with weights, and head='classes' likewise"
         )
     numbers = imagenet_numbers(names) if head == "classes" else []
     if weights and not _is_file(weights):
@@ -474,8 +475,9 @@ def build_model(
         published = published_weights(name, weights)
         model = remember(published.load(), published.preprocessing)
     else:
-        before = _classes_in(name, weights, classes) if head == "new" else 1000 if head else classes
-        model = remember(_random(name, before), wanted_by(name))
+        wanted, before = wanted_by(name), 1000 if head == "classes" else classes
+        before = _classes_in(name, weights, classes) if head == "new" else before
+        model = remember(_random(name, before), wanted)
         if weights:
             load_into(model, weights)
     if head == "classes":
