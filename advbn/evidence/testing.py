@@ -37,9 +37,11 @@ def score(networks: dict, made, title: str) -> tuple:
     top classes, int16 `[N]`, under keys such as `clean/instagram/hefe`; the pieces of a cell are put
     together."""
     networks = {branch: for_inference(network) for branch, network in networks.items()}
+    on_gpu = any(p.is_cuda for network in networks.values() for p in network.parameters())
+    at_once = 512 if on_gpu else 64  # images; so few stay in the cache of a CPU
     counts, predictions = {}, {}
     for shift, cell, images in tqdm(made, desc=title, unit="cell"):
-        for branch, classes in predict_each(networks, images.images).items():
+        for branch, classes in predict_each(networks, images.images, at_once).items():
             key = f"{branch}/{shift}/{cell}"
             predictions.setdefault(key, []).append(classes.numpy().astype("int16"))
             correct, seen = counts.get((branch, shift, cell), (0, 0))
