@@ -221,8 +221,8 @@ def test_slips_in_what_a_profile_says_over_a_method(content, over, words):
     [
         (
             "profiles.pacs.data.source",
-            "paint",
-            "source is 'paint'; allowed are photo, .*did you mean 'photo'",
+            "foto",
+            "source is 'foto'; allowed are photo, .*did you mean 'photo'",
         ),
         (
             "profiles.pacs.data.source",
