@@ -154,7 +154,7 @@ def made_alone() -> tuple:
     "The names of the shifts that need nothing but the images."
     return tuple(name for name in columns("") if not SHIFTS[name].painted)
 
-
+# %% ../../nbs/shifts/09_cells.ipynb #8b0ecacc
 def tested_shifts(data: Data, painter: bool = True) -> tuple:
     """The names of the shifts that a data set is tested on: those that its section names, or all that can be
     made, in the table's order. Those that are painted need a `painter`.
