@@ -463,12 +463,12 @@ def build_model(
     be trained; `head="classes"` keeps the rows of ImageNet's for the `names`, WordNet ids. Raises
     `ValueError` for an unknown name, with the nearest ones, for published weights of another number of
     classes, before they are downloaded, and for a file that holds something else."""
-    if head not in (None, "new", "classes") or (head and not weights):
+    if head not in (None, "new", "classes") or (head and not weights) or (head == "classes" and not names):
         raise ValueError(
             f"head is {head!r} and weights is {weights!r}; allowed are head=None, and head='new' "
             f"with weights, and head='classes' likewise"
         )
-    numbers = imagenet_numbers(names) if head == "classes" else []
+    numbers = imagenet_numbers(names) if head == "classes" else None
     if weights and not _is_file(weights):
         check_weights(name, classes, weights, head)
         published = published_weights(name, weights)
@@ -477,8 +477,7 @@ def build_model(
         before = 1000 if numbers else _classes_in(name, weights, classes) if head else classes
         wanted = wanted_by(name)
         model = remember(_random(name, before), wanted)
-        if weights:
-            load_into(model, weights)
+        model = load_into(model, weights) if weights else model
     if numbers:
         return _cut_down(model, name, numbers)
     return _with_new_head(model, name, classes) if head else model
