@@ -30,7 +30,7 @@ def _boxes(n: int, least: float, generator: torch.Generator) -> tuple:
     width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
     return width, height, (2 * x - 1) * (1 - width), (2 * y - 1) * (1 - height)
 
-
+# %% ../../nbs/images/03_augmentation.ipynb #30579915
 def augment_batch(images: torch.Tensor, options, generator: torch.Generator) -> torch.Tensor:
     """Each image of a float batch `[N, C, H, W]` cropped, rotated, moved, scaled and flipped at random.
 
@@ -64,7 +64,7 @@ def _turned(images, turns):
     rows = torch.stack([same, left, right, right, same, left, left, right, same], -1).view(-1, 3, 3)
     return torch.einsum("nij,njhw->nihw", rows, images)
 
-
+# %% ../../nbs/images/03_augmentation.ipynb #8d9c303f
 def recolour_batch(images: torch.Tensor, options, generator: torch.Generator) -> torch.Tensor:
     """Each image of a batch `[N, 3, H, W]`, from 0 to 255, in other colours, as floats.
 

@@ -69,7 +69,7 @@ def _check_equally_large(images, paths, root):
     if odd:
         raise DataError(f"{len(odd)} images under {root} differ in size from {paths[0]}, such as {odd[0]}")
 
-
+# %% ../../nbs/images/05_batches.ipynb #d0c4a812
 def read_samples(
     samples, root: Path, classes, bad: BadImages | None = None, size: int | None = None
 ) -> Images:
@@ -95,7 +95,7 @@ def read_samples(
     names = tuple(str(Path(path).relative_to(root)) for path in paths)
     return Images(torch.stack(images), torch.tensor(targets), names, tuple(classes))
 
-
+# %% ../../nbs/images/05_batches.ipynb #9e59105e
 def read_images(root: Path, bad: BadImages | None = None) -> Images:
     """Read an ImageFolder tree of equally large images into memory; `bad` says what is done about those that
     cannot be read.

@@ -207,7 +207,7 @@ def _read_once(samples, root, classes, policy, size):
     bad = BadImages(policy)
     return read_samples(samples, root, classes, bad, size), bad.found
 
-
+# %% ../../nbs/images/07_datasets.ipynb #239722d6
 class PhotoSet(MemorySet):
     """Photographs under `root`, divided in the same way for every seed: `tested` are tested on, `(path, class
     number)` each, and what a seed trains on is said by a subclass in `trained(seed)`."""
@@ -286,7 +286,7 @@ def _divided(root, name, tree):
     parts = split_indices(torch.tensor(tree.targets), names, 0, 0.1)
     return tuple([tree.samples[i] for i in part.tolist()] for part in parts)
 
-
+# %% ../../nbs/images/07_datasets.ipynb #46d15370
 class PacsData(PhotoSet):
     """PACS under `root`: `photo`, `art_painting`, `cartoon` and `sketch`, each with a folder for each class;
     images of any size are resized.

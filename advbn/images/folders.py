@@ -100,7 +100,7 @@ def annotated_samples(root: Path, numbers: dict) -> list:
         samples.append((str(root / "images" / name), numbers[word]))
     return samples
 
-
+# %% ../../nbs/images/06_folders.ipynb #6008f13e
 def listed_samples(root: Path, list_file: Path, classes) -> list:
     """`(path, class number)` of the lines of `list_file`, such as `photo/dog/056_0001.jpg 1`: a path below
     `root` and the number of its class in `classes`, counted from 1, as PACS is divided.

@@ -48,8 +48,8 @@ def _check_interpolation(name):
 class Preprocessing:
     """How a network wants its images: the shorter side resized to `resize` pixels, the middle `size` pixels
     cut out, then pixels from 0 to 1 normalised by `mean` and `std`, by default ImageNet's. `size` and
-    `resize` are `None` where images are taken as large as they are; `scaled` is the width and height to which
-    images are brought when they are normalised, whatever was done before, or `None`."""
+    `resize` are `None` where images are taken as they are; `scaled`, if it is not `None`, is the width and
+    height to which all are brought when they are normalised."""
 
     mean: tuple = (0.485, 0.456, 0.406)
     std: tuple = (0.229, 0.224, 0.225)
@@ -66,10 +66,9 @@ class Preprocessing:
         _check_interpolation(self.interpolation)
 
     def at(self, size: int | None = None, resize: int | None = None) -> "Preprocessing":
-        """The same with another `size` or `resize`, in pixels.
-
-        `None` leaves what there is, for `resize` its proportion to `size`; 0 takes images as large as they
-        are. Raises `ValueError` for a `resize` below `size`."""
+        """The same with another `size` or `resize`, in pixels. `None` leaves what there is, for `resize` its
+        proportion to `size`; 0 takes images as large as they are. Raises `ValueError` for a `resize` below
+        `size`."""
         return _at(self, size, resize)
 
     def __str__(self):

@@ -439,7 +439,7 @@ def imagenet_numbers(names) -> list:
         )
     return [ids.index(name) for name in names]
 
-
+# %% ../../nbs/networks/02_models.ipynb #ca9c8f3c
 def _cut_down(model, name, numbers):
     "`model` with the rows `numbers` of its classifier alone, in this order."
     before = model.state_dict()
@@ -459,27 +459,25 @@ def build_model(
     remembers how it wants its images.
 
     `weights` is a file with a state dict, see `load_into`, or the name of a torchvision weight set, a tag
-    of timm's, or `DEFAULT`; `None` starts from random numbers. `head="new"` puts a new classifier on the
-    weights, to be trained; `head="classes"` keeps the rows of ImageNet's classifier for the classes of these
-    `names`, WordNet ids. Raises `ValueError` for an unknown name, with the nearest ones, for published
-    weights of another number of classes, before they are downloaded, and for a file that holds something
-    else."""
-    if head not in (None, "new", "classes") or (head and not weights):
+    of timm's, or `DEFAULT`; `None` starts from random numbers. `head="new"` puts a new classifier on them, to
+    be trained; `head="classes"` keeps the rows of ImageNet's for the `names`, WordNet ids. Raises
+    `ValueError` for an unknown name, with the nearest ones, for published weights of another number of
+    classes, before they are downloaded, and for a file that holds something else."""
+    if head not in (None, "new", "classes") or (head and not weights) or (head == "classes" and not names):
         raise ValueError(
             f"head is {head!r} and weights is {weights!r}; allowed are head=None, and head='new' "
             f"with weights, and head='classes' likewise"
         )
-    numbers = imagenet_numbers(names) if head == "classes" else []
+    numbers = imagenet_numbers(names) if head == "classes" else None
     if weights and not _is_file(weights):
         check_weights(name, classes, weights, head)
         published = published_weights(name, weights)
         model = remember(published.load(), published.preprocessing)
     else:
-        wanted, before = wanted_by(name), 1000 if head == "classes" else classes
-        before = _classes_in(name, weights, classes) if head == "new" else before
+        before = 1000 if numbers else _classes_in(name, weights, classes) if head else classes
+        wanted = wanted_by(name)
         model = remember(_random(name, before), wanted)
-        if weights:
-            load_into(model, weights)
-    if head == "classes":
+        model = load_into(model, weights) if weights else model
+    if numbers:
         return _cut_down(model, name, numbers)
     return _with_new_head(model, name, classes) if head else model

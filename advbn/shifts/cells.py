@@ -142,9 +142,11 @@ for _name, _title in zip(DOMAINS.values(), ("Photo", "Art", "Cartoon", "Sketch d
     SHIFTS.add(_name, Shift(_name, _title, ("all",), _not_made, "adversarial", only="pacs"))
 
 # %% ../../nbs/shifts/09_cells.ipynb #3143680e
-def columns() -> tuple:
-    "The names of the shifts in the robustness table, in its order: of those that are registered by now."
-    return tuple(name for name, shift in SHIFTS.items() if shift.table == "robustness")
+def columns(of: str | None = None) -> tuple:
+    """The names of the shifts in the robustness table, in its order: of those that are registered by now, or
+    of those among them that a data set `of` this name has."""
+    known = {name: shift for name, shift in SHIFTS.items() if shift.table == "robustness"}
+    return tuple(name for name, shift in known.items() if of is None or shift.only in ("", of))
 
 
 def decoded_columns() -> tuple:
@@ -159,9 +161,9 @@ def title(shift: str) -> str:
 
 def made_alone() -> tuple:
     "The names of the shifts that need nothing but the images."
-    return tuple(name for name in columns() if not (SHIFTS[name].painted or SHIFTS[name].only))
+    return tuple(name for name in columns("") if not SHIFTS[name].painted)
 
-
+# %% ../../nbs/shifts/09_cells.ipynb #8b0ecacc
 def tested_shifts(data: Data, painter: bool = True) -> tuple:
     """The names of the shifts that a data set is tested on: those that its section names, or all that can be
     made, in the table's order. Those that are painted need a `painter`.

@@ -79,7 +79,7 @@ def _missing(section: Data, key: str, path: str) -> str:
         return f"{folder} has not {' nor '.join('/ and '.join(parts) + '/' for parts in layouts)}"
     return ""
 
-
+# %% ../../nbs/training/05_cost.ipynb #32162b88
 def missing_sets(params: Params) -> list:
     """A line for each folder of images that the profile needs and that is not there, or is there and empty;
     nothing is downloaded."""
@@ -182,7 +182,7 @@ def _seen(profile, test):
     made = [shift for shift in shifts if not SHIFTS[shift].only]
     return test * shown_cells(profile.data.shares, made) + profile.data.known.get("others", 0)
 
-
+# %% ../../nbs/training/05_cost.ipynb #bd1f4de3
 def _main_stages(params, train, test, size):
     """Yield `STAGE` of the main table's stages: operations of training and of forward passes, images to be
     corrupted."""

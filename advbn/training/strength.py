@@ -71,7 +71,7 @@ def _tried(run: Run, model, data, accelerator, shown):
         under_shifts.append(sum(cells) / len(cells))
     return sum(clean) / len(clean), sum(under_shifts) / len(under_shifts)
 
-
+# %% ../../nbs/training/06_strength.ipynb #ea85bf9b
 def _halved(recipe: Training | None):
     "A recipe with half its epochs."
     if recipe is None:
@@ -111,7 +111,7 @@ def choose_strength(
             rows.append((cut, eps, *found, control, found[1] - control))
     return pd.DataFrame(rows, columns=["cut", "eps", "clean", "shifted", "finetune", "gain"])
 
-
+# %% ../../nbs/training/06_strength.ipynb #39f84658
 def _in_half(run):
     return replace(run, pretrain=_halved(run.pretrain), finetune=_halved(run.finetune))
 

@@ -76,14 +76,14 @@ def test_every_picture_loads_and_every_table_has_its_rows(committed, tmp_path, w
     assert seen["outside"] == 0 and seen["wide"] <= seen["window"] and seen["window"] in (width, width - 15)
     assert width > 500 or seen["label"] < width / 2  # a long label leaves room for numbers
     rows = sum(2 if m.train == "adversarial" else 1 for m in params.methods.values())
-    assert seen["tables"]["table-robustness"] == [1, rows, 1 + len(columns())] and seen["tables"][
+    assert seen["tables"]["table-robustness"] == [1, rows, 1 + len(columns("openmoji"))] and seen["tables"][
         "table-advbn_set"
     ] == [1, rows, 2 + len(decoded_columns())]
     assert seen["tables"]["table-mce"][1] == rows and seen["tables"]["table-published"][1] == len(
         params.methods
-    ) * len(columns())
+    ) * len(columns("openmoji"))
     for study, section in params.studies.items():
         expected = len(section.bases) * sum(
             2 if m.train == "adversarial" else 1 for m in (params.base_methods | section.methods).values()
         )
-        assert seen["tables"][f"table-{study}"] == [1, expected, 2 + len(columns()) + 2]
+        assert seen["tables"][f"table-{study}"] == [1, expected, 2 + len(columns("openmoji")) + 2]

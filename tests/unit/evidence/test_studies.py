@@ -74,7 +74,7 @@ def test_differences_are_paired_by_seed(params):
         }
         for name, run in runs.items()
         for branch in (("clean", "adversarial") if run.method.options else ("clean",))
-        for shift in columns()
+        for shift in columns("openmoji")
         for cell in ("a", "b")
         for seed in (0, 1, 2)
     ]
@@ -82,7 +82,7 @@ def test_differences_are_paired_by_seed(params):
     gained = table.query("base == 'mixup' and method == 'advbn' and branch == 'adversarial'")
     mean, interval = mean_interval([5, 6, 7])
     assert (
-        len(gained) == len(columns()) + 1
+        len(gained) == len(columns("openmoji")) + 1
         and gained.difference.tolist() == pytest.approx([mean] * 6)
         and gained.difference_ci95.tolist() == pytest.approx([interval] * 6)
     )

@@ -14,6 +14,7 @@ from advbn.images.batches import (
     read_images,
     split_indices,
 )
+from advbn.images.preprocessing import Preprocessing
 from advbn.shifts.filters import instagram
 
 
@@ -105,3 +106,12 @@ def test_streamed_images_take_every_policy(imagenet):
     assert torch.equal(again[0], batches["augmix"][0])  # the same in worker processes
     with pytest.raises(ValueError, match="augmentation is 'augmax'; allowed are none, augmix"):
         FolderBatches(imagenet / "imagenet/train", 64, 8, seed=0, policy="augmax")
+
+
+def test_images_in_memory_are_scaled_for_the_network_where_it_says_so():
+    x = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
+    scaled = normalize(x, Preprocessing(scaled=96, interpolation="bicubic"))
+    assert scaled.shape == (2, 3, 96, 96) and scaled.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(normalize(x, Preprocessing(scaled=64)), normalize(x))
+    even = normalize(torch.full_like(x, 77), Preprocessing(scaled=48))
+    assert torch.allclose(even, normalize(torch.full((2, 3, 48, 48), 77, dtype=torch.uint8)), atol=1e-5)

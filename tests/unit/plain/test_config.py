@@ -182,3 +182,59 @@ def test_the_first_two_of_three_slips_are_said_and_the_rest_is_counted(content):
         "params.yaml: profiles.openmoji.finetune.epochs is -1; input should be greater than or equal to 1 "
         "(and 1 more)",
     ]
+
+
+def test_a_profile_says_over_a_method_what_differs_there():
+    params = load_params("imagenet200")
+    ours, plain = params.rows()["advbn"].method, params.methods["advbn"]
+    assert (ours.layer.eps, ours.layer.steps, ours.label) == (0.5, 3, plain.label)
+    assert (plain.layer.eps, plain.layer.steps) == (1.1, 6)
+    assert params.rows()["random"].method.layer.start == "random"
+    assert load_params("openmoji").rows()["advbn"].method == plain
+
+
+@pytest.mark.parametrize(
+    "over, words",
+    [
+        ({"advbm": {}}, r"profiles.openmoji.methods.advbm: no method 'advbm'; did you mean 'advbn'\?"),
+        (
+            {"advbn": {"layer": {"epz": 1.0}}},
+            "unknown key 'profiles.openmoji.methods.advbn.layer.epz'; did you",
+        ),
+        ({"advbn": {"layer": {"eps": -1.0}}}, "profiles.openmoji.methods.advbn.layer.eps is -1.0"),
+        (
+            {"finetune": {"layer": {"eps": 1.0}}},
+            "profiles.openmoji.methods.finetune: train: clean takes no layer",
+        ),
+        ({"advbn": {"train": "clean"}}, "methods.advbn.train is the same in every profile"),
+        ({"finetune": {"after": "layer2"}}, "methods.finetune.after is the same in every profile"),
+    ],
+)
+def test_slips_in_what_a_profile_says_over_a_method(content, over, words):
+    content["profiles"]["openmoji"]["methods"] = over
+    with pytest.raises(ParameterError, match=words):
+        parse_params(content)
+
+
+@pytest.mark.parametrize(
+    "path, value, words",
+    [
+        (
+            "profiles.pacs.data.source",
+            "foto",
+            "source is 'foto'; allowed are photo, .*did you mean 'photo'",
+        ),
+        (
+            "profiles.pacs.data.source",
+            "all but sketches",
+            "source is 'all but sketches'.*did you mean 'sketch'",
+        ),
+        ("profiles.pacs.data.test_images", 10, "pacs takes no test_images"),
+        ("profiles.pacs.pretrain", None, "head: new is given and pretrain is missing"),
+        ("profiles.imagenet200.network.weights", None, "head: classes needs weights"),
+        ("profiles.imagenet200.data.augment.crop", 0.0, "crop is 0.0; input should be greater than 0"),
+    ],
+)
+def test_slips_in_profiles_of_photographs(content, path, value, words):
+    with pytest.raises(ParameterError, match=words):
+        parse_params(change(content, path, value))
