@@ -105,12 +105,13 @@ def two_way(values: Mapping) -> Estimate:
 # %% ../../nbs/evidence/02_intervals.ipynb #78a398d4
 def power(standard_error: float, df: float, effect: float, level: float = 0.05) -> float:
     "The probability that a two-sided test at this `level` shows a true `effect`; NaN without an error."
-    from scipy.stats import nct, t
+    from scipy.stats import chi2, norm, t
 
     if not standard_error > 0:
         return math.nan if math.isnan(standard_error) else float(effect != 0)
-    bound, moved = t.ppf(1 - level / 2, df), effect / standard_error
-    return float(nct.sf(bound, df, moved) + nct.cdf(-bound, df, moved))
+    estimated = np.sqrt(chi2.ppf((np.arange(4000) + 0.5) / 4000, df) / df)  # its quantiles
+    bound, moved = t.ppf(1 - level / 2, df) * estimated, effect / standard_error
+    return float(np.mean(norm.sf(bound - moved) + norm.cdf(-bound - moved)))
 
 # %% ../../nbs/evidence/02_intervals.ipynb #f7448452
 def holm(ps) -> np.ndarray:
@@ -150,12 +151,12 @@ def on_branch(right: Mapping, branch: str) -> dict:
     return {seed: values for (seed, b), values in right.items() if b == branch}
 
 
-def compared(own: Mapping, gained: Mapping | None, shift: str) -> dict:
-    "The columns of a table on one shift: accuracy and, if `gained` is given, the paired difference."
-    accuracy = two_way({seed: 100 * values[[shift]] for seed, values in own.items()})
+def compared(own: Mapping, gained: Mapping | None, shifts: list) -> dict:
+    "A table's columns on the mean of `shifts`: accuracy and, if `gained` is given, the paired difference."
+    accuracy = two_way({seed: 100 * values[shifts] for seed, values in own.items()})
     gain = Estimate(*[math.nan] * 3, accuracy.seeds)
     if gained is not None:
-        gain = two_way({seed: values[[shift]] for seed, values in gained.items()})
+        gain = two_way({seed: values[shifts] for seed, values in gained.items()})
     return {
         "accuracy": accuracy.mean,
         "ci95": accuracy.half_width,
@@ -179,9 +180,9 @@ def summarize(right: Mapping, control: str) -> pd.DataFrame:
     for method, found in right.items():
         for branch in dict.fromkeys(branch for _, branch in found):
             own = on_branch(found, branch)
-            gained = differences(own, reference)
+            gained = differences(own, reference) if method != control else None
             for shift in next(iter(own.values())).columns.unique(0):
                 row = {"method": method, "branch": branch, "shift": shift}
-                row |= compared(own, gained if method != control else None, shift)
+                row |= compared(own, gained, [shift])
                 rows.append(row)
     return pd.DataFrame(rows)
