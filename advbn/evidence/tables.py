@@ -71,7 +71,7 @@ def read_answers(results: Path, profile: str, methods) -> dict:
     Raises `FileNotFoundError`, which names a method without runs."""
     return {method: read_right(_of_method(results, profile, "right", method, "npz")) for method in methods}
 
-# %% ../../nbs/evidence/06_tables.ipynb #59a4af55
+# %% ../../nbs/evidence/06_tables.ipynb #a1ffd6a3
 def with_holm(table: pd.DataFrame, family) -> pd.DataFrame:
     "The `table` with Holm's corrected p of each row as `p_holm`; `family` says which rows belong together."
     return table.assign(p_holm=table.groupby(family, sort=False).p.transform(lambda p: holm(p)))
@@ -87,7 +87,7 @@ def paper_branches(answers: Mapping, shifts) -> dict:
         for seed in dict.fromkeys(seed for seed, _ in answers)
     }
 
-# %% ../../nbs/evidence/06_tables.ipynb #b5b97ae1
+# %% ../../nbs/evidence/06_tables.ipynb #61d40d8e
 OUTCOMES = (
     *("profile", "outcome", "named", "method", "against", "difference", "difference_ci95", "standard_error"),
     *("df", "p", "seeds", "power_1", "power_2"),
@@ -319,7 +319,7 @@ def origin(runs: pd.DataFrame, shifts=None) -> str:
             parts.append(f"{', '.join(names)}: {words}")
     return "; ".join(parts) + "."
 
-# %% ../../nbs/evidence/06_tables.ipynb #5bb396da
+# %% ../../nbs/evidence/06_tables.ipynb #79c448e9
 def _chances(error, df, family=1):
     """How likely effects of one and two points are shown, in words; of a family at the first step of Holm's
     correction, and without it."""
@@ -347,17 +347,19 @@ def power_note(table: pd.DataFrame, where: str) -> str:
 
 def outcome_notes(outcomes: pd.DataFrame) -> list:
     "What the named outcomes are, and how sure the design is to show effects of one and two points on them."
-    rows = outcomes[outcomes.standard_error.notna()]
-    if rows.empty:
+    if outcomes.empty:
         return []
-    r = rows.iloc[0]
-    return [
+    r = outcomes.iloc[0]
+    notes = [
         f"◆ and ◇: named in advance, {r.named}: the mean over the shifts, each on the branch that the paper "
-        f"uses for it, each tested at 5 % by itself; all else is secondary.",
-        f"With these {r.seeds} seeds, on the primary outcome, {_chances(r.standard_error, r.df)}.",
+        f"uses for it, each tested at 5 % by itself; all else is secondary."
     ]
+    if not math.isnan(r.standard_error):
+        chances = _chances(r.standard_error, r.df)
+        notes.append(f"With these {r.seeds} seeds, on the primary outcome, {chances}.")
+    return notes
 
-# %% ../../nbs/evidence/06_tables.ipynb #99e511ba
+# %% ../../nbs/evidence/06_tables.ipynb #68acfa4d
 MARKS = {"primary": "◆", "second": "◇"}  # of the outcomes that were named in advance
 
 
@@ -496,7 +498,7 @@ def decoded_markdown(table: pd.DataFrame, params: Params) -> str:
     ]
     return "\n\n".join(parts) + "\n"
 
-# %% ../../nbs/evidence/06_tables.ipynb #1a695bc1
+# %% ../../nbs/evidence/06_tables.ipynb #0b97bf2b
 def read_study(folder: Path, params: Params, study: str) -> dict:
     """What the runs of a study got right, `{run: {(seed, branch): values}}`: its own, and those of its bases.
 
