@@ -43,7 +43,7 @@ def _bare(ax):
     ax.tick_params(axis="y", length=0)
     ax.spines[["top", "right", "left"]].set_visible(False)
 
-
+# %% ../../nbs/evidence/07_figures.ipynb #95086294
 def _gain_panel(ax, rows, shift: str, colours: dict):
     "Draw the paired differences of `rows`, as `rows_of` gives them, on one shift, from top to bottom."
     for y, (method, branch, _, values) in enumerate(rows):
@@ -78,7 +78,7 @@ def _axes(shifts: int, rows: int, outcomes: int) -> tuple:
     first = fig.add_subplot(grid[-1, 0])
     return fig, top, [first, *(fig.add_subplot(grid[-1, i], sharey=first) for i in range(1, shifts))]
 
-
+# %% ../../nbs/evidence/07_figures.ipynb #2079335d
 def robustness_chart(table: pd.DataFrame, outcomes: pd.DataFrame, params: Params):
     """A figure: the outcomes that were named in advance, and the paired differences to the clean fine-tune,
     a panel per shift, all with 95 % intervals."""

@@ -129,7 +129,7 @@ def _cells(answers, shifts):
     there = next(iter(next(iter(answers.values())).values())).columns
     return [cell for shift in shifts for cell in there if cell[0] == shift]
 
-
+# %% ../../nbs/evidence/06_tables.ipynb #4d385d24
 def robustness_table(answers: Mapping, profile: str) -> pd.DataFrame:
     """Table 1, with the columns `COLUMNS`: a row for each shift, and for each corruption
     (`corruptions/NAME`).
@@ -163,7 +163,7 @@ def _relative_errors(right, reference):
     own, base = (e.mean().groupby(names).mean()[names].to_numpy() for e in (errors, of_baseline))
     return 100 * (errors / base - own / base**2 * (of_baseline - base))
 
-
+# %% ../../nbs/evidence/06_tables.ipynb #2cb22942
 def mce_table(answers: Mapping, profile: str, baseline: str = BASELINE) -> pd.DataFrame:
     """mCE and the plain mean error of the corruptions, percent, with intervals, for each method and branch.
 
@@ -307,7 +307,7 @@ def family(table: pd.DataFrame) -> str:
         return f"the {len(rows)} comparisons of the table"
     return f"the {means} means of shifts, and for the other {len(rows) - means} comparisons among themselves"
 
-
+# %% ../../nbs/evidence/06_tables.ipynb #0f84bcb1
 def origin(runs: pd.DataFrame, shifts=None) -> str:
     """Which of the `shifts`, by default all, were generated from the test images, and which are published
     sets, as a sentence."""
@@ -344,7 +344,7 @@ def power_note(table: pd.DataFrame, where: str) -> str:
     chances = _chances(rows.standard_error.median(), rows.df.median(), len(rows))
     return f"With these {rows.seeds.iloc[0]} seeds, {where} of median error, {chances}."
 
-
+# %% ../../nbs/evidence/06_tables.ipynb #8b18f279
 def outcome_notes(outcomes: pd.DataFrame) -> list:
     "What the named outcomes are, and how sure the design is to show effects of one and two points on them."
     if outcomes.empty:
@@ -377,7 +377,7 @@ def versus(params: Params, method: str, against: str) -> str:
     "`AdvBN against random statistics`."
     return f"{params.methods[method].label} against {_inside(params.methods[against].label)}"
 
-
+# %% ../../nbs/evidence/06_tables.ipynb #3a502ed0
 def outcomes_text(outcomes: pd.DataFrame, params: Params) -> Table:
     "The text of the outcomes that were named in advance, a row each."
     lines = [
@@ -438,7 +438,7 @@ def table_notes(table: pd.DataFrame) -> str:
         filter(None, [accuracy_note(table), STAR, power_note(table, "in a secondary comparison")])
     )
 
-
+# %% ../../nbs/evidence/06_tables.ipynb #e2371838
 def robustness_markdown(found: Mapping, params: Params, runs: pd.DataFrame) -> str:
     """Table 1 with the named outcomes above and the published numbers below it, as Markdown.
 
@@ -644,7 +644,7 @@ def outcome_sentences(outcomes: pd.DataFrame, params: Params) -> list:
         for r in outcomes.itertuples()
     ]
 
-
+# %% ../../nbs/evidence/06_tables.ipynb #fadfd062
 def comparison(answers: Mapping, params: Params, method: str = "advbn", rival: str = "random") -> list:
     """Sentences about `method` against `rival` on the same branch, paired by seed and image, with Holm's
     correction for all of them; none if one is missing.
