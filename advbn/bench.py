@@ -17,12 +17,13 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from .base.files import project_root
-from .evidence.cost import step_flops
-from .evidence.evaluation import for_inference, predict_each
+from .evidence.evaluation import predict_each
 from .evidence.testing import score
+from .method.folding import for_inference
 from .method.network import prepare
 from .networks.models import build_model
 from .notebooks import surroundings
+from .training.cost import step_flops
 from .shifts.corruptions import CORRUPTIONS, corrupt
 from .shifts.styles import style_images
 from .training.loop import finetuning_net

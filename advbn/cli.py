@@ -89,7 +89,7 @@ def run(
         typer.Option("-p", help="NAME=VALUE, once for each parameter; --NAME VALUE says the same."),
     ] = None,
 ):
-    "Execute a notebook with parameters. Example: advbn run nbs/stages/train.ipynb -p method=advbn"
+    "Execute a notebook with parameters. Example: advbn run nbs/stages/method.ipynb -p method=advbn"
     from .base.config import load_params
     from .notebooks import run_notebook
 
@@ -292,15 +292,16 @@ def evaluate(
             context, OF_METHOD, "--model; a method of params.yaml is tested on the images of its profile"
         )
         from .base.rows import CELLS
-        from .evidence.testing import evaluate
+        from .evidence.testing import evaluate, keep_right
         from .training.run import resolve
 
         params = load_params()
         run = resolve(params, method, seed)
         path = _table(params, CELLS, "runs", f"{run.name}.csv") if save else None
-        found, _ = evaluate(run)
+        found, predictions = evaluate(run)
         table = found.groupby(["branch", "shift"], sort=False).accuracy.mean().unstack(sort=False)
-        _told(found, table.to_json(indent=1) if json else table.round(2).to_string(), path)
+        if _told(found, table.to_json(indent=1) if json else table.round(2).to_string(), path) and path:
+            keep_right(run.setting.results / "right" / f"{run.name}.npz", {seed: predictions})
     else:
         _check_given(
             context, OF_MODEL, "a method of params.yaml; what is printed of a --model is kept by --json"
@@ -535,7 +536,7 @@ def plan(
     --profile imagenet"""
     from .base.config import load_params
     from .base.errors import ParameterError
-    from .evidence.cost import disk_bytes, missing_sets, plan
+    from .training.cost import disk_bytes, missing_sets, plan
 
     params = load_params()
     if profile and profile not in params.profiles:

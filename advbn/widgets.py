@@ -244,11 +244,14 @@ class RobustnessView:
             project_root() / "predictions" / self.params.profile / f"{method}.npz",
         )
         if not path.exists():
-            raise DataError(f"no predictions at {path}; make them with 'dvc repro evaluate@{method}'")
+            raise DataError(f"no predictions at {path}; make them with 'dvc repro method@{method}'")
         self.data = self.data or load_data(self.setting)
         kept = kept_tests(self.setting, self.data, seed, lambda s, c: f"{s}/{c}" == cell)
         images = next(images for _, _, images in kept)
-        found = np.load(path)[f"{seed}/{branch}/{cell}"]
+        with np.load(path) as predicted:
+            row = predicted["cells"].tolist().index(cell)
+            of_name = dict(zip(predicted[f"{seed}/images"].tolist(), predicted[f"{seed}/{branch}"][row]))
+        found = np.array([of_name[name] for name in images.names])
         wrong = np.flatnonzero(found != images.targets.numpy())
         figure = Figure(figsize=(11, 0.5 + 1.4 * -(-min(most, max(len(wrong), 1)) // 10)), dpi=90)
         figure.suptitle(f"{network}, {cell}: {len(wrong)} of {len(found)} wrong", fontsize=10)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from advbn import prepare, split, use_branch
-from advbn.evidence.evaluation import for_inference
+from advbn.method.folding import for_inference
 from advbn.method.dual_batchnorm import BRANCHES
 
 HOOKS = (

@@ -18,6 +18,7 @@ class Section(BaseModel):
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 Name = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
 ]  # of a profile, row or table: part of file names and of a shell's words
@@ -35,7 +36,7 @@ class Layer(Section):
     start: Literal["clean", "random"] = "clean"
     perturb: Literal["both", "mean", "std"] = "both"
     batch_statistics: bool = False
-    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    share: Share = 1.0
     sync_statistics: bool = False
 
 
@@ -229,6 +230,7 @@ class Data(Section):
     augment: Augment = Augment()  # of images in memory; streamed ones get RandomResizedCrop and a flip
     sets: Sets = Sets()
     test_images: Count | None = None  # test on so many of them; null takes all
+    shares: dict[str, Share] = {}  # of shifts: what share of the test images each of its cells shows
     size: Count | None = None  # of streamed images; null is the network's own
     resize: Count | None = None  # of their shorter side, before the middle is cut out; null likewise
     workers: Annotated[int, Field(ge=0)] = 2  # decoding processes
@@ -322,20 +324,17 @@ DATASETS.add("imagenet", ImageNet)
 
 
 class Short(Section):
-    "What the studies' runs take of the profile's: fewer epochs, seeds and test images under fewer shifts."
+    "What the studies' runs take of the profile's: fewer epochs, seeds and test images in a shift's cells."
 
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     pretrain_epochs: Count
     finetune_epochs: Count
-    severities: Annotated[list[Annotated[int, Field(ge=1, le=5)]], Field(min_length=1)]
-    corruptions: Annotated[int, Field(ge=1, le=15)]  # so many of the fifteen, evenly spaced
-    filters: Annotated[int, Field(ge=1, le=20)]  # so many of the photo filters, evenly spaced
+    shares: dict[str, Share] = {}  # of shifts: what share of the test images each of its cells shows
 
     @model_validator(mode="after")
     def _each_once(self):
-        for key in ("seeds", "severities"):
-            if len(set(getattr(self, key))) != len(getattr(self, key)):
-                raise ValueError(f"{key} are {getattr(self, key)}; each may stand there once")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds are {self.seeds}; each may stand there once")
         return self
 
 
@@ -402,6 +401,16 @@ class Profile(Section):
         None  # CPU threads; null leaves the choice to torch
     )
     note: str | None = None  # what a reader of the results should know
+
+    @model_validator(mode="after")
+    def _shares_of_what_is_made(self):
+        for shift, share in (self.short.shares if self.short else {}).items():
+            most = self.data.shares.get(shift, 1.0)
+            if share > most:
+                raise ValueError(
+                    f"short.shares has {shift}: {share}; allowed is at most {most}, what data.shares makes"
+                )
+        return self
 
     @model_validator(mode="after")
     def _trained_or_published(self):

@@ -90,14 +90,17 @@ def duplicates(one: Images, other: Images) -> list:
     return [(name, name_of[key]) for name, key in zip(one.names, keys(one)) if key in name_of]
 
 # %% ../../nbs/images/05_batches.ipynb #3335750e
-def split_indices(targets: torch.Tensor, names: tuple, seed: int, test: float = 0.25) -> tuple:
+def split_indices(
+    targets: torch.Tensor, names: tuple, seed: int, test: float = 0.25, among: torch.Tensor | None = None
+) -> tuple:
     """`(train, test)`, two tensors of indices: the fraction `test` of each class is drawn by `seed` from the
-    images' `names`."""
+    images' `names`; only those with the indices `among`, if they are given, can be drawn."""
     rank = np.array([step_seed(seed, "split", Path(name).as_posix()) for name in names])
-    held_out = []
+    allowed, held_out = np.arange(len(names)) if among is None else among.numpy(), []
     for c in targets.unique():
         members = (targets == c).nonzero().flatten().numpy()
-        held_out.append(members[np.argsort(rank[members])][: round(test * len(members))])
+        drawn = np.intersect1d(members, allowed)
+        held_out.append(drawn[np.argsort(rank[drawn])][: round(test * len(members))])
     held_out = np.sort(np.concatenate(held_out))
     rest = np.setdiff1d(np.arange(len(names)), held_out)
     return torch.from_numpy(rest), torch.from_numpy(held_out)

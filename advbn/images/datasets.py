@@ -38,6 +38,7 @@ class TestsInMemory:
     "Uint8 `images` in memory, and those of them that a seed tests on; a subclass says which."
 
     in_memory, size, resize, interpolation = True, None, None, None
+    shared_tests = False  # are the test images the same for every seed?
 
     def test_indices(self, seed: int) -> torch.Tensor:
         "Which of `images` are the test images of `seed`."
@@ -58,19 +59,28 @@ class TestsInMemory:
 
 # %% ../../nbs/images/07_datasets.ipynb #279c81a4
 class MemorySet(TestsInMemory):
-    """Uint8 `images` in memory, a quarter of each class held out by each seed.
+    """Uint8 `images` in memory, a quarter of each class held out by each seed, drawn among the images that
+    one of the seeds 0 to 3 holds out. What these four leave no seed tests on, however many there are.
 
     A set that is divided in another way overrides `train`, `test_indices` and `common_train`."""
 
     def __init__(self, images: Images, bad: BadImages | None = None):
         self.images, self.classes, self.bad = images, images.classes, bad or BadImages()
 
+    @cached_property
+    def _ever_tested(self):
+        targets, names = self.images.targets, self.images.names
+        return torch.cat([split_indices(targets, names, seed)[1] for seed in range(4)]).unique()
+
+    def _division(self, seed):
+        return split_indices(self.images.targets, self.images.names, seed, among=self._ever_tested)
+
     def train(self, seed: int) -> Images:
         "The training images of `seed`."
-        return self.images[split_indices(self.images.targets, self.images.names, seed)[0]]
+        return self.images[self._division(seed)[0]]
 
     def test_indices(self, seed):
-        return split_indices(self.images.targets, self.images.names, seed)[1]
+        return self._division(seed)[1]
 
     def common_train(self, seeds) -> Images:
         "The images that are training images for every one of `seeds`: what no test ever sees."
@@ -172,6 +182,8 @@ class Cifar10Data(MemorySet):
             tested = tested[mixed_order(len(tested))[:test_images].sort().values]
         super().__init__(tested, bad)
 
+    shared_tests = True
+
     def train(self, seed):
         return self.training
 
@@ -199,7 +211,7 @@ def _class_folders(root):
 
 # %% ../../nbs/images/07_datasets.ipynb #25b47c3d
 class TestsInFolders:
-    in_memory = False  # read when they are asked for
+    in_memory, shared_tests = False, True  # read when they are asked for
 
     def images_of(self, folder, most: int | None = None, cut_only: bool = False, wide: bool = False):
         """The images of a test folder, at most `most` and `test_images`, as `FolderImages`; `cut_only` ones

@@ -25,6 +25,7 @@ from ..method.splitting import split
 from ..networks.autoencoder import Autoencoder
 from ..networks.models import build_model, check_weights, wanted_by
 from ..networks.weights import load_into
+from ..shifts.cells import SHIFTS
 from ..shifts.published import open_published
 
 # %% ../../nbs/training/03_run.ipynb #ededca87
@@ -92,6 +93,13 @@ def wanted_images(data: Data, network: Network) -> Preprocessing:
     return wanted
 
 # %% ../../nbs/training/03_run.ipynb #ddb19cb2
+def _known(name, section, kind):
+    "Raise `ParameterError`, with the nearest name, unless a section of `params.yaml` holds `name`."
+    if name not in section:
+        there, hint = ", ".join(section) or "none", did_you_mean(name, section)
+        raise ParameterError(f"no {kind} {name!r} in params.yaml; there are {there}{hint}")
+
+
 def setting_of(params: Params) -> Setting:
     "What all runs of the current profile share."
     profile = params.current
@@ -99,6 +107,8 @@ def setting_of(params: Params) -> Setting:
         images = wanted_images(profile.data, profile.network)
     except DataError as error:
         raise DataError(f"profiles.{params.profile}.data: {error}") from None
+    for shift in profile.data.shares:
+        _known(shift, SHIFTS, "shift")
     return Setting(
         profile=params.profile,
         seeds=tuple(params.seeds),
@@ -219,13 +229,6 @@ def attack_settings(row: Row) -> dict:
     return {**Layer(**options).model_dump(), "unpaired": unpaired}
 
 # %% ../../nbs/training/03_run.ipynb #cdf02ed9
-def _known(name, section, kind):
-    "Raise `ParameterError`, with the nearest name, unless a section of `params.yaml` holds `name`."
-    if name not in section:
-        there, hint = ", ".join(section) or "none", did_you_mean(name, section)
-        raise ParameterError(f"no {kind} {name!r} in params.yaml; there are {there}{hint}")
-
-
 def base_runs(params: Params, base: str) -> list:
     """For each seed of the profile's section `short` the runs that all studies ask of `base`, a list; none
     without that section. Raises `ParameterError` for an unknown base, with the nearest name."""

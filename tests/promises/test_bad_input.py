@@ -508,7 +508,7 @@ PARAMETERS = [
     ("the control trains adversarially", put("methods/finetune/train", "nothing"), "allowed is 'clean'"),
     ("a name for a folder", lambda c: c["methods"].update({"../x": c["methods"]["standard"]}), "../x"),
     ("a base that is not there", put("studies/ablations/bases", ["plane"]), "did you mean 'plain'"),
-    ("a severity that is not there", put(OWN + "short/severities", [6]), "severities.0 is 6"),
+    ("a share above one", put(OWN + "short/shares", {"corruptions": 2.0}), "corruptions is 2.0"),
     ("a seed that is not trained", put(OWN + "short/seeds", [9]), "allowed are those of seeds"),
     (
         "cut out of something smaller",
@@ -593,7 +593,7 @@ def test_a_file_of_parameters_that_is_none(project, refused, text, words):
         (["train", "advbn", "--seed", "one"], "one"),
         (["train", "advbn", "--seed", "0"], "no checkpoint at"),
         (["evaluate", "advbn", "--seed", "0"], "no checkpoint at"),
-        (["run", "nbs/stages/train.ipynb"], "no notebook at"),
+        (["run", "nbs/stages/method.ipynb"], "no notebook at"),
         (["plan", "--profile", "openmojo"], "allowed are openmoji"),
         (["make-set", "out", "--kind", "sketch"], "allowed are advbn"),
         (["make-set", "out", "--seed", "99"], "allowed are the seeds"),
@@ -1076,7 +1076,7 @@ def test_images_that_are_no_bytes_are_refused(change, found):
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            "train@openmoji-{}",
+            "method@openmoji-{}",
             lambda c, name: c["methods"].update({name: c["methods"]["finetune"]}),
             id="a method",
         ),

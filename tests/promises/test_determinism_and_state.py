@@ -29,7 +29,8 @@ from advbn import (
 from advbn.base.config import parse_params
 from advbn.base.errors import DataError
 from advbn.base.sections import Training
-from advbn.evidence.evaluation import for_inference, mean_error, predict, predict_each
+from advbn.evidence.evaluation import mean_error, predict, predict_each
+from advbn.method.folding import for_inference
 from advbn.evidence.testing import evaluate, kept_tests, make_tests
 from advbn.images.batches import FolderBatches, Reading
 from advbn.images.openmoji import build_openmoji, write_png

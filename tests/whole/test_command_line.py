@@ -9,7 +9,7 @@ from conftest import ROOT, call
 
 from advbn.base.config import load_params
 from advbn.evidence.assess import FolderReading, class_names, evaluate_networks
-from advbn.evidence.cost import missing_sets, set_sizes
+from advbn.training.cost import missing_sets, set_sizes
 from advbn.networks.models import build_model
 from advbn.networks.weights import save_state
 
@@ -76,7 +76,7 @@ def test_command_line_errors_are_one_line_and_status_2(refused, monkeypatch):
         "-m",
         "advbn",
         "run",
-        "nbs/stages/train.ipynb",
+        "nbs/stages/method.ipynb",
         "-p",
         "methd=advbn",
         cwd=ROOT,
@@ -120,7 +120,7 @@ def test_the_plan_names_stages_and_missing_sets(params, monkeypatch, tmp_path):
     assert {
         "pretrain",
         "shifts",
-        *(f"{verb} {m}" for verb in ("train", "evaluate") for m in params.methods),
+        *(f"method {m}" for m in params.methods),
         *(f"study {s}" for s in params.studies),
     } <= set(stages)
     recipe = params.current.pretrain

@@ -98,8 +98,8 @@ def test_the_whole_pipeline_in_miniature(reproduced):
             and made.query("method == 'advbn'").cost.min() > 3
         )
     page = (clone / "results/openmoji/report.html").read_text(encoding="utf-8")
-    assert page.count("<table") == 8 and "Gentle AdvBN" in page and "train-gentle" in page
-    done = json.loads((clone / "results/openmoji/made/train-gentle.json").read_text())
+    assert page.count("<table") == 8 and "Gentle AdvBN" in page and "method-gentle" in page
+    done = json.loads((clone / "results/openmoji/made/method-gentle.json").read_text())
     assert done["seconds"] > 0 and "torch" in done["Packages"]
     again = call(sys.executable, "-m", "dvc", "repro", cwd=clone)
     assert "Running stage" not in again.stdout + again.stderr
@@ -125,8 +125,8 @@ def test_status_says_of_every_profile_whether_its_results_hold(reproduced):
     params.write_text(yaml.safe_dump(content, sort_keys=False))
     code, found = status()
     assert code == 1 and found.keys() == {p.parent.name for p in results.glob("*/metrics.json")}
-    assert {"train@openmoji-gentle", "report@openmoji"} <= found["openmoji"].keys()
-    assert "train@openmoji-advbn" not in found["openmoji"] and "train@cifar10-advbn" in found["cifar10"]
+    assert {"method@openmoji-gentle", "report@openmoji"} <= found["openmoji"].keys()
+    assert "method@openmoji-advbn" not in found["openmoji"] and "method@cifar10-advbn" in found["cifar10"]
     content["profile"] = "cifar10"  # and of a profile that params.yaml does not name
     params.write_text(yaml.safe_dump(content, sort_keys=False))
     assert status()[1] == found

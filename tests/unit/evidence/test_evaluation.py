@@ -11,7 +11,8 @@ from torchvision.models import resnet18
 from users_networks import EVALUATED, IMAGES, Net, conv_bn, same, snapshot, used
 
 from advbn import CORRUPTIONS, AdvBN, mean_corruption_error
-from advbn.evidence.evaluation import ALEXNET, for_inference, mean_error, predict, predict_each, top1_accuracy
+from advbn.method.folding import for_inference
+from advbn.evidence.evaluation import ALEXNET, mean_error, predict, predict_each, top1_accuracy
 from advbn.images.batches import normalize
 from advbn.method.splitting import split
 from advbn.networks.autoencoder import Autoencoder

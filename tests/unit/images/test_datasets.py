@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 import torchvision
 from miniature_imagenet import folder_data, picture
 from PIL import Image
@@ -11,6 +12,7 @@ from PIL import Image
 from advbn.base.errors import DataError
 from advbn.base.files import filled_path
 from advbn.base.sections import Cifar10
+from advbn.images.batches import split_indices
 from advbn.images.datasets import Cifar10Data, EmbeddedData, open_set
 from advbn.images.openmoji import build_openmoji
 from advbn.shifts.cells import cells
@@ -169,7 +171,16 @@ def test_embedded_images_are_read_when_asked_for_and_missing_ones_are_noticed_be
         EmbeddedData(tmp_path)
 
 
-def test_no_image_behind_the_pictures_is_ever_tested(root):
+def test_what_the_first_four_seeds_leave_is_never_tested(root):
     data = EmbeddedData(root / "data")
-    common = set(data.common_train([0, 1, 2, 3]).names)
-    assert common and not any(common & set(data.test(s).names) for s in range(4))
+    common, images = set(data.common_train(range(4)).names), data.images
+    assert set(data.common_train(range(40)).names) == common and len(common) > 500
+    for seed in range(12):
+        train, test = data.train(seed), data.test(seed)
+        assert not common & set(test.names) and set(train.names) | set(test.names) == set(images.names)
+        assert [(test.targets == c).sum().item() for c in range(9)] == [
+            round((images.targets == c).sum().item() / 4) for c in range(9)
+        ]
+        if seed < 4:
+            assert torch.equal(data.test_indices(seed), split_indices(images.targets, images.names, seed)[1])
+    assert len({tuple(data.test_indices(seed).tolist()) for seed in range(12)}) == 12

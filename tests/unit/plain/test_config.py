@@ -154,7 +154,7 @@ def test_profiles_that_cannot_work_are_refused(imagenet, root, change, words):
 
 def test_methods_are_read_with_their_defaults():
     params = load_params()
-    assert (params.profile, params.seeds) == ("openmoji", [0, 1, 2, 3])
+    assert (params.profile, params.seeds) == ("openmoji", [*range(8)])
     assert list(params.methods) == ["standard", "finetune", "random", "advbn", "fast"]
     method = params.methods["advbn"]
     assert (method.label, method.train, method.recipe) == ("AdvBN", "adversarial", "faithful")

@@ -9,7 +9,7 @@ from conftest import ROOT, notebook
 from advbn.base.errors import ParameterError
 from advbn.notebooks import check_parameters, notebook_parameters, surroundings
 
-TRAIN = ROOT / "nbs/stages/train.ipynb"
+METHOD = ROOT / "nbs/stages/method.ipynb"
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ TRAIN = ROOT / "nbs/stages/train.ipynb"
 )
 def test_wrong_names(given, words):
     with pytest.raises(ParameterError, match=words):
-        check_parameters(TRAIN, given)
+        check_parameters(METHOD, given)
 
 
 @pytest.mark.parametrize(
@@ -55,19 +55,19 @@ def test_exactly_one_parameters_cell(tmp_path, cells):
 
 
 def test_the_parameters_of_a_stage_are_names_with_example_values():
-    assert notebook_parameters(TRAIN) == {"method": "advbn", "profile": "openmoji"}
+    assert notebook_parameters(METHOD) == {"method": "advbn", "profile": "openmoji"}
 
 
 @pytest.mark.parametrize(
     "given, said",
     [
-        ({"methods": "advbn"}, "train.ipynb has no parameter 'methods'; did you mean 'method'?"),
-        ({}, "train.ipynb needs the parameter 'method'"),
+        ({"methods": "advbn"}, "method.ipynb has no parameter 'methods'; did you mean 'method'?"),
+        ({}, "method.ipynb needs the parameter 'method'"),
     ],
 )
 def test_a_wrong_name_is_said_in_one_line(given, said):
     with pytest.raises(ParameterError) as caught:
-        check_parameters(TRAIN, given)
+        check_parameters(METHOD, given)
     assert str(caught.value) == said
 
 

@@ -14,7 +14,7 @@ from advbn import CORRUPTIONS, AdvBN
 from advbn.base.errors import DataError
 from advbn.images.batches import read_images
 from advbn.images.datasets import EmbeddedData
-from advbn.shifts.cells import Painter, cells, store_cells, stored_cells
+from advbn.shifts.cells import Painter, cells, meets, store_cells, stored_cells
 from advbn.shifts.published import open_published, published_cells
 
 
@@ -83,3 +83,25 @@ def test_a_list_of_cells_with_other_columns(tmp_path):
     (tmp_path / "cells.csv").write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match="cells.csv has the columns a, b; make it again with"):
         list(stored_cells(tmp_path, "ab"))
+
+
+def test_each_cell_shows_its_share_and_each_image_meets_as_many_cells():
+    numbers = torch.randperm(3000, generator=torch.Generator().manual_seed(0))[:474]
+    shown = torch.stack([meets(numbers, place, 0.2) for place in range(75)])
+    assert shown.sum(0).min() >= 13 and shown.sum(0).max() <= 17
+    assert 474 * 0.2 * 0.7 < shown.sum(1).min() and shown.sum(1).max() < 474 * 0.2 * 1.3
+    severity = torch.arange(75) % 5  # no image meets mostly mild or mostly severe cells
+    means = torch.stack([severity[row].double().mean() for row in shown.T])
+    assert (means - 2).abs().max() < 0.5
+    fewer = torch.stack([meets(numbers, place, 0.06) for place in range(75)])
+    assert not (fewer & ~shown).any() and meets(numbers, 3, 1.0).all()
+
+
+def test_a_share_of_the_images_looks_as_it_does_among_all():
+    images, numbers = read_images(ROOT / "data/openmoji")[range(12)], torch.arange(40, 52)
+    every = {(s, c): i for s, c, i in cells(images, numbers, ("corruptions",))}
+    for shift, cell, part in cells(images, numbers, ("corruptions",), shares={"corruptions": 0.2}):
+        places = [images.names.index(name) for name in part.names]
+        assert 0 < len(places) < len(images)
+        assert torch.equal(part.images, every[shift, cell].images[places])
+        assert torch.equal(part.targets, images.targets[places])

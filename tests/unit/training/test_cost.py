@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from advbn.base.config import load_params
-from advbn.evidence.cost import relative_costs, run_flops, step_flops
+from advbn.training.cost import relative_costs, run_flops, step_flops
 from advbn.training.loop import finetuning_net
 
 
