@@ -19,20 +19,21 @@ def contributions(values: pd.DataFrame) -> tuple:
     """The mean of one seed, and what each image adds to its error, `[N]`, whose sum is zero.
 
     `values` has a row per image, a column per shift and cell, NaN where an image is not tested. The mean is
-    that over shifts, of that over their cells, of that over the images of a cell. Raises `ValueError` for a
-    cell with fewer than two images."""
-    x = values.to_numpy(float)
+    that over shifts, of that over their cells, of that over the images of a cell; a cell without any is left
+    out, one with a single image adds no error. Raises `ValueError` for a shift without tested images."""
+    there = values.dropna(axis=1, how="all")
+    shifts = there.columns.get_level_values(0)
+    if lost := [shift for shift in values.columns.unique(0) if shift not in shifts]:
+        raise ValueError(f"{lost[0]} has no tested images; needed is one at least")
+    x = there.to_numpy(float)
     tested = ~np.isnan(x)
     counts = tested.sum(0)
-    if (counts < 2).any():
-        cell = "/".join(values.columns[counts.argmin()])
-        raise ValueError(f"{cell} has {counts.min()} tested images; needed are at least two")
-    shifts = values.columns.get_level_values(0)
     weights = 1 / (
         shifts.nunique() * shifts.value_counts()[shifts].to_numpy()
     )  # of each cell; their sum is 1
     means = np.nansum(x, 0) / counts
-    parts = np.where(tested, x - means, 0) @ (weights / np.sqrt(counts * (counts - 1.0)))
+    spread = np.sqrt(counts * np.maximum(counts - 1.0, 1))
+    parts = np.where(tested, x - means, 0) @ (weights / spread)
     return float(weights @ means), pd.Series(parts, values.index)
 
 # %% ../../nbs/evidence/02_intervals.ipynb #6d3b7049

@@ -157,11 +157,12 @@ def _relative_errors(right, reference):
     A ratio of two means varies with both: e / B has the slope 1 / B in e, and - e / B² in B."""
     errors = 1 - right["corruptions"]
     names = errors.columns.str.rpartition("/").get_level_values(0)
+    columns = pd.MultiIndex.from_arrays([names, errors.columns])  # means of corruptions, then over them
     if isinstance(reference, str):
-        return 100 * errors / [ALEXNET[name] for name in names]
+        return (100 * errors / [ALEXNET[name] for name in names]).set_axis(columns, axis=1)
     of_baseline = 1 - reference["corruptions"].loc[errors.index, errors.columns]
     own, base = (e.mean().groupby(names).mean()[names].to_numpy() for e in (errors, of_baseline))
-    return 100 * (errors / base - own / base**2 * (of_baseline - base))
+    return (100 * (errors / base - own / base**2 * (of_baseline - base))).set_axis(columns, axis=1)
 
 # %% ../../nbs/evidence/05_tables.ipynb #2cb22942
 def mce_table(answers: Mapping, profile: str, baseline: str = BASELINE) -> pd.DataFrame:
@@ -177,7 +178,7 @@ def mce_table(answers: Mapping, profile: str, baseline: str = BASELINE) -> pd.Da
                 seed: _relative_errors(right, reference[seed] if reference else baseline)
                 for seed, right in own.items()
             }
-            mce = two_way({seed: pd.concat({"corruptions": v}, axis=1) for seed, v in relative.items()})
+            mce = two_way(relative)
             error = two_way({seed: 100 * (1 - right[["corruptions"]]) for seed, right in own.items()})
             row = {"profile": profile, "method": method, "branch": branch, "baseline": baseline}
             row |= {"mce": mce.mean, "mce_ci95": mce.half_width, "mean_error": error.mean}

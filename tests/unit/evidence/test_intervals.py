@@ -49,8 +49,12 @@ def test_a_mean_of_shifts_is_one_of_cells_and_of_the_images_of_a_cell():
     of_d = (1 / 2) / 4 / root(2) + (-3 / 4) / 2 / root(12)
     assert parts["a"] == pytest.approx(of_a) and parts["d"] == pytest.approx(of_d)
     assert parts.sum() == pytest.approx(0)
-    with pytest.raises(ValueError, match="fog/3 has 1 tested images; needed are at least two"):
-        contributions(table.join(values({("fog", "3"): [1]})))
+    empty = table.join(values({("fog", "3"): [nan] * 4}))  # a cell that shows none of a seed's images
+    assert contributions(empty)[0] == pytest.approx(mean)
+    single = contributions(table.join(values({("fog", "4"): [0, nan, nan, nan]})))
+    assert single[0] == pytest.approx(((2 / 3 + 1 / 2 + 0) / 3 + 3 / 4) / 2)
+    with pytest.raises(ValueError, match="rain has no tested images"):
+        contributions(table.join(values({("rain", "1"): [nan] * 4})))
 
 
 def test_shifts_of_other_images_add_their_variances():
