@@ -21,16 +21,16 @@ def contributions(values: pd.DataFrame) -> tuple:
     `values` has a row per image, a column per shift and cell, NaN where an image is not tested. The mean is
     that over shifts, of that over their cells, of that over the images of a cell; a cell without any is left
     out, one with a single image adds no error. Raises `ValueError` for a shift without tested images."""
-    there = values.dropna(axis=1, how="all")
-    shifts = there.columns.get_level_values(0)
-    if lost := [shift for shift in values.columns.unique(0) if shift not in shifts]:
-        raise ValueError(f"{lost[0]} has no tested images; needed is one at least")
-    x = there.to_numpy(float)
+    x = values.to_numpy(float)
     tested = ~np.isnan(x)
+    shown = tested.any(0)
+    shifts = values.columns.get_level_values(0)
+    if lost := set(shifts) - set(shifts[shown]):
+        raise ValueError(f"{min(lost)} has no tested images; needed is one at least")
+    x, tested = x[:, shown], tested[:, shown]
+    _, which, cells = np.unique(shifts[shown], return_inverse=True, return_counts=True)
+    weights = 1 / (len(cells) * cells[which])  # of each cell; their sum is 1
     counts = tested.sum(0)
-    weights = 1 / (
-        shifts.nunique() * shifts.value_counts()[shifts].to_numpy()
-    )  # of each cell; their sum is 1
     means = np.nansum(x, 0) / counts
     spread = np.sqrt(counts * np.maximum(counts - 1.0, 1))
     parts = np.where(tested, x - means, 0) @ (weights / spread)
