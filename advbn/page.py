@@ -195,15 +195,11 @@ def _lead(params: Params, note: str | None) -> str:
 
 
 def _sections(found: Evidence) -> list:
-    "The sections of the page, in their order."
+    "The sections of the page, in their order; those of shifts that the profile has not are left out."
     studies = (_study(found, name) for name in found.params.studies)
-    return [
-        _robustness(found),
-        _corruption_errors(found),
-        _published(found),
-        *filter(None, studies),
-        _adversarial_images(found),
-    ]
+    corrupted = [] if found.mce.empty else [_corruption_errors(found), _published(found)]
+    decoded = [] if found.decoded.empty else [_adversarial_images(found)]
+    return [_robustness(found), *corrupted, *filter(None, studies), *decoded]
 
 
 def build_page(params: Params) -> str:

@@ -169,6 +169,11 @@ class Params(Section):
         "The profile that `profile` names."
         return self.profiles[self.profile]
 
+    @property
+    def main_methods(self) -> dict:
+        "The rows of the main table: `methods`, with what the current profile says of them."
+        return merged_methods(self, self.profile)
+
     def rows(self, study: str | None = None) -> dict:
         """The table of runs, name to `Row`: of the main table, or of a study, every base with every method,
         none without a section `short`."""
@@ -176,7 +181,7 @@ class Params(Section):
         if study is None:
             return {
                 name: Row(name, None, method, profile.network, "none", profile.pretrain, profile.finetune)
-                for name, method in self.methods.items()
+                for name, method in self.main_methods.items()
             }
         return {
             name: row
@@ -211,6 +216,39 @@ class Params(Section):
                         finetune,
                     ),
                 )
+
+
+def _merged(said: dict, over: dict) -> dict:
+    "`said`, with what `over` says in its place, key by key at any depth."
+    inner = {
+        key: _merged(said[key], value)
+        for key, value in over.items()
+        if isinstance(value, dict) and isinstance(said.get(key), dict)
+    }
+    return said | over | inner
+
+
+def merged_methods(params: Params, profile: str) -> dict:
+    """The methods of the main table as a profile has them, name to `Method`.
+
+    Raises `ParameterError` for a method that there is not, with the nearest name, and for slips in what is
+    said of one."""
+    merged = dict(params.methods)
+    for name, over in params.profiles[profile].methods.items():
+        where = f"profiles.{profile}.methods.{name}"
+        if name not in merged:
+            hint = did_you_mean(name, merged, f"; there are {', '.join(merged)}")
+            raise ParameterError(f"params.yaml: {where}: no method {name!r}{hint}")
+        for key in {"train", *(["after"] if name == "finetune" else [])} & set(over):
+            raise ParameterError(
+                f"params.yaml: {where}.{key} is the same in every profile; say it in methods"
+            )
+        said = _merged(merged[name].model_dump(exclude_unset=True), over)
+        try:
+            merged[name] = METHODS.find(said["train"]).model_validate(said)
+        except ValidationError as error:
+            raise ParameterError(explain(error, "params.yaml", Method, where)) from None
+    return merged
 
 
 def _section_in(annotation):
@@ -313,9 +351,11 @@ def parse_params(content: dict, source: str = "params.yaml") -> Params:
     if not isinstance(content, dict):
         raise ParameterError(f"{source}: holds {type(content).__name__}, not keys and values")
     try:
-        return Params.model_validate(_special(content, source))
+        params = Params.model_validate(_special(content, source))
     except ValidationError as error:
         raise ParameterError(explain(error, source)) from None
+    merged_methods(params, params.profile)
+    return params
 
 
 def load_params(profile: str | None = None, path: str | Path | None = None, **network) -> Params:

@@ -2,10 +2,11 @@
 
 from contextlib import suppress
 from datetime import date
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
+from .errors import did_you_mean
 from .registry import Registry
 
 
@@ -110,12 +111,15 @@ for _word in ("nothing", "clean", "adversarial"):
 
 
 class Augment(Section):
-    "Random affine map and flip of images in memory; degrees, fractions of the width, and factors."
+    "Random crop, affine map, flip and colours of images in memory."
 
     degrees: NotNegative = 0.0
-    translate: NotNegative = 0.0
-    scale: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    translate: NotNegative = 0.0  # a fraction of the width
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0.0  # the largest change of size, a fraction
     flip: bool = True
+    crop: Annotated[float, Field(gt=0, le=1)] = 1.0  # the smallest part of the area that a crop keeps
+    colour_jitter: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # of brightness, contrast, saturation and hue
+    grayscale: Annotated[float, Field(ge=0, le=1)] = 0.0  # the probability of a grey image
 
 
 class Training(Section):
@@ -152,12 +156,16 @@ class Weights(Section):
 
     weights: str | None = None
     weights_sha256: Digest | None = None  # of a file
-    head: Literal["new"] | None = None  # puts a new classifier on the weights, to be trained
+    # new puts a new classifier on the weights, to be trained; classes keeps the rows of ImageNet's classifier
+    # for the data's classes, which are WordNet ids
+    head: Literal["new", "classes"] | None = None
 
     @model_validator(mode="after")
-    def _new_head_on_weights(self):
+    def _head_on_weights(self):
         if self.head and not self.weights:
-            raise ValueError("head: new needs weights; a network without any has a new classifier anyway")
+            raise ValueError(
+                f"head: {self.head} needs weights; a network without any has a new classifier anyway"
+            )
         return self
 
 
@@ -169,7 +177,7 @@ class Network(Weights):
 
 
 def _either(section, training, key):
-    if section.head and not training:
+    if section.head == "new" and not training:
         raise ValueError(f"head: new is given and {key} is missing; a new classifier has to be trained")
     if not section.head and bool(section.weights) == bool(training):
         given = "given" if training else "missing"
@@ -229,9 +237,12 @@ class Data(Section):
     classes: Annotated[int, Field(ge=2)]
     augment: Augment = Augment()  # of images in memory; streamed ones get RandomResizedCrop and a flip
     sets: Sets = Sets()
+    shifts: Annotated[list[str], Field(min_length=1)] | None = None  # names; null: all that can be made
     test_images: Count | None = None  # test on so many of them; null takes all
     shares: dict[str, Share] = {}  # of shifts: what share of the test images each of its cells shows
-    size: Count | None = None  # of streamed images; null is the network's own
+    # pixels on a side that the network is given; null is the network's own size of streamed images, and of
+    # others, which are shifted as they are and resized for the network, their own
+    size: Count | None = None
     resize: Count | None = None  # of their shorter side, before the middle is cut out; null likewise
     workers: Annotated[int, Field(ge=0)] = 2  # decoding processes
     on_bad_image: OnBadImage = "error"  # of one that cannot be read; "skip" leaves it out, and lists it
@@ -241,6 +252,12 @@ class Data(Section):
     layouts: ClassVar[tuple] = ()  # the folders under `root`, one tuple for each way to lay it out
     published: ClassVar[tuple] = ()  # the keys of `sets` that can be read for it
     alexnet: ClassVar[bool] = False  # can its corruption errors be divided by those of AlexNet?
+    title: ClassVar[str] = ""  # what the set is called where it is offered
+
+    @property
+    def scaled(self) -> int | None:
+        "To how many pixels images in memory are resized for the network, if they are."
+        return None if self.streamed else self.size
 
     @model_validator(mode="after")
     def _is_known(self):
@@ -310,6 +327,7 @@ class ImageNet(Data):
     layouts: ClassVar[tuple] = (("train", "val"),)
     published: ClassVar[tuple] = ("corruptions", "instagram", "sketch", "stylized")
     alexnet: ClassVar[bool] = True
+    title: ClassVar[str] = "ImageNet"
 
     @model_validator(mode="after")
     def _has_sketches(self):
@@ -318,9 +336,58 @@ class ImageNet(Data):
         return self
 
 
+class TinyImageNet(Data):
+    "Tiny-ImageNet: photographs of 200 of ImageNet's classes, as folders of classes or as it is offered."
+
+    train_images_per_class: Count | None = None  # the seed draws which; null takes all
+
+    known: ClassVar[dict] = {"training": 100_000, "test": 10_000, "pixels": 64}
+    layouts: ClassVar[tuple] = (("train", "val"),)
+    title: ClassVar[str] = "Tiny-ImageNet"
+
+
+DOMAINS = {  # folder to the name of its shift
+    "photo": "photo",
+    "art_painting": "art_painting",
+    "cartoon": "cartoon",
+    "sketch": "sketch_domain",
+}
+
+
+class Pacs(Data):
+    "PACS: photographs, paintings, cartoons and sketches of seven classes."
+
+    source: str = "photo"  # the domain that is trained on, or "all but" one
+    size: Count | None = 128  # to which images are resized when they are read
+    shifts: Annotated[list[str], Field(min_length=1)] | None = ["clean", *DOMAINS.values()]
+
+    known: ClassVar[dict] = {"training": 1503, "test": 167, "pixels": 128, "others": 8321}
+    layouts: ClassVar[tuple] = (tuple(DOMAINS),)
+    title: ClassVar[str] = "PACS"
+
+    @property
+    def sources(self) -> tuple:
+        "The domains that are trained on."
+        one = self.source.removeprefix("all but ")
+        return (one,) if one == self.source else tuple(name for name in DOMAINS if name != one)
+
+    @model_validator(mode="after")
+    def _source_is_a_domain(self):
+        if (one := self.source.removeprefix("all but ")) not in DOMAINS:
+            raise ValueError(
+                f"source is {self.source!r}; allowed are {', '.join(DOMAINS)}, and 'all but' one of them"
+                f"{did_you_mean(one, DOMAINS)}"
+            )
+        if self.test_images:
+            raise ValueError("pacs takes no test_images; a tenth of the source is held out")
+        return self
+
+
 DATASETS.add("openmoji", OpenMoji)
 DATASETS.add("cifar10", Cifar10)
 DATASETS.add("imagenet", ImageNet)
+DATASETS.add("tiny-imagenet", TinyImageNet)
+DATASETS.add("pacs", Pacs)
 
 
 class Short(Section):
@@ -395,7 +462,8 @@ class Profile(Section):
         None  # null takes the network's published weights; with head: new they are trained further
     )
     finetune: Training
-    pictures: Pictures
+    pictures: Pictures | None  # null: no shift is painted
+    methods: dict[Name, dict[str, Any]] = {}  # what this profile says of `methods`, over what they say there
     short: Short | None = None  # null: this profile has the main table alone
     threads: Annotated[int, Field(ge=1, le=1024)] | None = (
         None  # CPU threads; null leaves the choice to torch

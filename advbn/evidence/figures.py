@@ -102,11 +102,20 @@ def robustness_chart(table: pd.DataFrame, outcomes: pd.DataFrame, params: Params
     return fig
 
 # %% ../../nbs/evidence/06_figures.ipynb #ea600b26
+def _nothing(ax, words: str):
+    "The figure of `ax`, which says in `words` why it is empty."
+    ax.axis("off")
+    ax.text(0.5, 0.5, words, ha="center", fontsize=12)
+    return ax.figure
+
+
 def corruption_chart(table: pd.DataFrame, params: Params, method: str = "advbn"):
     "A figure: paired differences to the clean fine-tune on each corruption, both branches of `method`."
     import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(9, 2.8))
+    if not table["shift"].str.startswith("corruptions/").any():
+        return _nothing(ax, "this profile has no corrupted images")
     of_method = [r for r in rows_of(table) if r[0] == method]
     for offset, (name, branch, has_two, rows) in zip((-0.15, 0.15), of_method):
         r = rows.loc[[f"corruptions/{c}" for c in CORRUPTIONS]]
@@ -163,9 +172,7 @@ def cost_chart(table: pd.DataFrame, params: Params):
 
     fig, ax = plt.subplots(figsize=(8.5, 4.2))
     if table.empty:
-        ax.axis("off")
-        ax.text(0.5, 0.5, "this profile runs no studies", ha="center", fontsize=12)
-        return fig
+        return _nothing(ax, "this profile runs no studies")
     rows = table[(table["shift"] == "mean") & table.difference.notna() & (table.branch == "adversarial")]
     labels = [study_label(params, r.study, r.base, r.method, remark=False) for r in rows.itertuples()]
     for n, (x, r, label) in enumerate(zip(_side_by_side(rows), rows.itertuples(), labels)):

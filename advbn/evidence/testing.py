@@ -19,7 +19,7 @@ from ..base.errors import DataError
 from ..base.files import file_digest, held, project_root, whole_file
 from .evaluation import predict_each
 from ..method.folding import for_inference
-from ..shifts.cells import SHIFTS, Painter, cells, store_cells, stored_cells
+from ..shifts.cells import SHIFTS, Painter, cells, store_cells, stored_cells, tested_shifts
 from ..shifts.published import published_cells
 from ..training.distributed import build_accelerator, others_answering
 from advbn.training.run import (
@@ -143,26 +143,40 @@ def read_right(path: Path) -> dict:
     return tables
 
 # %% ../../nbs/evidence/03_testing.ipynb #7d2cc3e1
+def _tested(setting):
+    "The names of the shifts that a profile tests on; without pictures none is painted."
+    return tested_shifts(setting.data, setting.pictures is not None)
+
+
+def _painter(setting, device):
+    "What decodes a profile's images, if it has pictures."
+    if setting.pictures is None or not any(SHIFTS[shift].painted for shift in _tested(setting)):
+        return None
+    autoencoder = load_autoencoder(setting).to(device)
+    return Painter(autoencoder, picture_attack(setting, autoencoder), styles_folder(setting))
+
+
 def all_cells(setting: Setting, data, seed: int, device="cpu", most: int | None = None):
-    """Yield `(shift, cell, Images)` of a seed's test images, at most `most`: every registered shift, from its
-    published set where `params.yaml` names one, else made with the profile's autoencoder and styles.
+    """Yield `(shift, cell, Images)` of a seed's test images, at most `most`: every shift that the data set is
+    tested on, from its published set where there is one, else made with the profile's autoencoder and styles.
 
     Large sets come in pieces, all cells of a piece before the next."""
     check_seed(setting, seed)
-    autoencoder = load_autoencoder(setting).to(device)
-    attack = picture_attack(setting, autoencoder)
-    painter = Painter(autoencoder, attack, styles_folder(setting))
-    published = {shift for shift, _ in data.published}
-    wanted = [shift for shift in SHIFTS if shift not in published]
+    tested, painter = _tested(setting), _painter(setting, device)
+    published = {key: source for key, source in data.published.items() if key[0] in tested}
+    wanted = [shift for shift in tested if shift not in {shift for shift, _ in published}]
     for indices, wide in data.pieces(seed, most, wide=True):
         drawn = data.line_art(indices)
         drawn = None if drawn is None else drawn.to(device)
         shares = setting.data.shares
         yield from cells(wide.to(device), indices, wanted, data.size, drawn, painter, shares)
-    for shift, cell, images in published_cells(data, data.published, most):
+    for shift, cell, images in published_cells(data, published, most):
         yield shift, cell, images.to(device)
 
 # %% ../../nbs/evidence/03_testing.ipynb #8a86dc7c
+_PAINTED = {"network", "after", "attack", "styles_sha256"}  # of pictures, what painted images depend on
+
+
 def _kept_at(setting, data, seed):
     folder = "all" if data.shared_tests else f"seed{seed}"
     return project_root() / "shifted" / setting.profile / folder
@@ -185,10 +199,10 @@ def made_from(setting: Setting, data, seed: int) -> dict:
     return {
         **({} if data.shared_tests else {"seed": seed}),
         "images": images.hexdigest(),
-        "shifts": list(SHIFTS),
+        "shifts": list(_tested(setting)),
         **setting.data.model_dump(include={"sets", "test_images", "size", "resize", "shares"}),
         **streamed_as(data),
-        **setting.pictures.model_dump(include={"network", "after", "attack", "styles_sha256"}),
+        **(setting.pictures.model_dump(include=_PAINTED) if setting.pictures else {}),
         **{part: file_digest(path) for part, path in parts.items() if path.exists()},
     }
 

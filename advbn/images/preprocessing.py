@@ -48,18 +48,21 @@ def _check_interpolation(name):
 class Preprocessing:
     """How a network wants its images: the shorter side resized to `resize` pixels, the middle `size` pixels
     cut out, then pixels from 0 to 1 normalised by `mean` and `std`, by default ImageNet's. `size` and
-    `resize` are `None` where images are taken as large as they are."""
+    `resize` are `None` where images are taken as large as they are; `scaled` is the width and height to which
+    images are brought when they are normalised, whatever was done before, or `None`."""
 
     mean: tuple = (0.485, 0.456, 0.406)
     std: tuple = (0.229, 0.224, 0.225)
     size: int | None = None
     resize: int | None = None
     interpolation: str = "bilinear"
+    scaled: int | None = None
 
     def __post_init__(self):
         for name in ("mean", "std"):
             object.__setattr__(self, name, _three_numbers(name, getattr(self, name)))
         _check_sizes(self.size, self.resize)
+        _check_sizes(self.scaled, None)
         _check_interpolation(self.interpolation)
 
     def at(self, size: int | None = None, resize: int | None = None) -> "Preprocessing":
@@ -87,7 +90,8 @@ def _in_words(preprocessing):
     p = preprocessing
     resized = f"resized to {p.resize} ({p.interpolation}), " if p.resize else ""
     cut = f"cut to {p.size} pixels" if p.size else "of their own size"
-    return f"{resized}{cut}, mean {p.mean}, deviation {p.std}"
+    cut = f"scaled to {p.scaled} pixels ({p.interpolation})" if p.scaled else resized + cut
+    return f"{cut}, mean {p.mean}, deviation {p.std}"
 
 
 IMAGENET = Preprocessing()
@@ -126,7 +130,10 @@ def remember(model: nn.Module, preprocessing: Preprocessing | None = None) -> nn
 
 
 def _write(model, state, prefix, metadata):
-    metadata["preprocessing"] = asdict(model.preprocessing)
+    said = asdict(model.preprocessing)
+    if said["scaled"] is None:  # as files were before there was this
+        del said["scaled"]
+    metadata["preprocessing"] = said
 
 # %% ../../nbs/images/02_preprocessing.ipynb #6a01c374
 def recorded(state: dict) -> Preprocessing | None:

@@ -129,16 +129,16 @@ def _folders(sets, classes):
 # %% ../../nbs/shifts/08_published.ipynb #aa7e120d
 def open_published(data, sets: dict) -> dict:
     """The published cells of an image set, opened and not yet read: `{(shift, cell): folder}`, or functions
-    that read them for a set in memory. `sets` maps shifts to folders.
+    that read them for a set in memory, with those that come with it. `sets` maps shifts to folders.
 
     Raises `DataError`, with the page where a set is offered, for a folder that is missing or not whole."""
     sets = {shift: folder for shift, folder in sets.items() if folder}
     if not data.in_memory:
         return dict(_folders(sets, data.classes))
     if "corruptions" not in sets:
-        return {}
+        return data.others()
     root = require(sets["corruptions"], "CIFAR-10-C")
-    return {
+    return data.others() | {
         ("corruptions", f"{name}/{severity}"): partial(cifar10_c, root, name, severity, data.classes)
         for name in CORRUPTIONS
         for severity in range(1, 6)

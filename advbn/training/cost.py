@@ -18,10 +18,11 @@ from ..base.config import Params, Row
 from ..base.errors import DataError
 from ..base.files import filled_path, project_root
 from ..base.sections import Data
+from ..images.folders import offered
 from ..method.folding import for_inference
 from ..method.network import AdvBNNet
 from ..networks.models import build_model
-from ..shifts.cells import SHIFTS, columns
+from ..shifts.cells import SHIFTS, columns, tested_shifts
 from ..shifts.corruptions import CORRUPTIONS, corrupt
 from .loop import finetuning_net, pretraining_net, trained_net
 from .run import load_data, setting_of, use_threads, wanted_images
@@ -84,7 +85,12 @@ def missing_sets(params: Params) -> list:
     nothing is downloaded."""
     section = params.current.data
     wrong = {key: _missing(section, key, path) for key, path in _folders(section)}
-    return [f"profiles.{params.profile}.data.{key}: {reason}" for key, reason in wrong.items() if reason]
+    page = {"root": offered(section.title)}
+    return [
+        f"profiles.{params.profile}.data.{key}: {reason}{page.get(key, '')}"
+        for key, reason in wrong.items()
+        if reason
+    ]
 
 # %% ../../nbs/training/05_cost.ipynb #64141600
 def set_sizes(params: Params) -> tuple:
@@ -170,19 +176,28 @@ def shown_cells(shares: dict, shifts=None) -> float:
     return sum(len(SHIFTS[name].cells) * shares.get(name, 1.0) for name in wanted)
 
 
+def _seen(profile, test):
+    "Images in all cells of the main table, for `test` test images; some sets bring others."
+    shifts = tested_shifts(profile.data, profile.pictures is not None)
+    made = [shift for shift in shifts if not SHIFTS[shift].only]
+    return test * shown_cells(profile.data.shares, made) + profile.data.known.get("others", 0)
+
+
 def _main_stages(params, train, test, size):
     """Yield `STAGE` of the main table's stages: operations of training and of forward passes, images to be
     corrupted."""
     profile, seeds, classes = params.current, len(params.seeds), params.current.data.classes
-    seen = seeds * test * shown_cells(profile.data.shares)
+    seen = seeds * _seen(profile, test)
     anew = profile.data.streamed  # its shifts are made anew for each network, not kept
     if profile.pretrain:
         images = seeds * profile.pretrain.epochs * train
         flops = images * _pretraining_flops(profile.network.name, classes, size)
         yield "pretrain", seeds, images, flops, 0, 0
-    pictures = profile.pictures
-    images = train * ((pictures.classifier.epochs if pictures.classifier else 0) + pictures.decoder.epochs)
-    yield "autoencoder", 1, images, images * _pretraining_flops(pictures.network, classes, size), 0, 0
+    if pictures := profile.pictures:
+        images = train * (
+            (pictures.classifier.epochs if pictures.classifier else 0) + pictures.decoder.epochs
+        )
+        yield "autoencoder", 1, images, images * _pretraining_flops(pictures.network, classes, size), 0, 0
     yield "shifts", seeds, 0 if anew else seen, 0, 0, 0 if anew else seen
     for name, row in params.rows().items():
         images = seeds * row.finetune.epochs * train if row.method.trains else 0
@@ -224,6 +239,7 @@ def plan(params: Params, studies: bool = True) -> pd.DataFrame:
     Operations are counted and their rate is timed; reading, augmenting and start-up are left out, so the
     minutes are a lower bound."""
     profile, sizes = params.current, set_sizes(params)
+    sizes = (*sizes[:2], profile.data.scaled or sizes[2])  # as large as networks see them
     rates = timed_rates(params, sizes[2])
     cores = os.cpu_count() if profile.threads and not torch.cuda.is_available() else 1
     side = max(1, min(len(params.seeds), cores // (profile.threads or 1)))
@@ -248,9 +264,9 @@ def disk_bytes(params: Params) -> dict:
     profile, classes = params.current, params.current.data.classes
     trained = 1 + sum(len(row.method.branches) for row in params.rows().values())
     weights = len(params.seeds) * trained * _bytes(profile.network.name, classes)
-    weights += 2 * _bytes(profile.pictures.network, classes)
+    weights += 2 * _bytes(profile.pictures.network, classes) if profile.pictures else 0
     for base in params.bases.values() if profile.short else ():
         weights += len(profile.short.seeds) * _bytes((base.network or profile.network).name, classes)
     kept = min(test, 64) if profile.data.streamed else test
-    shown = shown_cells(profile.data.shares) * kept * 3 * size**2
-    return {"checkpoints": 2 * weights, "shifted": int(len(params.seeds) * shown)}
+    shifted = len(params.seeds) * _seen(profile, kept) * 3 * size**2
+    return {"checkpoints": 2 * weights, "shifted": int(shifted)}

@@ -25,7 +25,7 @@ from ..method.splitting import split
 from ..networks.autoencoder import Autoencoder
 from ..networks.models import build_model, check_weights, wanted_by
 from ..networks.weights import load_into
-from ..shifts.cells import SHIFTS
+from ..shifts.cells import SHIFTS, tested_shifts
 from ..shifts.published import open_published
 
 # %% ../../nbs/training/03_run.ipynb #ededca87
@@ -57,7 +57,7 @@ class Setting:
     seeds: tuple
     data: Data
     images: Preprocessing  # how streamed images are resized and cut
-    pictures: Pictures
+    pictures: Pictures | None
     threads: int | None
     checkpoint_steps: int
     timeout: int  # seconds
@@ -105,8 +105,11 @@ def setting_of(params: Params) -> Setting:
     profile = params.current
     try:
         images = wanted_images(profile.data, profile.network)
+        tested_shifts(profile.data)
     except DataError as error:
         raise DataError(f"profiles.{params.profile}.data: {error}") from None
+    except ValueError as error:
+        raise ParameterError(f"profiles.{params.profile}.data.shifts: {error}") from None
     for shift in profile.data.shares:
         _known(shift, SHIFTS, "shift")
     return Setting(
@@ -162,6 +165,7 @@ def described(run: Run) -> str:
     setting, layer = run.setting, run.method.options
     wanted, weights = run.preprocessing, run.network.weights or "random weights"
     size = f"{wanted.size} of {wanted.resize} pixels" if wanted.size else "as large as they are"
+    size = f"{wanted.scaled} pixels" if wanted.scaled else size
     lines = {
         "run": f"{run.base + '/' if run.base else ''}{run.title}, profile {setting.profile}",
         "data": f"{setting.data.name} in {setting.data.root}, {setting.data.classes} classes",
@@ -186,6 +190,8 @@ def resolve(params: Params, row: Row | str, seed: int) -> Run:
     wanted = wanted_by(row.network.name, pinned_weights(row.network))
     if setting.data.streamed:
         wanted = replace(wanted, size=setting.images.size, resize=setting.images.resize)
+    else:
+        wanted = replace(wanted, size=None, resize=None, scaled=setting.data.scaled)
     return Run(
         setting=setting,
         name=row.name,
@@ -265,11 +271,11 @@ def load_data(setting: Setting, accelerator=None):
         raise DataError(f"profiles.{setting.profile}.data: {error}") from None
 
 
-def build_network(name: str, section, data):
+def build_network(name: str, section, data, scaled: int | None = None):
     """The network `name` of a section of `params.yaml`; it remembers that it sees the images that `data`
-    makes, whatever its weights were made for."""
-    model = build_model(name, len(data.classes), pinned_weights(section), section.head)
-    return remember(model, replace(preprocessing_of(model), **streamed_as(data)))
+    makes, whatever its weights were made for, and that those in memory are `scaled` for it."""
+    model = build_model(name, len(data.classes), pinned_weights(section), section.head, data.classes)
+    return remember(model, replace(preprocessing_of(model), **streamed_as(data), scaled=scaled))
 
 
 def load_network(run: Run, method: str | None = None, branch: str = "clean") -> torch.nn.Module:
@@ -289,7 +295,7 @@ def use_threads(setting: Setting):
 def styles_folder(setting: Setting) -> str | None:
     """The folder of paintings of the profile, or `None` for scikit-image's pictures. Raises `DataError` if it
     is missing, `ParameterError` if it has changed."""
-    styles = setting.pictures.styles
+    styles = setting.pictures and setting.pictures.styles
     if styles is None:
         return None
     folder = filled_path(styles, project_root())
@@ -318,12 +324,14 @@ def check_networks(params: Params):
     """Raise a `ParameterError` if a network's name, its published weights or a cut is wrong, in any row of
     any table."""
     section, classes = params.current.pictures, params.current.data.classes
-    pictures = f"profiles.{params.profile}.pictures"
-    try:
-        Autoencoder(build_model(section.network, classes), section.after)
-    except ValueError as error:
-        raise ParameterError(f"params.yaml: {pictures}: {error}") from None
-    for source, after, name, key in [*_places(params), (section, section.after, section.network, pictures)]:
+    places, pictures = _places(params), f"profiles.{params.profile}.pictures"
+    if section:
+        places.append((section, section.after, section.network, pictures))
+        try:
+            Autoencoder(build_model(section.network, classes), section.after)
+        except ValueError as error:
+            raise ParameterError(f"params.yaml: {pictures}: {error}") from None
+    for source, after, name, key in places:
         try:
             check_weights(name, classes, pinned_weights(source), source.head)
             split(build_model(name, classes), after)

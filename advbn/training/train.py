@@ -69,7 +69,8 @@ def pretrained(run: Run, data, accelerator, progress=None) -> tuple:
     """`(network, rows per epoch)`: trained from scratch or from weights with a new classifier, or with its
     published weights and no rows."""
     torch.manual_seed(step_seed(run.seed, "initial weights"))
-    model, recipe = build_network(run.network.name, run.network, data), run.pretrain
+    scaled, recipe = run.setting.data.scaled, run.pretrain
+    model = build_network(run.network.name, run.network, data, scaled)
     if recipe is None:
         return model.eval(), []
     net, augment = pretraining_net(model), run.setting.data.augment
@@ -135,7 +136,10 @@ def train_autoencoder(setting: Setting) -> tuple:
     """Train the pictures' classifier, unless its weights are published, and its decoder on the images that no
     seed tests on; save both.
 
-    Returns the classifier's rows per epoch and the decoder's mean squared errors."""
+    Returns the classifier's rows per epoch and the decoder's mean squared errors; neither, where the profile
+    has no pictures."""
+    if setting.pictures is None:
+        return pd.DataFrame(), []
     use_threads(setting)
     styles_folder(setting)  # a wrong one is said before anything is trained
     section = setting.pictures

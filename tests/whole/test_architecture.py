@@ -115,6 +115,7 @@ def test_no_function_has_more_than_seven_parameters():
 SEE_PARAMS = {  # what resolves a run, and what reports on runs
     ("base", "config"),
     ("training", "run"),
+    ("training", "strength"),
     ("training", "cost"),
     *((part, room) for part in ("evidence",) for room in ("studies", "tables", "figures")),
     *((name,) for name in ("page", "widgets", "notebooks", "cli")),

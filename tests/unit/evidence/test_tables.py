@@ -11,11 +11,13 @@ from advbn import CORRUPTIONS, mean_corruption_error
 from advbn.base.config import load_params
 from advbn.base.sections import Method, Profile
 from advbn.evidence.evaluation import ALEXNET, corruption_errors
+from advbn.evidence.figures import corruption_chart
 from advbn.evidence.intervals import holm, two_way
 from advbn.evidence.tables import (
     PUBLISHED,
     Entry,
     accuracy_note,
+    decoded_markdown,
     decoded_table,
     mce_table,
     outcome_notes,
@@ -25,6 +27,7 @@ from advbn.evidence.tables import (
     paper_branches,
     power_note,
     read_answers,
+    robustness_markdown,
     robustness_table,
 )
 from advbn.shifts.cells import SHIFTS, columns
@@ -68,7 +71,7 @@ def test_bold_means_that_p_is_small():
 
 
 def test_an_outcome_is_the_mean_of_the_shifts_on_the_papers_branches(answers, params):
-    shifts = columns()[1:]
+    shifts = ("corruptions", "instagram", "sketch", "stylized")
     own = paper_branches(answers["advbn"], shifts)
     means = []
     for seed, values in own.items():
@@ -162,6 +165,29 @@ def test_accuracies_and_mce_are_those_of_the_counts(answers):
     assert mce.mean_error["standard", "clean"] == pytest.approx(alone.mean)
     assert mce.mean_error_ci95["standard", "clean"] == pytest.approx(alone.half_width)
     assert len(ALEXNET) == 15
+
+
+def test_a_profile_of_other_shifts_has_a_table_of_them(answers, params):
+    """Domains in place of corruptions and decoded images: the outcome is the mean of those, what there is
+    none of is left out."""
+    names = {"clean": "clean", "instagram": "art_painting", "sketch": "cartoon"}
+    renamed = {
+        method: {key: values[list(names)].rename(columns=names, level=0) for key, values in found.items()}
+        for method, found in answers.items()
+    }
+    runs = pd.DataFrame({"shift": ["art_painting", "cartoon"], "source": "published"})
+    tables = {
+        "outcomes": outcomes_table(renamed, params),
+        "robustness": robustness_table(renamed, "domains"),
+        "mce": mce_table(renamed, "domains"),
+    }
+    text = robustness_markdown(tables, params, runs)
+    assert "◆ Primary" in text and "| Clean | Art | Cartoon |" in text and "mCE" not in text
+    values = paper_branches(renamed["advbn"], ["art_painting", "cartoon"])
+    assert values[0].equals(renamed["advbn"][0, "adversarial"][["art_painting", "cartoon"]])
+    decoded = decoded_table(renamed, "domains")
+    assert decoded.empty and decoded_markdown(decoded, params).endswith("decodes no images.\n")
+    assert len(corruption_chart(tables["robustness"], params).axes) == 1
 
 
 def test_a_method_without_runs_is_named(tmp_path):

@@ -11,9 +11,9 @@ from PIL import Image
 
 from advbn.base.errors import DataError
 from advbn.base.files import filled_path
-from advbn.base.sections import Cifar10
+from advbn.base.sections import DOMAINS, Cifar10, Pacs, TinyImageNet
 from advbn.images.batches import split_indices
-from advbn.images.datasets import Cifar10Data, EmbeddedData, open_set
+from advbn.images.datasets import Cifar10Data, EmbeddedData, PacsData, TinyImageNetData, open_set
 from advbn.images.openmoji import build_openmoji
 from advbn.shifts.cells import cells
 from advbn.shifts.corruptions import CORRUPTIONS
@@ -184,3 +184,117 @@ def test_what_the_first_four_seeds_leave_is_never_tested(root):
         if seed < 4:
             assert torch.equal(data.test_indices(seed), split_indices(images.targets, images.names, seed)[1])
     assert len({tuple(data.test_indices(seed).tolist()) for seed in range(12)}) == 12
+
+
+def tiny_imagenet(root, wnids=("n01443537", "n01629819"), train=6, val=4):
+    "Tiny-ImageNet in miniature, as folders of classes."
+    for number, wnid in enumerate(wnids):
+        for part, count in (("train", train), ("val", val)):
+            for i in range(count):
+                picture(
+                    root / part / wnid / f"{part}_{number}_{i}.JPEG",
+                    (64, 64),
+                    seed=100 * number + 10 * i + count,
+                )
+    return root
+
+
+def as_offered(root, folder):
+    "The same, laid out as it is offered."
+    lines = []
+    for path in sorted((root / "train").rglob("*.JPEG")):
+        place = folder / "train" / path.parent.name / "images" / path.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(path.read_bytes())
+    for path in sorted((root / "val").rglob("*.JPEG")):
+        place = folder / "val" / "images" / path.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(path.read_bytes())
+        lines.append(f"{path.name}\t{path.parent.name}\t0\t0\t62\t62\n")
+    (folder / "val" / "val_annotations.txt").write_text("".join(lines))
+    return folder
+
+
+def tiny_section(root, **options):
+    return TinyImageNet(name="tiny-imagenet", root=str(root), classes=2, **options)
+
+
+def test_tiny_imagenet_is_the_same_in_both_layouts(tmp_path):
+    section = tiny_section("x")
+    one = open_set(section.model_copy(update={"root": str(tiny_imagenet(tmp_path / "a"))}), tmp_path)
+    other = TinyImageNetData(as_offered(tmp_path / "a", tmp_path / "b"), section)
+    assert one.classes == other.classes == ("n01443537", "n01629819")
+    assert torch.equal(one.train(0).images, other.train(5).images) and len(one.train(0)) == 12
+    assert torch.equal(one.test(0).images, other.test(0).images) and len(one.test(0)) == 8
+    assert torch.equal(one.test(0).targets, other.test(0).targets)
+    (tmp_path / "b/val/val_annotations.txt").write_text("val_0_0.JPEG\tn01443538\t0\t0\t62\t62\n")
+    with pytest.raises(DataError, match="says 'val_0_0.JPEG.*one of 2 classes"):
+        TinyImageNetData(tmp_path / "b", section)
+
+
+def test_the_seed_draws_which_training_images_are_taken_and_the_test_images_are_fixed(tmp_path):
+    data = TinyImageNetData(
+        tiny_imagenet(tmp_path), tiny_section("x", train_images_per_class=3, test_images=5)
+    )
+    assert data.train(0).names == data.train(0).names != data.train(1).names
+    assert all(data.train(seed).targets.bincount().tolist() == [3, 3] for seed in (0, 1))
+    assert len(data.test(0)) == 5 and data.test(0).names == data.test(1).names
+    assert data.common_train([1, 0]).names == data.train(1).names
+
+
+def pacs(root, size=(40, 40)):
+    "PACS in miniature: four domains of two classes with ten pictures each."
+    for d, domain in enumerate(DOMAINS):
+        for c, word in enumerate(("dog", "elephant")):
+            for i in range(10):
+                picture(root / domain / word / f"pic_{i:03d}.jpg", size, seed=1000 * d + 100 * c + i)
+    return root
+
+
+@pytest.mark.parametrize(
+    "source, trained, others",
+    [
+        ("photo", 18, {"art_painting": 20, "cartoon": 20, "sketch_domain": 20}),
+        ("sketch", 18, {"photo": 20, "art_painting": 20, "cartoon": 20}),
+        ("all but sketch", 54, {"sketch_domain": 20}),
+    ],
+)
+def test_domains_that_are_not_trained_on_are_shifts(tmp_path, source, trained, others):
+    section = Pacs(name="pacs", root=str(pacs(tmp_path)), classes=2, source=source, size=32)
+    data = open_set(section, tmp_path)
+    train, test = data.train(0), data.test(0)
+    assert len(train) == trained and len(test) == trained // 9 and not set(train.names) & set(test.names)
+    assert train.images.shape[1:] == (3, 32, 32)
+    opened = open_published(data, {})
+    assert {s: len(images) for s, _, images in published_cells(data, opened)} == others
+    assert {tuple(images.images.shape[1:]) for _, _, images in published_cells(data, opened)} == {(3, 32, 32)}
+
+
+def test_official_lists_divide_pacs_where_they_are(tmp_path):
+    pacs(tmp_path)
+    (tmp_path / "splits").mkdir()
+    lines = [
+        f"photo/{w}/pic_{i:03d}.jpg {c}" for c, w in enumerate(("dog", "elephant"), 1) for i in range(10)
+    ]
+    (tmp_path / "splits/photo_train_kfold.txt").write_text("\n".join(lines[2:]) + "\n")
+    (tmp_path / "splits/photo_crossval_kfold.txt").write_text("\n".join(lines[:2]) + "\n")
+    section = Pacs(name="pacs", root="x", classes=2)
+    data = PacsData(tmp_path, section)
+    assert (
+        data.test(0).names == ("photo/dog/pic_000.jpg", "photo/dog/pic_001.jpg") and len(data.train(0)) == 18
+    )
+    (tmp_path / "splits/photo_train_kfold.txt").write_text("photo/dog/pic_003.jpg 2")
+    with pytest.raises(
+        DataError, match="pic_003.jpg 2'; expected is a picture .* number of its class, from 1"
+    ):
+        PacsData(tmp_path, section)
+
+
+def test_domains_of_other_classes_and_missing_ones_are_said(tmp_path):
+    section = Pacs(name="pacs", root="x", classes=2)
+    (pacs(tmp_path) / "cartoon/dog").rename(tmp_path / "cartoon/cat")
+    with pytest.raises(DataError, match="cartoon and photo have different classes, cat, dog"):
+        PacsData(tmp_path, section)
+    (tmp_path / "cartoon").rename(tmp_path / "comics")
+    with pytest.raises(DataError, match="no images at .*cartoon; it is offered at"):
+        PacsData(tmp_path, section)

@@ -23,7 +23,7 @@ def test_a_network_from_outside_is_one_entry(toy, tmp_path):
         build_model("toi_net", 5)
     with pytest.raises(ValueError, match="network 'toy_net' has no published weights; weights is 'DEFAULT'"):
         check_weights("toy_net", 5, "DEFAULT")
-    with pytest.raises(ValueError, match=r"'small_convnext', 'toy_net' \(timm"):
+    with pytest.raises(ValueError, match=r"'efficientnet_lite0', 'toy_net' \(timm"):
         build_model("qqqq", 5)
 
 

@@ -138,8 +138,8 @@ def test_missing_and_unreadable(content, tmp_path):
         ),
         (
             lambda p: p["data"].update(name="imagnet"),
-            "profiles.imagenet.data: no data set 'imagnet'; allowed are openmoji, cifar10, imagenet; did you "
-            "mean 'imagenet'?",
+            "profiles.imagenet.data: no data set 'imagnet'; allowed are openmoji, cifar10, imagenet, "
+            "tiny-imagenet, pacs; did you mean 'imagenet'?",
         ),
         (lambda p: p["data"].update(name="openmoji"), "openmoji has no published set for sketch"),
     ],

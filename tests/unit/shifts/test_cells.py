@@ -88,7 +88,7 @@ def test_a_list_of_cells_with_other_columns(tmp_path):
 def test_each_cell_shows_its_share_and_each_image_meets_as_many_cells():
     numbers = torch.randperm(3000, generator=torch.Generator().manual_seed(0))[:474]
     shown = torch.stack([meets(numbers, place, 0.2) for place in range(75)])
-    assert shown.sum(0).min() >= 13 and shown.sum(0).max() <= 17
+    assert shown.sum(0).min() >= 12 and shown.sum(0).max() <= 18
     assert 474 * 0.2 * 0.7 < shown.sum(1).min() and shown.sum(1).max() < 474 * 0.2 * 1.3
     severity = torch.arange(75) % 5  # no image meets mostly mild or mostly severe cells
     means = torch.stack([severity[row].double().mean() for row in shown.T])
