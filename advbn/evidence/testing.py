@@ -130,13 +130,14 @@ def read_right(path: Path) -> dict:
     right, 0 where it is wrong, NaN where the cell does not show the image. Raises `FileNotFoundError`."""
     tables = {}
     with np.load(path) as kept:
-        columns = pd.MultiIndex.from_tuples([cell.split("/", 1) for cell in kept["cells"].tolist()])
+        cells = [cell.split("/", 1) for cell in kept["cells"].tolist()]
         for key in kept.files:
             start, _, branch = key.rpartition("/")
             if not start or branch == "images":
                 continue
             right = np.where(kept[key] == 255, np.nan, kept[key]).astype(np.float32)
             run, _, seed = start.rpartition("/")
+            columns = pd.MultiIndex.from_tuples(cells)  # a study without runs of its own has none
             table = pd.DataFrame(right.T, index=kept[f"{start}/images"].tolist(), columns=columns)
             tables[(run, int(seed), branch) if run else (int(seed), branch)] = table
     return tables

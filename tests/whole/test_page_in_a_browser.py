@@ -5,11 +5,13 @@ import json
 import re
 import subprocess
 
+import pandas as pd
 import pytest
 from conftest import CHROMIUM, ROOT
 
 from advbn.base.config import load_params
-from advbn.shifts.cells import columns, decoded_columns
+from advbn.evidence.tables import columns_in
+from advbn.shifts.cells import decoded_columns
 
 PROBE = """<script>window.addEventListener('load', () => {
 const first = document.querySelector('#table-ablations tbody td:first-child');
@@ -75,15 +77,17 @@ def test_every_picture_loads_and_every_table_has_its_rows(committed, tmp_path, w
     assert len(seen["images"]) == 4 + len(params.studies) and all(w > 300 for w in seen["images"])
     assert seen["outside"] == 0 and seen["wide"] <= seen["window"] and seen["window"] in (width, width - 15)
     assert width > 500 or seen["label"] < width / 2  # a long label leaves room for numbers
+    shifts = columns_in(pd.read_csv(ROOT / "results/openmoji/tables/robustness.csv"))
     rows = sum(2 if m.train == "adversarial" else 1 for m in params.methods.values())
-    assert seen["tables"]["table-robustness"] == [1, rows, 1 + len(columns("openmoji"))] and seen["tables"][
+    assert seen["tables"]["table-robustness"] == [1, rows, 1 + len(shifts)] and seen["tables"][
         "table-advbn_set"
     ] == [1, rows, 2 + len(decoded_columns())]
+    assert seen["tables"]["table-robustness-named"] == [1, 2, 4]
     assert seen["tables"]["table-mce"][1] == rows and seen["tables"]["table-published"][1] == len(
         params.methods
-    ) * len(columns("openmoji"))
+    ) * len(shifts)
     for study, section in params.studies.items():
         expected = len(section.bases) * sum(
             2 if m.train == "adversarial" else 1 for m in (params.base_methods | section.methods).values()
         )
-        assert seen["tables"][f"table-{study}"] == [1, expected, 2 + len(columns("openmoji")) + 2]
+        assert seen["tables"][f"table-{study}"] == [1, expected, 2 + len(shifts) + 2]

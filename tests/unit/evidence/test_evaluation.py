@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import t
 from torch import nn
 from torchvision.models import resnet18
 from users_networks import EVALUATED, IMAGES, Net, conv_bn, same, snapshot, used
@@ -14,7 +13,6 @@ from users_networks import EVALUATED, IMAGES, Net, conv_bn, same, snapshot, used
 from advbn import CORRUPTIONS, AdvBN, mean_corruption_error
 from advbn.method.folding import for_inference
 from advbn.evidence.evaluation import ALEXNET, mean_error, predict, predict_each, top1_accuracy
-from advbn.evidence.intervals import mean_interval, summarize
 from advbn.images.batches import normalize
 from advbn.method.splitting import split
 from advbn.networks.autoencoder import Autoencoder
@@ -117,14 +115,6 @@ def test_every_form_of_errors_gives_the_same_float(form):
         assert type(found) is float and found == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_interval_is_students():
-    values = np.array([1.0, 2.0, 4.0, 7.0])
-    mean, half = mean_interval(values)
-    low, high = t.interval(0.95, 3, loc=values.mean(), scale=values.std(ddof=1) / 2)
-    assert (mean - half, mean + half) == pytest.approx((low, high))
-    assert np.isnan(mean_interval([3.0])[1])
-
-
 def test_accuracy_counts_and_leaves_the_model_alone():
     torch.manual_seed(0)
     model = resnet18(num_classes=3).train()
@@ -159,23 +149,6 @@ def test_folded_parts_predict_the_same(name, after):
     assert torch.allclose(plain, folded, atol=1e-4 * plain.abs().max()) and torch.equal(
         head(stem(images)), plain
     )
-
-
-def test_paired_differences_and_a_missing_seed():
-    runs = pd.DataFrame(
-        [
-            {"method": m, "branch": "clean", "shift": "clean", "seed": s, "accuracy": 50 + 10 * s + d}
-            for m, d in (("finetune", 0), ("new", 2))
-            for s in range(3)
-        ]
-    )
-    row = summarize(runs, "finetune").set_index("method").loc["new"]
-    assert (row.difference, row.difference_ci95) == (
-        pytest.approx(2),
-        pytest.approx(0, abs=1e-9),
-    ) and row.ci95 > 20
-    with pytest.raises(ValueError, match=r"has the seeds \[0, 1\]"):
-        summarize(runs[~((runs.method == "new") & (runs.seed == 2))], "finetune")
 
 
 def test_what_belongs_to_each_image_is_there_for_each():

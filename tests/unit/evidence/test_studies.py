@@ -3,6 +3,7 @@ cost."""
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -11,9 +12,9 @@ from conftest import ROOT
 from advbn.base.config import load_params, parse_params
 from advbn.base.errors import ParameterError
 from advbn.evidence.figures import cost_chart
-from advbn.evidence.intervals import mean_interval
+from advbn.evidence.intervals import differences, holm, on_branch, two_way
 from advbn.evidence.studies import run_bases, run_study, shortened, table_of_runs
-from advbn.evidence.tables import control_of, study_markdown, study_table
+from advbn.evidence.tables import control_of, read_study, study_conclusions, study_markdown, study_table
 from advbn.shifts.cells import SHIFTS, cells, columns, meets
 from advbn.training.run import base_runs, load_data, study_runs
 
@@ -59,42 +60,52 @@ def test_the_control_has_the_same_base_and_cut(params):
             assert (control.base, control.after, control.method.train) == (run.base, run.after, "clean")
 
 
-def test_differences_are_paired_by_seed(params):
-    runs = params.rows("complementarity")
-    rows = [
-        {
-            "run": name,
-            "branch": branch,
-            "shift": shift,
-            "cell": cell,
-            "seed": seed,
-            "accuracy": 10 * seed
-            + (5 + seed if name == "mixup/advbn" and branch == "adversarial" else 0)
-            + (cell == "b"),
-        }
-        for name, run in runs.items()
-        for branch in (("clean", "adversarial") if run.method.options else ("clean",))
-        for shift in columns("openmoji")
-        for cell in ("a", "b")
-        for seed in (0, 1, 2)
-    ]
-    table = study_table(pd.DataFrame(rows), params, "complementarity")
+def test_differences_are_paired_by_seed_and_image(params):
+    rng, answers = np.random.default_rng(0), {}
+    cells = pd.MultiIndex.from_tuples([(shift, cell) for shift in columns("openmoji") for cell in ("a", "b")])
+    draws = {(base, seed): rng.random((80, len(cells))) for base in params.bases for seed in range(3)}
+    for name, run in params.rows("complementarity").items():
+        for seed in range(3):
+            for branch in run.method.branches:
+                better = name == "mixup/advbn" and branch == "adversarial"
+                right = draws[run.base, seed] < (0.7 if better else 0.4)
+                table = pd.DataFrame(right.astype(float), [f"{seed}-{i}" for i in range(80)], cells)
+                answers.setdefault(name, {})[seed, branch] = table
+    table = study_table(answers, params, "complementarity")
     gained = table.query("base == 'mixup' and method == 'advbn' and branch == 'adversarial'")
-    mean, interval = mean_interval([5, 6, 7])
-    assert (
-        len(gained) == len(columns("openmoji")) + 1
-        and gained.difference.tolist() == pytest.approx([mean] * 6)
-        and gained.difference_ci95.tolist() == pytest.approx([interval] * 6)
+    of_seeds = differences(
+        *(on_branch(answers[f"mixup/{m}"], b) for m, b in (("advbn", "adversarial"), ("finetune", "clean")))
     )
+    found = two_way({seed: values[list(columns("openmoji")[1:])] for seed, values in of_seeds.items()})
+    mean = gained.set_index("shift").loc["mean"]
+    assert len(gained) == len(columns("openmoji")) + 1 and mean.seeds == 3
+    assert (mean.difference, mean.difference_ci95, mean.p) == pytest.approx(
+        (found.mean, found.half_width, found.p)
+    )
+    shifts = gained[~gained["shift"].isin(["mean", "clean"])]
+    assert mean.difference == pytest.approx(shifts.difference.mean())
+    assert mean.accuracy == pytest.approx(shifts.accuracy.mean())
     assert table.query("method == 'finetune'").difference.isna().all()
     assert (table.query("base == 'plain' and method == 'advbn'").difference == 0).all()
+    for means in (True, False):
+        rows = table[(table["shift"] == "mean") == means]
+        assert np.allclose(rows.p_holm, holm(rows.p), equal_nan=True)
+    said = study_conclusions(table, params)
+    higher = [sentence for sentence in said if ": higher " in sentence]
+    assert len(higher) == (mean.p_holm < 0.05) and "for MixUp: AdvBN, adversarial branch" in "".join(said)
 
 
-def test_the_committed_tables_follow_from_the_committed_runs(params):
+def test_the_committed_tables_follow_from_what_the_runs_got_right(params):
     for study in params.studies:
-        made = study_table(pd.read_csv(ROOT / f"results/openmoji/studies/{study}.csv"), params, study)
+        made = study_table(read_study(ROOT / "results/openmoji", params, study), params, study)
         kept = pd.read_csv(ROOT / f"results/openmoji/tables/{study}.csv")
         pd.testing.assert_frame_equal(kept.drop(columns="cost"), made, check_dtype=False)
+        counts = pd.read_csv(ROOT / f"results/openmoji/studies/{study}.csv")
+        counts = counts.groupby(["run", "branch", "shift", "seed"]).accuracy.mean()
+        counts = counts.groupby(["run", "branch", "shift"]).mean()
+        shifts = made[made["shift"] != "mean"]
+        keys = list(zip(shifts.base + "/" + shifts.method, shifts.branch, shifts["shift"]))
+        assert np.allclose(counts[keys], shifts.accuracy)
         used = json.loads((ROOT / f"results/openmoji/studies/{study}.json").read_text())
         assert as_today(params.studies[study], used["study"])  # the parameters that the table was made with
         assert used["base_methods"].keys() == params.base_methods.keys() and all(
@@ -199,7 +210,7 @@ def test_unknown_studies_and_profiles_without_them(params, tmp_path):
     history, shared, _ = run_bases(base_runs(without, "plain"))
     assert history.empty and shared.empty
     found, _ = run_study(study_runs(without, "ablations"), shared, without.rows("ablations"))
-    table = study_table(found, without, "ablations")
+    table = study_table(read_study(tmp_path, without, "ablations"), without, "ablations")
     assert found.empty and table.empty and table_of_runs(without, "ablations").empty
     assert (
         study_markdown(table, without) == "The profile cifar10 runs no studies: it has no section `short`.\n"

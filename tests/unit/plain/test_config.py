@@ -2,6 +2,7 @@
 
 import copy
 import re
+from datetime import date
 
 import pytest
 import yaml
@@ -44,6 +45,11 @@ def test_the_projects_file_is_fine(content):
         ("profiles.openmoji.finetune.lr", float("inf"), "finite number"),
         ("profiles.openmoji.finetune.momentum", 7.0, "less than 1"),
         ("profiles.openmoji.data.augment.scale", 1.5, "less than 1"),
+        ("outcomes.primary.against", "finetun", "outcomes.primary.against is 'finetun'.*mean 'finetune'"),
+        ("outcomes.second.method", "random", "outcomes.second compares 'random' with itself"),
+        ("outcomes.secnd", {}, "unknown key 'outcomes.secnd'; did you mean 'second'"),
+        ("outcomes.named", "soon", "outcomes.named: 'soon' is no date in quotes"),
+        ("outcomes.named", date(2026, 11, 28), "'2026-11-28' is no date in quotes"),
         ("methods.advbn.layer.epz", 1.0, "unknown key 'methods.advbn.layer.epz'; did you mean 'eps'"),
         ("methods.advbn.layer.eps", -1.0, "methods.advbn.layer.eps is -1.0; input should be greater"),
         ("methods.advbn.layer.steps", 2.5, "steps is 2.5"),

@@ -2,13 +2,14 @@
 
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import RECORDED, ROOT
 
 from advbn.base.config import load_params
-from advbn.evidence.intervals import mean_interval, verdict
-from advbn.evidence.tables import comparison, conclusions, side_by_side_rows
+from advbn.evidence.intervals import differences, holm, on_branch, two_way
+from advbn.evidence.tables import columns_in, comparison, conclusions, side_by_side_rows
 from advbn.page import build_page, made
 from advbn.shifts.cells import columns, title
 
@@ -20,68 +21,56 @@ def test_the_committed_page_is_what_the_committed_files_give(profile):
     assert not re.search(r"(?:src|href)=[\"'](?!data:|#)", page)
 
 
-@pytest.mark.parametrize(
-    "difference, interval, word",
-    [
-        (1.0, 0.9, "higher"),
-        (-1.0, 0.9, "lower"),
-        (1.0, 1.0, "no difference shown"),
-        (0.5, float("nan"), "one seed, no interval"),
-        (float("nan"), float("nan"), "one seed, no interval"),
-    ],
-)
-def test_verdicts(difference, interval, word):
-    assert verdict(difference, interval) == word
-
-
 def test_conclusions_follow_the_numbers():
     params = load_params()
     rows = [
-        {"method": "advbn", "branch": "clean", "shift": s, "difference": d, "difference_ci95": 1.0}
-        for s, d in zip(columns("openmoji"), (2, -2, 0.5, 3, 0.2))
+        {
+            "method": "advbn",
+            "branch": "clean",
+            "shift": s,
+            "difference": d,
+            "difference_ci95": 1.0,
+            "p_holm": p,
+        }
+        for s, d, p in zip(columns("openmoji"), (2, -2, 0.5, 3, 1.2), (0.01, 0.02, 0.5, 0.001, 0.06))
     ]
     said = conclusions(pd.DataFrame(rows), params)
     assert said == [
         "AdvBN, clean branch, against clean fine-tune: higher on Clean (+2.0 ± 1.0), on Sketch (+3.0 ± 1.0).",
         "AdvBN, clean branch, against clean fine-tune: lower on -C (-2.0 ± 1.0).",
         "AdvBN, clean branch, against clean fine-tune: no difference shown on Instagram (+0.5 ± 1.0), on "
-        "Stylized (+0.2 ± 1.0).",
+        "Stylized (+1.2 ± 1.0).",
     ]
 
 
-def test_what_the_attack_adds_is_paired_by_seed_and_branch():
-    params = load_params()
-    rows = [
-        {
-            "method": m,
-            "branch": b,
-            "shift": s,
-            "cell": "c",
-            "seed": seed,
-            "accuracy": 50 + 5 * seed + (3 + seed) * (m == "advbn" and b == "adversarial"),
-        }
-        for m in ("random", "advbn", "fast")
-        for b in ("clean", "adversarial")
-        for s in columns("openmoji")
-        for seed in (0, 1, 2)
+def test_what_the_attack_adds_is_paired_and_corrected():
+    params, rng, answers = load_params(), np.random.default_rng(0), {}
+    cells = pd.MultiIndex.from_tuples([(shift, "c") for shift in columns("openmoji")])
+    for seed in range(3):
+        draw = rng.random((50, len(cells)))
+        for method in ("random", "advbn", "fast"):
+            for branch in ("clean", "adversarial"):
+                right = draw < (0.8 if (method, branch) == ("advbn", "adversarial") else 0.4)
+                table = pd.DataFrame(right.astype(float), [f"{seed}-{i}" for i in range(50)], cells)
+                answers.setdefault(method, {})[seed, branch] = table
+    pairs = differences(*(on_branch(answers[m], "adversarial") for m in ("advbn", "random")))
+    found = [
+        two_way({seed: values[[shift]] for seed, values in pairs.items()}) for shift in columns("openmoji")
     ]
-    said = comparison(pd.DataFrame(rows), params)
-    mean, interval = mean_interval([3, 4, 5])
-    assert (
-        said[0].startswith(
-            "AdvBN against random statistics, clean branch: no difference shown on Clean (+0.0 ± 0.0)"
-        )
-        and len(said) == 2
+    corrected = holm([1.0] * len(found) + [f.p for f in found])[len(found) :]
+    said = comparison(answers, params)
+    assert said[0].startswith(
+        "AdvBN against random statistics, clean branch: no difference shown on Clean (+0.0 ± 0.0)"
     )
-    assert said[1].startswith(
-        f"AdvBN against random statistics, adversarial branch: higher on Clean ({mean:+.1f} ± {interval:.1f})"
-    )
-    said = comparison(pd.DataFrame(rows), params, "fast", "advbn")
-    assert said[1].startswith(
-        f"AdvBN, fast recipe against AdvBN, adversarial branch: lower on Clean ({-mean:+.1f} ± "
-        f"{interval:.1f})"
-    )
-    assert comparison(pd.DataFrame(rows), params, "fast", "nothing") == []
+    for shift, estimate, p in zip(columns("openmoji"), found, corrected):
+        words = f"on {title(shift)} ({estimate.mean:+.1f} ± {estimate.half_width:.1f})"
+        sentence = next(s for s in said[1:] if words in s)
+        start = "AdvBN against random statistics, adversarial branch: "
+        assert sentence.startswith(start + ("higher" if p < 0.05 else "no difference shown"))
+    assert min(corrected) < 0.05
+    said = comparison(answers, params, "fast", "advbn")
+    assert said[1].startswith("AdvBN, fast recipe against AdvBN, adversarial branch: lower on ")
+    assert comparison(answers, params, "fast", "nothing") == []
 
 
 def test_nothing_published_is_said_so():
@@ -101,11 +90,12 @@ def tables():
 
 
 def test_the_conclusions_name_every_shift_once_for_each_branch():
-    said = conclusions(pd.read_csv(tables() / "robustness.csv"), load_params())
+    table = pd.read_csv(tables() / "robustness.csv")
+    said = conclusions(table, load_params())
     for branch in ("clean", "adversarial"):
         own = [s for s in said if s.startswith(f"AdvBN, {branch} branch, against clean fine-tune: ")]
         words = "".join(own)
-        assert own and all(words.count(f"on {title(shift)} (") == 1 for shift in columns("openmoji"))
+        assert own and all(words.count(f"on {title(shift)} (") == 1 for shift in columns_in(table))
     assert re.search(r"on Sketch \([+-]\d+\.\d ± \d+\.\d\)", "".join(said))
 
 
@@ -135,4 +125,14 @@ def test_how_the_results_came_about_is_said_by_machine_and_commit():
 
 def test_the_page_has_every_table_and_figure():
     page = build_page(load_params())
-    assert (page.count("<table"), page.count("<img")) == (7, 7) and len(page) > 500_000
+    assert (page.count("<table"), page.count("<img")) == (8, 7) and len(page) > 500_000
+
+
+def test_the_page_marks_what_was_named_in_advance_and_says_what_could_be_shown():
+    page = build_page(load_params())
+    named, table = page.index('id="table-robustness-named"'), page.index('id="table-robustness"')
+    assert named < page.index("◆ Primary: AdvBN against clean fine-tune") < table
+    assert page.index("◆ Primary outcome") < page.index("AdvBN, clean branch, against clean fine-tune")
+    assert page.count("an effect of 1 point would be shown with probability") == 3 + len(
+        load_params().studies
+    )
