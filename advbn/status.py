@@ -42,7 +42,8 @@ def _as_if_named(profile: str) -> dict:
     return {name.rpartition(":")[2]: changes for name, changes in found.items()}
 
 
-def _named(root) -> str:
+def named_profile(root: Path) -> str:
+    "The profile that `params.yaml` names."
     import yaml
 
     return yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))["profile"]
@@ -74,7 +75,7 @@ def status() -> dict:
     root, found = project_root(), {}
     recorded = yaml.safe_load((root / "dvc.lock").read_text(encoding="utf-8"))["stages"]
     for profile in recorded_profiles():
-        stages = _dvc_status() if profile == _named(root) else _as_if_named(profile)
+        stages = _dvc_status() if profile == named_profile(root) else _as_if_named(profile)
         stages = {name: changes for name, changes in stages.items() if f"@{profile}" in name}
         changed = {
             name: _what(changes) if name in recorded else ["not in dvc.lock"]
