@@ -104,7 +104,7 @@ KEY, MEASURED = ["method", "branch", "shift"], ["accuracy", "ci95", "difference"
 
 def rerun(table, rng, seeds, images=474):
     """A run like that of a committed `table`: its numbers are the truth, and its intervals say how far seeds
-    lie apart, in what a split has in common and in what a method has alone; accuracies are of whole images."""
+    lie apart, in what a split has in common and in what a method has alone. Images are counted whole."""
     measured = np.arange(table.seeds.iloc[0])
     spread = np.std(measured, ddof=1) / mean_interval(measured)[1]
     control = table[table.method == "finetune"].set_index("shift").ci95
