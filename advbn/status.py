@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from .base.files import project_root
@@ -16,7 +17,11 @@ def recorded_profiles() -> list:
 
 
 def _dvc_status(*target) -> dict:
-    "What `dvc status --json` says."
+    "What `dvc status --json` says; raises `ImportError` where DVC is not installed."
+    if find_spec("dvc") is None:
+        raise ImportError(
+            "status asks DVC, which is not installed; make env installs it, and verify needs none"
+        )
     command = [sys.executable, "-m", "dvc", "status", "--json", *target]
     environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
     done = subprocess.run(command, cwd=project_root(), capture_output=True, text=True, env=environment)
