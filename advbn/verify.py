@@ -53,8 +53,8 @@ MACHINE = ("Processor", "GPU", "Python", "Packages", "Commit")
 
 
 def read_folder(folder: Path) -> dict:
-    "The files below `folder`, by their names relative to it."
-    paths = (path for path in sorted(Path(folder).rglob("*")) if path.is_file())
+    "The files below `folder`, by their names relative to it, without hidden ones."
+    paths = (p for p in sorted(Path(folder).rglob("*")) if p.is_file() and not p.name.startswith("."))
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
@@ -146,23 +146,20 @@ def _leaves(value, name="") -> dict:
     return {key: leaf for leaves in inner for key, leaf in leaves.items()}
 
 
+def _concerns_both(key, theirs) -> bool:
+    "Is a parameter one of a method that both results have, or none of a method's?"
+    start = ".".join(key.split(".")[:2])
+    return not key.startswith("methods.") or any(f"{other}.".startswith(f"{start}.") for other in theirs)
+
+
 def other_parameters(here: dict, there: dict) -> dict:
     """`{file: {parameter: (here, there)}}` of what the two results were made with, where it differs; a method
     that was added here changes nothing of the others."""
-    found = {}
-    for name in sorted(
-        n for n in here.keys() & there.keys() if n == "parameters.json" or n.startswith("studies/")
-    ):
-        if name.endswith(".json"):
-            mine, theirs = (_leaves(_json(name, files)) for files in (here, there))
-            both = {key: (mine.get(key, "none"), theirs.get(key, "none")) for key in {**theirs, **mine}}
-            known = {".".join(key.split(".")[:2]) for key in theirs}
-            found[name] = {
-                key: values
-                for key, values in both.items()
-                if values[0] != values[1]
-                and (".".join(key.split(".")[:2]) in known or key.split(".")[0] != "methods")
-            }
+    found, files = {}, [n for n in there if n.endswith(".json") and n in here]
+    for name in (n for n in files if n == "parameters.json" or n.startswith("studies/")):
+        mine, theirs = _leaves(_json(name, here)), _leaves(_json(name, there))
+        both = {key: (mine.get(key, "none"), theirs.get(key, "none")) for key in {**theirs, **mine}}
+        found[name] = {k: v for k, v in both.items() if v[0] != v[1] and _concerns_both(k, theirs)}
     return {name: changes for name, changes in found.items() if changes}
 
 
@@ -249,20 +246,25 @@ def _spread(name, differences, of, unit) -> str:
     )
 
 
-def compare_values(here: dict, there: dict) -> list:
-    "A sentence for metrics.json and each file of runs that both results have and that differs."
-    said, shared = [], {name: there[name] for name in there if name in here and here[name] != there[name]}
+def compare_values(here: dict, there: dict) -> tuple:
+    """A sentence for metrics.json and each file of runs that both results have and that differs; and a phrase
+    for each of these files that lacks cells here."""
+    shared = {name: there[name] for name in there if name in here and here[name] != there[name]}
+    said, missing = [], []
     if "metrics.json" in shared:
-        mine, theirs = (pd.Series(_leaves(_json("metrics.json", files))) for files in (here, there))
-        said.append(_spread("metrics.json", (mine - theirs).dropna().astype(float), "values", "points"))
+        mine, theirs = (
+            pd.to_numeric(pd.Series(_leaves(_json("metrics.json", files))), errors="coerce")
+            for files in (here, there)
+        )
+        said.append(_spread("metrics.json", (mine - theirs).dropna(), "values", "points"))
     for name, theirs in _tables(shared, "runs/", "studies/"):
         mine = _read(name, here[name], pd.read_csv)
         key = [column for column in CELL if column in theirs]
         both = mine.merge(theirs, on=key, suffixes=("_here", "_there"))
         said.append(_spread(name, both.correct_here - both.correct_there, "cells", "images"))
-        if lost := len(theirs) - len(both):
-            said[-1] += f"; {lost:,} more cells are there and not here"
-    return said
+        if len(theirs) > len(both):
+            missing.append(f"{len(theirs) - len(both):,} of {len(theirs):,} cells of {name}")
+    return said, missing
 
 
 # The report
@@ -277,7 +279,7 @@ class Comparison:
     files: dict  # {name: one of STATES}
     parameters: dict
     numbers: pd.DataFrame  # those that were made with the same parameters
-    missing: list  # rows of tables that are there and not here
+    missing: list  # rows of tables, and cells of runs, that are there and not here
     values: list  # a sentence for each file of runs that differs
     machines: dict  # {fact: (here, there)} of the stages that were run anew
 
@@ -326,14 +328,16 @@ def compare(here: dict, there: dict, profile: str = "", against: str = "") -> Co
     theirs = theirs[comparable(theirs, changes, studies)]
     names = set(zip(mine.table, mine.row, mine.quantity))
     lost = [r for r in theirs.itertuples() if (r.table, r.row, r.quantity) not in names]
+    missing = [f"{r.table}, {r.quantity} of {r.row}" for r in lost if f"tables/{r.table}.csv" in here]
+    values, cells = compare_values(here, there)
     return Comparison(
         profile=profile,
         against=against,
         files=file_states(here, there),
         parameters=changes,
         numbers=compare_numbers(mine, theirs),
-        missing=[f"{r.table}, {r.quantity} of {r.row}" for r in lost if f"tables/{r.table}.csv" in here],
-        values=compare_values(here, there),
+        missing=missing + cells,
+        values=values,
         machines=_facts(here, there),
     )
 

@@ -209,6 +209,8 @@ def test_what_is_missing_is_named(results):
     assert compare(results, without).good
     found = compare(changed(results, "tables/robustness.csv", lambda t: t[t["shift"] != "sketch"]), results)
     assert not found.good and "robustness, accuracy of standard, clean, sketch" in found.missing
+    found = compare(changed(results, "runs/advbn.csv", lambda t: t[2:]), results)
+    assert not found.good and last(found).startswith("Not good news: 1 missing here, first 2 of ")
 
 
 def test_counts_of_runs_and_metrics_are_told(results):
