@@ -13,6 +13,7 @@ from .base.config import Params
 from .base.files import project_root
 from .evidence.tables import (
     Table,
+    accuracy_note,
     accuracy_text,
     baseline_label,
     columns_in,
@@ -20,6 +21,11 @@ from .evidence.tables import (
     conclusions,
     errors_text,
     origin,
+    outcome_notes,
+    outcome_sentences,
+    outcomes_text,
+    power_note,
+    read_answers,
     read_runs,
     side_by_side_rows,
     study_conclusions,
@@ -31,24 +37,28 @@ from .shifts.cells import decoded_columns
 
 @dataclass(frozen=True)
 class Evidence:
-    "What the pipeline has left of a profile: its main tables and runs, and the `folder` with the rest."
+    "What the pipeline has left of a profile: main tables, runs, answers, and the `folder` with the rest."
 
     folder: Path
     params: Params
+    outcomes: pd.DataFrame
     robustness: pd.DataFrame
     mce: pd.DataFrame
     decoded: pd.DataFrame
     runs: pd.DataFrame
+    answers: dict
 
 
 def read_evidence(params: Params) -> Evidence:
     "The evidence of the profile of `params`; raises `FileNotFoundError` if a main table or runs are missing."
     folder = project_root() / "results" / params.profile
-    robustness, mce, decoded = (
-        pd.read_csv(folder / "tables" / f"{name}.csv") for name in ("robustness", "mce", "advbn_set")
-    )
-    runs = read_runs(folder.parent, params.profile, robustness.method.unique())
-    return Evidence(folder, params, robustness, mce, decoded, runs)
+    tables = [
+        pd.read_csv(folder / "tables" / f"{name}.csv")
+        for name in ("outcomes", "robustness", "mce", "advbn_set")
+    ]
+    methods = tables[1].method.unique()
+    runs, answers = (read(folder.parent, params.profile, methods) for read in (read_runs, read_answers))
+    return Evidence(folder, params, *tables, runs, answers)
 
 
 def made(results: Path) -> list:
@@ -84,29 +94,27 @@ def _with_unpublished(table: Table) -> Table:
     return table.with_column("published", ["not available"] * len(table.rows))
 
 
-def _how(seeds: int) -> str:
-    "How the entries of a table of accuracies are read; the sentence has no full stop yet."
-    if seeds == 1:
-        what = "One seed, hence no intervals; in brackets the difference to the clean fine-tune."
-    else:
-        what = (
-            f"{seeds} seeds, 95 % Student intervals; in brackets the paired difference to the clean "
-            f"fine-tune, coloured where the interval excludes zero."
-        )
-    return f"{what} * marks the branch that the paper's evaluation uses"
+def _notes(table: pd.DataFrame) -> str:
+    "How a table of accuracies is read, and what it could have shown."
+    star = "* marks the branch that the paper's evaluation uses for the column."
+    return " ".join(
+        filter(None, [accuracy_note(table, "coloured"), star, power_note(table, "in a secondary comparison")])
+    )
 
 
 def _robustness(found: Evidence) -> dict:
     "The section of Table 1."
     captions = {
-        "robustness": "Differences to the clean fine-tune.",
-        "corruptions": "Differences on each corruption.",
+        "robustness": "The outcomes named in advance, and every difference to the clean fine-tune.",
+        "corruptions": "Differences to the clean fine-tune on each corruption, all secondary.",
     }
     return {
         "id": "robustness",
         "title": "Robustness",
+        "first": outcomes_text(found.outcomes, found.params) if len(found.outcomes) else None,
+        "about_first": " ".join(outcome_notes(found.outcomes)),
         "table": accuracy_text(found.robustness, found.params, columns_in(found.robustness)),
-        "note": f"{_how(found.robustness.seeds.iloc[0])} for the column. {origin(found.runs)}",
+        "note": f"{_notes(found.robustness)} {origin(found.runs)}",
         "figures": _figures(found.folder / "figures", captions),
     }
 
@@ -148,14 +156,15 @@ def _study(found: Evidence, name: str) -> dict | None:
     if table.empty:
         return None
     caption = (
-        "What each row gains on the mean of the shifts, adversarial branch, against what its step costs."
+        "What each row gains on the mean of the shifts, adversarial branch, against what its step costs; "
+        "open where nothing is shown after Holm's correction."
     )
     return {
         "id": name,
         "title": found.params.studies[name].title,
         "table": _with_unpublished(study_text(table, found.params)),
         "conclusions": study_conclusions(table, found.params),
-        "note": " ".join(study_notes(table, found.params)),
+        "note": " ".join(study_notes(table, found.params, "coloured")),
         "figures": _figures(found.folder / "figures", {name: caption}),
     }
 
@@ -170,7 +179,7 @@ def _adversarial_images(found: Evidence) -> dict:
         "id": "advbn_set",
         "title": "Adversarial images",
         "table": _with_unpublished(accuracy_text(found.decoded, found.params, decoded_columns())),
-        "note": f"{_how(found.robustness.seeds.iloc[0])}.",
+        "note": _notes(found.decoded),
         "figures": _figures(found.folder / "figures", captions),
     }
 
@@ -207,9 +216,10 @@ def build_page(params: Params) -> str:
     used = json.loads((found.folder / "parameters.json").read_text(encoding="utf-8"))
     source = resources.files("advbn").joinpath("page.html").read_text(encoding="utf-8")
     said = [
+        *outcome_sentences(found.outcomes, params),
         *conclusions(found.robustness, params),
-        *comparison(found.runs, params),
-        *comparison(found.runs, params, "fast", "advbn"),
+        *comparison(found.answers, params),
+        *comparison(found.answers, params, "fast", "advbn"),
     ]
     template = Environment(autoescape=True, trim_blocks=True, keep_trailing_newline=True).from_string(source)
     return template.render(

@@ -21,6 +21,7 @@ from .sections import (
     Method,
     Name,
     Network,
+    Outcomes,
     Profile,
     Section,
     Study,
@@ -53,6 +54,7 @@ class Params(Section):
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     extensions: list[str] = []  # Python files, relative to this one, that add to registries
     methods: Annotated[dict[Name, SerializeAsAny[Method]], Field(min_length=1)]
+    outcomes: Outcomes | None = None  # null: nothing was named, every comparison is secondary
     checkpoint_steps: Count = 200  # between two writes of a training run's progress
     timeout: Annotated[int, Field(ge=1, le=1_000_000)] = 600  # seconds that a run's processes wait for others
     bases: dict[Name, Base] = {}
@@ -98,6 +100,19 @@ class Params(Section):
             raise ValueError(
                 "methods.finetune is the control and is cut where the profile says; it takes no 'after'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _outcomes_compare_two_rows(self):
+        for rank, compared in (self.outcomes.each if self.outcomes else {}).items():
+            for key, name in compared:
+                if name not in self.methods:
+                    raise ValueError(
+                        f"outcomes.{rank}.{key} is {name!r}; allowed are {', '.join(self.methods)}"
+                        + did_you_mean(name, self.methods)
+                    )
+            if compared.method == compared.against:
+                raise ValueError(f"outcomes.{rank} compares {compared.method!r} with itself")
         return self
 
     @model_validator(mode="after")

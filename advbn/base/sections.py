@@ -1,8 +1,10 @@
 """The sections of `params.yaml`: what can be said of images, networks, training and methods."""
 
+from contextlib import suppress
+from datetime import date
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
 from .registry import Registry
 
@@ -354,6 +356,35 @@ class Study(Section):
     title: str
     bases: Annotated[list[Name], Field(min_length=1)]
     methods: dict[Name, SerializeAsAny[Method]] = {}
+
+
+class Comparison(Section):
+    "Two rows of the main table, on the mean of the shifts, each on the branch that the paper uses for it."
+
+    method: Name
+    against: Name
+
+
+class Outcomes(Section):
+    "What the main table was made to decide, named before the runs; every other comparison is secondary."
+
+    named: str  # a date; in quotes, since DVC keeps none
+    primary: Comparison
+    second: Comparison | None = None
+
+    @field_validator("named", mode="before")
+    @classmethod
+    def _is_a_date(cls, given):
+        with suppress(ValueError, TypeError):
+            if date.fromisoformat(given).isoformat() == given:
+                return given
+        raise ValueError(f'{str(given)!r} is no date in quotes; allowed is such as "2026-11-28"')
+
+    @property
+    def each(self) -> dict:
+        "The comparisons by their rank."
+        ranks = {"primary": self.primary, "second": self.second}
+        return {rank: compared for rank, compared in ranks.items() if compared}
 
 
 class Profile(Section):

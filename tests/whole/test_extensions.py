@@ -30,6 +30,7 @@ def extended(tmp_path_factory):
     methods = {name: content["methods"][name] for name in ("standard", "finetune", "advbn")}
     methods["strong"] = {"label": "Strong AdvBN", "train": "strong", "eps": 1.5}
     content.update(profile="stripes", profiles={"stripes": profile}, methods=methods, seeds=[0, 1])
+    content["outcomes"].pop("second")
     content.update(extensions=["stripes.py"], bases={}, base_methods={}, studies={})
     (folder / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     return folder
