@@ -13,6 +13,10 @@ whatever their dependence. The primary outcome, where one is named, is not lost 
 itself at 1 %, so its bound is that of 99 of 100 cases. Together, a good run is called bad in at most 5 of 100
 cases. A changed verdict on the primary outcome is always told; where the numbers agree it does not make a run
 a bad one, since it is what happens when an interval ends near zero. Opposite verdicts never agree.
+
+One autoencoder, trained once, makes the Stylized, reconstructed and -AdvBN images of all seeds. Another
+machine trains another one, and no interval over seeds knows how hard its images are. So accuracies on these
+are told and not decided; paired differences, of methods that saw the same images, are decided like others.
 """
 
 import io
@@ -28,7 +32,7 @@ import pandas as pd
 
 from .base.errors import DataError, ParameterError, did_you_mean
 from .base.files import project_root
-from .evidence.intervals import verdict
+from .evidence.intervals import holm, verdict
 
 PRIMARY, OTHERS = (
     0.01,
@@ -43,6 +47,7 @@ INTERVALS = {  # the numbers of a table, and the half-widths of their 95 % inter
 }
 ROW = ("outcome", "base", "method", "against", "branch", "shift")  # what names a row of a table
 CELL = ("method", "run", "branch", "shift", "cell", "seed")  # and a row of runs
+MADE = ("stylized", "reconstructed", "advbn")  # shifts whose images come from a machine's own autoencoder
 CONTROL = ("standard", "finetune")  # the methods that the numbers of all others are relative to
 OWN = ("label", "title", "remark", "note", "root", "workers", "threads")  # words, and parameters of a machine
 STATES = ("identical", "different", "missing", "only here")
@@ -153,24 +158,24 @@ def _concerns_both(key, theirs) -> bool:
 
 
 def other_parameters(here: dict, there: dict) -> dict:
-    """`{file: {parameter: (here, there)}}` of what the two results were made with, where it differs; a method
-    that was added here changes nothing of the others."""
+    """`{file: {parameter: (here, there)}}` of what the two results were made with, where it differs; what is
+    not given is null, and a method that was added here changes nothing of the others."""
     found, files = {}, [n for n in there if n.endswith(".json") and n in here]
     for name in (n for n in files if n == "parameters.json" or n.startswith("studies/")):
         mine, theirs = _leaves(_json(name, here)), _leaves(_json(name, there))
-        both = {key: (mine.get(key, "none"), theirs.get(key, "none")) for key in {**theirs, **mine}}
+        both = {key: (mine.get(key), theirs.get(key)) for key in {**theirs, **mine}}
         found[name] = {k: v for k, v in both.items() if v[0] != v[1] and _concerns_both(k, theirs)}
     return {name: changes for name, changes in found.items() if changes}
 
 
 def comparable(numbers: pd.DataFrame, changes: dict, studies: set) -> pd.Series:
     """Which rows of `numbers` both results have made with the same parameters: none if `changes` in
-    parameters.json concern all methods, else all but those of the changed methods and changed `studies`."""
+    parameters.json concern all methods, else all but those of changed methods, `studies` and outcomes."""
     main = [name.split(".") for name in changes.get("parameters.json", ())]
-    methods = {words[1] for words in main if words[0] == "methods"}
-    if any(words[0] != "methods" for words in main) or methods & set(CONTROL):
+    kinds, methods = {words[0] for words in main}, {words[1] for words in main if words[0] == "methods"}
+    if kinds - {"methods", "outcomes"} or methods & set(CONTROL):
         return pd.Series(False, numbers.index)
-    changed = {Path(name).stem for name in changes}
+    changed = {Path(name).stem for name in changes} | (kinds & {"outcomes"})
     return ~numbers.table.isin(changed) & (numbers.table.isin(studies) | ~numbers.method.isin(methods))
 
 
@@ -179,7 +184,8 @@ def comparable(numbers: pd.DataFrame, changes: dict, studies: set) -> pd.Series:
 
 def numbers(files: dict) -> pd.DataFrame:
     """Every number of the tables that has an interval, percent or points: the columns table, row, method,
-    quantity, value, half (of the 95 % interval), error (standard) and df.
+    quantity, value, half (of the 95 % interval), zero (the p of a value of zero), error (standard), df, and
+    decided (is it more than told?).
 
     No error is taken as smaller than that of rounding an accuracy to whole test images."""
     from scipy.special import stdtrit
@@ -198,8 +204,10 @@ def numbers(files: dict) -> pd.DataFrame:
             found = {
                 "row": rows,
                 "method": table.method,
+                "decided": quantity != "accuracy" or ~table["shift"].isin(MADE),
                 "value": table[quantity],
                 "half": table[half],
+                "zero": table.get("p", np.nan),
                 "df": df,
             }
             found["error"] = table[half] / stdtrit(df.where(df > 0), 0.975) if error is None else error
@@ -210,13 +218,6 @@ def numbers(files: dict) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).dropna(subset="value")
 
 
-def holm(p) -> np.ndarray:
-    "Holm's adjusted p-values: those below a level hold one false alarm or more as rarely as the level says."
-    p, order = np.asarray(p), np.argsort(p)
-    adjusted = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
-    return adjusted[np.argsort(order)]
-
-
 def compare_numbers(here: pd.DataFrame, there: pd.DataFrame) -> pd.DataFrame:
     """What `numbers` gave of two results, side by side: difference (here minus there), bound, p, and within.
 
@@ -224,7 +225,7 @@ def compare_numbers(here: pd.DataFrame, there: pd.DataFrame) -> pd.DataFrame:
     module; where both differ and one has no interval, it is false and the bound NaN."""
     from scipy.special import stdtr, stdtrit
 
-    key = ["table", "row", "method", "quantity"]
+    key = ["table", "row", "method", "quantity", "decided"]
     both = here.merge(there, on=key, suffixes=("_here", "_there"))
     error, df = np.hypot(both.error_here, both.error_there), both.df_here + both.df_there
     primary = (both.table == "outcomes") & both.row.str.startswith("primary")
@@ -233,7 +234,8 @@ def compare_numbers(here: pd.DataFrame, there: pd.DataFrame) -> pd.DataFrame:
     both["p"] = 2 * stdtr(df, -both.difference.abs() / error)
     both["differs"], both["primary"] = both.difference.abs() > SAME, primary
     both["within"] = ~both.differs | (primary & (both.p > PRIMARY))
-    tested = both.differs & ~primary & both.p.notna()
+    both.loc[~both.decided, "within"] = True
+    tested = both.differs & both.decided & ~primary & both.p.notna()
     both.loc[tested, "within"] = holm(both.p[tested]) > OTHERS
     return both
 
@@ -398,26 +400,30 @@ def _largest(numbers, most) -> list:
 
 
 def _number_lines(found, most=10):
-    numbers = found.numbers[found.numbers.differs]
-    lines = [f"numbers in tables: {len(found.numbers):,} compared, {len(numbers):,} differ"]
-    if len(numbers):
-        others = numbers[~numbers.primary]
-        outside = (others.difference.abs() > others.bound).sum()
-        lines[0] += (
-            f"; {outside} by more than their bound, where chance alone gives up to {0.05 * len(others):.0f}; "
-            f"{len(found.beyond)} beyond chance"
-        )
+    differ = found.numbers[found.numbers.differs]
+    told, decided = differ[~differ.decided], differ[differ.decided]
+    others = decided[~decided.primary]
+    lines = [f"numbers in tables: {len(found.numbers):,} compared, {len(differ):,} differ"]
+    if len(told):
         lines.append(
-            f"the largest for their bounds, in points ({min(most, len(numbers))} of {len(numbers):,}):"
+            f"  {len(told)} are accuracies on images of a machine's own autoencoder, which decide nothing: "
+            f"by {told.difference.abs().max():.1f} points at most"
         )
-        lines += _largest(numbers, most)
+    if len(decided):
+        lines += [
+            f"  {(others.difference.abs() > others.bound).sum()} of the {len(others):,} others by more than "
+            f"their bound, where chance alone gives up to {0.05 * len(others):.0f}; {len(found.beyond)} beyond "
+            f"chance",
+            f"  the largest for their bounds, in points ({min(most, len(decided))} of {len(decided):,}):",
+            *_largest(decided, most),
+        ]
     return lines + [f"missing here: {name}" for name in found.missing[:most]]
 
 
 def _outcome_lines(found):
     lines = []
     for row in found.numbers[found.numbers.table == "outcomes"].itertuples():
-        here, there = verdict(row.value_here, row.half_here), verdict(row.value_there, row.half_there)
+        here, there = verdict(row.value_here, row.zero_here), verdict(row.value_there, row.zero_there)
         state = "within" if row.within else "BEYOND"
         same = f"the verdict is the same, {here}"
         lines += [

@@ -10,12 +10,11 @@ import pytest
 from conftest import ROOT, call
 
 from advbn.base.errors import DataError, ParameterError
-from advbn.evidence.intervals import mean_interval
+from advbn.evidence.intervals import Estimate, student
 from advbn.verify import (
     PRIMARY,
     compare,
     compare_numbers,
-    holm,
     numbers,
     read_folder,
     read_other,
@@ -81,6 +80,18 @@ def test_small_differences_are_within_and_large_ones_are_not(results):
     assert last(beyond).startswith("Not good news: ") and "by 5.0 points" in last(beyond)
 
 
+def test_accuracies_on_images_of_the_machines_own_autoencoder_do_not_decide(results):
+    def harder(table):
+        table.loc[table["shift"].isin(["stylized", "advbn"]), "accuracy"] -= 30
+
+    def other_gains(table):
+        table.loc[table["shift"] == "stylized", "difference"] -= 30
+
+    for name in ("robustness", "advbn_set"):
+        assert compare(changed(results, f"tables/{name}.csv", harder), results).good
+    assert not compare(changed(results, "tables/robustness.csv", other_gains), results).good
+
+
 def test_the_bound_is_the_interval_of_a_difference_of_two_runs():
     draws, runs = np.random.default_rng(0).normal(60, 2, (2, 4000, 4)), []
     for run in draws:
@@ -92,9 +103,10 @@ def test_the_bound_is_the_interval_of_a_difference_of_two_runs():
     assert (found.difference.abs() <= found.bound).mean() == pytest.approx(0.95, abs=0.012)
 
 
-def test_holm_is_the_step_down_of_his_paper():
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert len(holm([])) == 0
+def mean_interval(values):
+    "The mean of one value per seed, and half the width of its interval."
+    found = student(values)
+    return found.mean, found.half_width
 
 
 KEY, MEASURED = ["method", "branch", "shift"], ["accuracy", "ci95", "difference", "difference_ci95"]
@@ -142,9 +154,11 @@ def test_a_rerun_passes_and_one_with_a_method_five_points_off_fails(results, see
     assert np.mean([passes(off) for _ in range(20)]) <= 0.05
 
 
-def outcomes(difference, half=0.5, error=0.2):
+def outcomes(difference):
+    "A table with a primary outcome of this difference, eight seeds and a standard error of 0.2 points."
+    found = Estimate(difference, standard_error=0.2, df=7, seeds=8)
     row = {"outcome": "primary", "method": "advbn", "against": "finetune", "difference": difference}
-    row |= {"difference_ci95": half, "standard_error": error, "df": 7.0, "p": 0.01, "seeds": 8}
+    row |= {"difference_ci95": found.half_width, "standard_error": 0.2, "df": 7.0, "p": found.p, "seeds": 8}
     return {"tables/outcomes.csv": pd.DataFrame([row]).to_csv(index=False).encode()}
 
 
@@ -198,8 +212,20 @@ def test_words_and_a_machines_own_parameters_are_no_other_experiment(results):
     def with_one_more(parameters):
         parameters["methods"]["gentle"] = parameters["methods"]["advbn"]
 
-    for change in (reworded, with_one_more):
+    def with_a_key_that_is_null(parameters):
+        parameters["settings"]["data"]["new_key"] = None
+
+    for change in (reworded, with_one_more, with_a_key_that_is_null):
         assert compare(changed(results, "parameters.json", change), results).good
+
+
+def test_another_outcome_leaves_the_tables(results):
+    def named(parameters):
+        parameters["outcomes"] = {"primary": {"method": "fast", "against": "random"}}
+
+    found = compare(changed(results, "parameters.json", named) | outcomes(1), results | outcomes(3))
+    assert not found.good and set(found.parameters["parameters.json"]) >= {"outcomes.primary.method"}
+    assert len(found.numbers) > 500 and "outcomes" not in set(found.numbers.table)
 
 
 def test_what_is_missing_is_named(results):
