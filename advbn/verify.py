@@ -412,8 +412,8 @@ def _number_lines(found, most=10):
     if len(decided):
         lines += [
             f"  {(others.difference.abs() > others.bound).sum()} of the {len(others):,} others by more than "
-            f"their bound, where chance alone gives up to {0.05 * len(others):.0f}; {len(found.beyond)} beyond "
-            f"chance",
+            f"their bound, where chance alone gives up to {0.05 * len(others):.0f}; {len(found.beyond)} "
+            f"beyond chance",
             f"  the largest for their bounds, in points ({min(most, len(decided))} of {len(decided):,}):",
             *_largest(decided, most),
         ]
