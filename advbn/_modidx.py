@@ -1318,4 +1318,5 @@ d = { 'settings': { 'branch': 'main',
                                       'advbn.training.train.train': ('training/train.html#train', 'advbn/training/train.py'),
                                       'advbn.training.train.train_autoencoder': ( 'training/train.html#train_autoencoder',
                                                                                   'advbn/training/train.py')},
+            'advbn.verify': {},
             'advbn.widgets': {}}}

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from .base.files import project_root
@@ -16,7 +17,11 @@ def recorded_profiles() -> list:
 
 
 def _dvc_status(*target) -> dict:
-    "What `dvc status --json` says."
+    "What `dvc status --json` says; raises `ImportError` where DVC is not installed."
+    if find_spec("dvc") is None:
+        raise ImportError(
+            "status asks DVC, which is not installed; make env installs it, and verify needs none"
+        )
     command = [sys.executable, "-m", "dvc", "status", "--json", *target]
     environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
     done = subprocess.run(command, cwd=project_root(), capture_output=True, text=True, env=environment)
@@ -42,7 +47,8 @@ def _as_if_named(profile: str) -> dict:
     return {name.rpartition(":")[2]: changes for name, changes in found.items()}
 
 
-def _named(root) -> str:
+def named_profile(root: Path) -> str:
+    "The profile that `params.yaml` names."
     import yaml
 
     return yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))["profile"]
@@ -74,7 +80,7 @@ def status() -> dict:
     root, found = project_root(), {}
     recorded = yaml.safe_load((root / "dvc.lock").read_text(encoding="utf-8"))["stages"]
     for profile in recorded_profiles():
-        stages = _dvc_status() if profile == _named(root) else _as_if_named(profile)
+        stages = _dvc_status() if profile == named_profile(root) else _as_if_named(profile)
         stages = {name: changes for name, changes in stages.items() if f"@{profile}" in name}
         changed = {
             name: _what(changes) if name in recorded else ["not in dvc.lock"]

@@ -1,6 +1,7 @@
 """The command line in a process of its own: what it prints, one line for a slip, and its exit status."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -152,4 +153,27 @@ def test_the_package_is_a_program():
             [sys.executable, "-m", "advbn", "--version"], capture_output=True, text=True
         ).stdout.strip()
         == __version__
+    )
+
+
+@pytest.mark.parametrize("command, status", [("verify", 0), ("status", 2)])
+def test_results_are_compared_where_neither_dvc_nor_torch_nor_images_are(tmp_path, command, status):
+    "And a command that needs DVC says so in a line."
+    for name in ("dvc.yaml", "dvc.lock", "params.yaml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "results/openmoji", tmp_path / "results/openmoji")
+    words = ["advbn", command] + (["--against", str(ROOT / "results")] if command == "verify" else [])
+    code = (
+        "import sys\n"
+        "for name in ('dvc', 'torch', 'torchvision', 'accelerate', 'matplotlib'):\n"
+        "    sys.modules[name] = None\n"
+        f"sys.argv = {words}\n"
+        "from advbn.cli import main\n"
+        "main()"
+    )
+    done = call(sys.executable, "-c", code, cwd=tmp_path, check=False)
+    assert done.returncode == status, done.stderr
+    said = done.stdout if command == "verify" else done.stderr
+    assert said.splitlines()[-1].startswith(
+        "Good news: " if command == "verify" else "advbn: status asks DVC"
     )

@@ -28,6 +28,7 @@ ELSEWHERE = {
     "twine upload": "that publishes",
     "advbn import-official checkpoint.pth.tar": "see test_official",
     "advbn status": "see test_pipeline",
+    "advbn verify": "see test_verify",
     "advbn evaluate --model resnet50 --weights weights.pt --data val --shifts all": "see test_command_line",
 }
 

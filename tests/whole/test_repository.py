@@ -245,6 +245,7 @@ def test_every_command_has_an_example_and_shells_can_complete():
         "bench",
         "import-official",
         "status",
+        "verify",
         "report",
         "run",
         "clean",

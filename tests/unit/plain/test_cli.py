@@ -18,6 +18,8 @@ COMMANDS = (
     "corrupt",
     "check",
     "plan",
+    "status",
+    "verify",
     "bench",
     "report",
     "import-official",
@@ -33,7 +35,7 @@ def test_help_lists_every_command_and_every_exit_status():
     words = " ".join(text.split())
     for said in (
         "Exit status: 0 done",
-        "1 check found something wrong",
+        "1 check, status or verify found something wrong",
         "2 an error that a person can mend",
         "75 asked to stop, progress kept, the same command goes on",
         "130 stopped by Ctrl-C with nothing to keep.",
