@@ -410,8 +410,8 @@ RULES = (
 
 # %% ../../nbs/evidence/08_claims.ipynb #90a0e0a7
 def digests(setting: Setting, seeds) -> pd.DataFrame:
-    """SHA-256 of the images of a profile, columns profile, what, images, sha256: of the pixels of those that are
-    kept in memory, and of what each seed is tested on, see `made_from`."""
+    """SHA-256 of the images of a profile, columns profile, what, images, sha256: of the pixels of those
+    that are kept in memory, and of what each seed is tested on, see `made_from`."""
     data, rows = load_data(setting), []
     if data.in_memory:
         pixels = data.images.images.cpu().contiguous().numpy().tobytes()
