@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -43,7 +44,7 @@ MEASURED = ["row", "difference", "difference_ci95", "p", "p_holm", "seeds"]
 def holm(p: pd.Series) -> pd.Series:
     "P-values corrected for how many there are (Holm 1979)."
     ordered = p.sort_values()
-    return (ordered * range(len(p), 0, -1)).cummax().clip(upper=1).reindex(p.index)
+    return (ordered * np.arange(len(p), 0, -1)).cummax().clip(upper=1).reindex(p.index)
 
 # %% ../../nbs/evidence/08_claims.ipynb #e86d589d
 def p_value(difference: float, interval: float, seeds: int) -> float:
@@ -74,7 +75,10 @@ def _read(folder: Path, name: str) -> pd.DataFrame:
 
 def outcomes_of_runs(folder: Path) -> pd.DataFrame:
     "The two outcomes with Student's intervals over seeds, from the runs of a profile; a row for each."
+    head = ["outcome", "method", "against", "difference", "difference_ci95", "seeds"]
     there = [m for m in (CONTROL, "random", "advbn") if (Path(folder) / "runs" / f"{m}.csv").exists()]
+    if "advbn" not in there:
+        return pd.DataFrame(columns=head)
     means = shift_means(read_runs(folder.parent, folder.name, there))
     means = means[means["shift"].isin(columns()[1:])]
     own = means["shift"].map(lambda shift: SHIFTS[shift].branch)
@@ -85,7 +89,6 @@ def outcomes_of_runs(folder: Path) -> pd.DataFrame:
         if {"advbn", rival} <= set(there):
             found = mean_interval(value["advbn"] - value[rival])
             rows.append((outcome, "advbn", rival, *found, len(value["advbn"])))
-    head = ["outcome", "method", "against", "difference", "difference_ci95", "seeds"]
     return pd.DataFrame(rows, columns=head)
 
 # %% ../../nbs/evidence/08_claims.ipynb #9446270f
@@ -105,7 +108,8 @@ def _without_shift(folder: Path, params: Params) -> pd.DataFrame:
     "AdvBN on images without shift, on the branch that the paper's evaluation uses for them."
     table = _read(folder, "robustness")
     rows = table[(table.method == "advbn") & (table["shift"] == "clean")]
-    return measured_rows(rows[rows.branch == SHIFTS["clean"].branch], ["clean branch"])
+    rows = rows[rows.branch == SHIFTS["clean"].branch]
+    return measured_rows(rows, ["clean branch"] * len(rows))
 
 
 def _study(study: str, counts=lambda base: True):
@@ -207,7 +211,7 @@ def _style_less_shape(folder: Path, params: Params) -> pd.DataFrame:
     rows = table[table["images"] == title("advbn")]
     if not seen:  # the measure fails, so its number has no interval to judge by
         rows = rows.assign(difference_ci95=math.nan)
-    return measured_rows(rows, ["style less shape, %"])
+    return measured_rows(rows, ["style less shape, %"] * len(rows))
 
 # %% ../../nbs/evidence/08_claims.ipynb #5f3e8e34
 VERDICTS = {"supported": "✓", "not decided": "?", "contradicted": "✗", "not tested": "–"}  # with their marks
@@ -257,7 +261,7 @@ class Claim:
 CLAIMS = [
     Claim(
         "robustness",
-        "Adversarial feature statistics make a network more robust than fine-tuning alone",
+        "It makes a network more robust to shifts than fine-tuning alone",
         "abstract; README of the official code",
         "primary outcome: AdvBN against the clean fine-tune, mean over the shifts",
         _outcome("primary"),
