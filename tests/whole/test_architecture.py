@@ -115,8 +115,8 @@ def test_no_function_has_more_than_seven_parameters():
 SEE_PARAMS = {  # what resolves a run, and what reports on runs
     ("base", "config"),
     ("training", "run"),
-    *((part, room) for part in ("evidence",) for room in ("studies", "cost", "tables", "figures")),
-    *((name,) for name in ("page", "widgets", "notebooks", "cli")),
+    *((part, room) for part in ("evidence",) for room in ("studies", "cost", "tables", "figures", "claims")),
+    *((name,) for name in ("page", "report", "widgets", "notebooks", "cli")),
 }
 
 
