@@ -361,7 +361,8 @@ def comparisons(folder: Path, params: Params) -> pd.DataFrame:
         table = _read(folder, name)
         if table.empty:
             continue
-        table = table[table.method.ne("standard") & table["shift"].isin(columns()) & table.difference.notna()]
+        shown = table["shift"].isin([*columns(), "mean"])
+        table = table[shown & table.method.ne("standard") & table.difference.notna()]
         rows = measured_rows(table, [_label(params, name, r) for r in table.itertuples()])
         keys = table.reset_index(drop=True).reindex(columns=["base", "method", "branch", "shift"])
         heading = params.studies[name].title if name in params.studies else "Main table"
@@ -373,6 +374,10 @@ def comparisons(folder: Path, params: Params) -> pd.DataFrame:
 _PLACES = {"lower": "below", "higher": "above"}
 
 
+def _column(shift: str) -> str:
+    return "the mean of the shifts" if shift == "mean" else title(shift)
+
+
 def differences(found: pd.DataFrame, word: str) -> list:
     """A sentence for each row of `comparisons` that is somewhere `lower` (or `higher`) than its control by
     more than its interval; † marks what remains after Holm's correction within its table."""
@@ -380,7 +385,7 @@ def differences(found: pd.DataFrame, word: str) -> list:
     rows, sentences = found[[w == word for w in words]], []
     for (table, row), group in rows.groupby(["table", "row"], sort=False):
         shown = ", ".join(
-            f"{title(r['shift'])} ({signed(r['difference'], r['difference_ci95'])}"
+            f"{_column(r['shift'])} ({signed(r['difference'], r['difference_ci95'])}"
             f"{' †' if r['p_holm'] < LEVEL else ''})"
             for r in group.to_dict("records")
         )
