@@ -1,5 +1,5 @@
-"""Every table and figure of a profile on one self-contained page, with what was published, what was measured,
-and what follows."""
+"""A profile's report on one self-contained page: the verdicts on the paper's claims first, then the order of
+reproducibility reports, with every table and figure, what was published and what was measured."""
 
 import base64
 import json
@@ -9,8 +9,21 @@ from pathlib import Path
 
 import pandas as pd
 
+from . import report
 from .base.config import Params
 from .base.files import project_root
+from .evidence.claims import (
+    CLAIMS,
+    DAGGER,
+    PERTURBATIONS_NOTE,
+    RULES,
+    VERDICTS,
+    claims_table,
+    comparisons,
+    differences,
+    number,
+    perturbations_text,
+)
 from .evidence.tables import (
     Table,
     accuracy_note,
@@ -194,12 +207,55 @@ def _lead(params: Params, note: str | None) -> str:
     )
 
 
-def _sections(found: Evidence) -> list:
-    "The sections of the page, in their order; those of shifts that the profile has not are left out."
+def _perturbations(found: Evidence) -> dict | None:
+    "The section of what the attack takes of an image, or `None` if it was not measured."
+    path = found.folder / "tables" / "perturbations.csv"
+    if not path.exists():
+        return None
+    return {
+        "id": "perturbations",
+        "title": "Style or shape",
+        "table": perturbations_text(pd.read_csv(path)),
+        "note": PERTURBATIONS_NOTE,
+    }
+
+
+def _results(found: Evidence) -> list:
+    "The sections of results, in their order; those of shifts that the profile has not are left out."
     studies = (_study(found, name) for name in found.params.studies)
     corrupted = [] if found.mce.empty else [_corruption_errors(found), _published(found)]
-    decoded = [] if found.decoded.empty else [_adversarial_images(found)]
-    return [_robustness(found), *corrupted, *filter(None, studies), *decoded]
+    decoded = [] if found.decoded.empty else [_adversarial_images(found), _perturbations(found)]
+    return [section for section in (_robustness(found), *corrupted, *studies, *decoded) if section]
+
+
+def _verdicts(found: Evidence) -> list:
+    "The claims with their verdicts, marks and numbers, as the first screen shows them."
+    table = claims_table(found.params, found.folder.parent, [found.params.profile])
+    told = []
+    for claim in CLAIMS:
+        rows = table[table.claim == claim.name]
+        word = rows.verdict.iloc[0]
+        told.append({"says": claim.says, "verdict": word, "mark": VERDICTS[word], "number": number(rows)})
+    return told
+
+
+def _methodology(found: Evidence) -> list:
+    "The sections on protocol, data and settings."
+    params = found.params
+    return [
+        {
+            "id": "protocol",
+            "title": "Differences of protocol",
+            "table": report.protocol(params, found.runs),
+        },
+        {"id": "data", "title": "Data", "table": report.data_table(found.folder, params)},
+        {
+            "id": "settings",
+            "title": "Settings",
+            "table": report.settings_table(params),
+            "note": report.training_runs(params, found.runs.seed.nunique()),
+        },
+    ]
 
 
 def build_page(params: Params) -> str:
@@ -211,18 +267,32 @@ def build_page(params: Params) -> str:
     found = read_evidence(params)
     used = json.loads((found.folder / "parameters.json").read_text(encoding="utf-8"))
     source = resources.files("advbn").joinpath("page.html").read_text(encoding="utf-8")
-    said = [
-        *outcome_sentences(found.outcomes, params),
-        *conclusions(found.robustness, params),
-        *comparison(found.answers, params),
-        *comparison(found.answers, params, "fast", "advbn"),
-    ]
+    compared = comparisons(found.folder, params)
     template = Environment(autoescape=True, trim_blocks=True, keep_trailing_newline=True).from_string(source)
     return template.render(
-        title=f"AdvBN, {params.profile}: every table and figure",
+        title=f"AdvBN, {params.profile}: six claims, and every table and figure",
         lead=_lead(params, used["settings"]["note"]),
         seeds=", ".join(map(str, sorted(found.runs.seed.unique()))),
-        conclusions=said,
-        sections=_sections(found),
+        verdicts=_verdicts(found),
+        rules=RULES,
+        lower=differences(compared, "lower"),
+        higher=differences(compared, "higher"),
+        dagger=DAGGER,
+        scope=report.scope(params),
+        claims={"id": "claims", "table": report.claims_tested()},
+        methodology=_methodology(found),
+        commands=report.commands(params),
+        conclusions=[
+            *outcome_sentences(found.outcomes, params),
+            *conclusions(found.robustness, params),
+            *comparison(found.answers, params),
+            *comparison(found.answers, params, "fast", "advbn"),
+        ],
+        results=_results(found),
+        easy=report.EASY,
+        difficult=report.DIFFICULT,
+        communication=report.COMMUNICATION,
+        compute=report.compute(found.folder),
+        checklist={"id": "checklist", "table": report.checklist()},
         made=made(found.folder),
     )

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['CONTROL', 'BASELINE', 'COLUMNS', 'OUTCOMES', 'MCE_COLUMNS', 'PUBLISHED', 'MARKS', 'STAR', 'columns_in', 'read_runs',
-           'read_answers', 'with_holm', 'paper_branches', 'outcomes_table', 'robustness_table', 'decoded_table',
-           'mce_table', 'measured', 'signed', 'Entry', 'Table', 'rows_of', 'row_label', 'entries', 'accuracy_text',
-           'accuracy_note', 'family', 'origin', 'power_note', 'outcome_notes', 'p_text', 'versus', 'outcomes_text',
-           'baseline_label', 'errors_text', 'published_text', 'shares_note', 'corruption_note', 'table_notes',
-           'robustness_markdown', 'paper_text', 'finding', 'decoded_markdown', 'read_study', 'control_of',
-           'study_table', 'study_label', 'study_text', 'study_notes', 'study_markdown', 'conclusions', 'p_words',
-           'outcome_sentences', 'comparison', 'study_conclusions', 'side_by_side_rows']
+           'read_answers', 'answers_of', 'with_holm', 'paper_branches', 'outcomes_table', 'robustness_table',
+           'decoded_table', 'mce_table', 'measured', 'signed', 'Entry', 'Table', 'rows_of', 'row_label', 'entries',
+           'accuracy_text', 'accuracy_note', 'family', 'origin', 'power_note', 'outcome_notes', 'p_text', 'versus',
+           'outcomes_text', 'baseline_label', 'errors_text', 'published_text', 'shares_note', 'corruption_note',
+           'table_notes', 'robustness_markdown', 'paper_text', 'finding', 'decoded_markdown', 'read_study',
+           'control_of', 'study_table', 'study_label', 'study_text', 'study_notes', 'study_markdown', 'conclusions',
+           'p_words', 'outcome_sentences', 'comparison', 'study_conclusions', 'side_by_side_rows']
 
 # %% ../../nbs/evidence/05_tables.ipynb #394f2261
 import math
@@ -66,10 +66,27 @@ def read_runs(results: Path, profile: str, methods) -> pd.DataFrame:
 
 
 def read_answers(results: Path, profile: str, methods) -> dict:
-    """What the `methods` of a profile got right, `{method: {(seed, branch): values}}`, see `read_right`.
+    """What the `methods` of a profile got right, `{method: {(seed, branch): values}}`, see `read_right`, or,
+    where that was not kept, what their runs say.
 
     Raises `FileNotFoundError`, which names a method without runs."""
-    return {method: read_right(_of_method(results, profile, "right", method, "npz")) for method in methods}
+    found = {}
+    for method in methods:
+        path = Path(results) / profile / "right" / f"{method}.npz"
+        found[method] = (
+            read_right(path) if path.exists() else answers_of(read_runs(results, profile, [method]))
+        )
+    return found
+
+
+def answers_of(runs: pd.DataFrame) -> dict:
+    """`{(seed, branch): values}` of the runs of a method of which nothing was kept per image: a row for each
+    seed, the accuracies. Intervals are then over seeds alone."""
+    found = {}
+    for (seed, branch), of in runs.groupby(["seed", "branch"], sort=False):
+        columns = pd.MultiIndex.from_frame(of[["shift", "cell"]], names=[None, None])
+        found[seed, branch] = pd.DataFrame([of.accuracy.to_numpy() / 100], [f"seed {seed}"], columns)
+    return found
 
 # %% ../../nbs/evidence/05_tables.ipynb #a1ffd6a3
 def with_holm(table: pd.DataFrame, family) -> pd.DataFrame:
@@ -302,8 +319,10 @@ def accuracy_note(table: pd.DataFrame, shown: str = "bold") -> str:
     seeds = table.seeds.iloc[0]
     if seeds == 1:
         return f"One seed, hence no intervals; in brackets the difference {compared_with}."
+    alone = (table.df.dropna() == seeds - 1).all()  # see `answers_of`
+    over = "seeds alone, for of these runs nothing was kept per image" if alone else "seeds and test images"
     return (
-        f"Mean over {seeds} seeds ± half the width of the 95 % interval over seeds and test images; in "
+        f"Mean over {seeds} seeds ± half the width of the 95 % interval over {over}; in "
         f"brackets the paired difference {compared_with}, {shown} where its p is below 0.05 after Holm's "
         f"correction for {family(table)}. The intervals are not corrected."
     )
@@ -529,7 +548,7 @@ def read_study(folder: Path, params: Params, study: str) -> dict:
 
     `folder` is that of the profile's results. Raises `FileNotFoundError` if a file is missing."""
     rows = params.rows(study)
-    files = [*params.studies[study].bases, study] if rows else []
+    files = [*(f"bases/{base}" for base in params.studies[study].bases), study] if rows else []
     found = {}
     for name in files:
         for (run, seed, branch), values in read_right(Path(folder) / f"studies/right/{name}.npz").items():

@@ -117,8 +117,8 @@ SEE_PARAMS = {  # what resolves a run, and what reports on runs
     ("training", "run"),
     ("training", "strength"),
     ("training", "cost"),
-    *((part, room) for part in ("evidence",) for room in ("studies", "tables", "figures")),
-    *((name,) for name in ("page", "widgets", "notebooks", "cli")),
+    *((part, room) for part in ("evidence",) for room in ("studies", "tables", "figures", "claims")),
+    *((name,) for name in ("page", "report", "widgets", "notebooks", "cli")),
 }
 
 

@@ -12,6 +12,7 @@ import yaml
 from conftest import RECORDED, ROOT, fault
 
 from advbn.base.config import load_params
+from advbn.evidence.claims import claims_table, claims_text
 from advbn.evidence.tables import finding, paper_text
 from advbn.images.openmoji import fingerprint
 
@@ -75,11 +76,17 @@ def main_table(profile):
     return table, load_params(profile)
 
 
+def claims_in_short():
+    "The verdicts on the paper's claims at every scale, without numbers."
+    return claims_text(claims_table(load_params("openmoji"), ROOT / "results"), numbers=False).markdown()
+
+
 def test_readme_is_one_screen_after_the_other():
-    "At most a hundred lines, and a table of at most six rows, which is that of the results."
+    "At most a hundred lines, and tables of at most six rows: the claims, before all else, and the results."
     readme = (ROOT / "README.md").read_text()
     short = paper_text(*main_table("openmoji")).markdown()
     assert len(readme.splitlines()) <= 100 and short in readme and len(short.splitlines()) <= 2 + 6
+    assert claims_in_short() in readme.partition("\n## ")[0] and len(claims_in_short().splitlines()) == 2 + 6
     for profile in RECORDED:
         assert f"(results/{profile}/report.html)" in readme and finding(*main_table(profile)) in readme
     for picture in re.findall(r'!\[.*?\]\((\S+?)\)|<img src="(\S+?)"', readme):

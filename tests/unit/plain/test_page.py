@@ -1,13 +1,18 @@
 """The page of results: verdicts, conclusions, and that it is what the committed files give."""
 
+import html
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from conftest import RECORDED, ROOT
 
 from advbn.base.config import load_params
+from advbn.evidence.claims import CLAIMS, VERDICTS, claims_table, comparisons
+from advbn.evidence.claims import differences as went
+from advbn.evidence.claims import number
 from advbn.evidence.intervals import differences, holm, on_branch, two_way
 from advbn.evidence.tables import columns_in, comparison, conclusions, side_by_side_rows
 from advbn.page import build_page, made
@@ -125,7 +130,7 @@ def test_how_the_results_came_about_is_said_by_machine_and_commit():
 
 def test_the_page_has_every_table_and_figure():
     page = build_page(load_params())
-    assert (page.count("<table"), page.count("<img")) == (8, 7) and len(page) > 500_000
+    assert (page.count("<table"), page.count("<img")) == (8 + 6, 7) and len(page) > 500_000
 
 
 def test_the_page_marks_what_was_named_in_advance_and_says_what_could_be_shown():
@@ -136,3 +141,58 @@ def test_the_page_marks_what_was_named_in_advance_and_says_what_could_be_shown()
     assert page.count("an effect of 1 point would be shown with probability") == 3 + len(
         load_params().studies
     )
+
+
+def plain(markup):
+    "What a reader sees of some HTML, its spaces as one."
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", markup)).split())
+
+
+@pytest.mark.parametrize("profile", RECORDED)
+def test_the_first_screen_has_the_verdicts_in_words_with_their_numbers(profile):
+    params = load_params(profile)
+    page = build_page(params)
+    first = page.split('<ol class="claims">')[1].split("</ol>")[0]
+    assert page.index('<ol class="claims">') < page.index('<div class="both">') < page.index("<h2")
+    lines = [plain(item) for item in re.findall(r"<li>(.*?)</li>", first, re.S)]
+    table = claims_table(params, ROOT / "results", [profile])
+    for place, (claim, line) in enumerate(zip(CLAIMS, lines, strict=True), 1):
+        rows = table[table.claim == claim.name]
+        word = rows.verdict.iloc[0]
+        expected = f"{VERDICTS[word]} {word} {place}. {claim.says} {number(rows)}"
+        assert line == expected.strip()
+
+
+def test_what_went_down_stands_beside_what_went_up():
+    params = load_params()
+    page = build_page(params)
+    compared = comparisons(ROOT / "results" / params.profile, params)
+    for side in ("lower", "higher"):
+        section = page.split(f'<section id="{side}">')[1].split("</section>")[0]
+        said = [plain(item) for item in re.findall(r"<li>(.*?)</li>", section, re.S)]
+        assert said and said == [" ".join(s.split()) for s in went(compared, side)]
+
+
+def test_the_report_has_the_order_of_reproducibility_reports():
+    page = build_page(load_params())
+    names = re.findall(r"<h2[^>]*>(.*?)</h2>", page)
+    assert names == [
+        "Scope of reproducibility",
+        "Methodology",
+        "Results",
+        "What was easy, what was difficult",
+        "Compute",
+        "Checklist",
+        "How it was made",
+    ]
+    targets = re.findall(r'href="#(\w+)"', page)
+    assert len(targets) == len(names) and all(f'id="{target}"' in page for target in targets)
+
+
+def test_the_report_names_its_data_and_calls_itself_what_it_is():
+    params = load_params()
+    page = plain(build_page(params))
+    assert "This is a replication at reduced scale" in page
+    for digest in pd.read_csv(ROOT / "results/openmoji/tables/data.csv").sha256:
+        assert re.fullmatch("[0-9a-f]{64}", digest) and f"SHA-256 {digest}" in page
+    assert yaml.safe_load((ROOT / "data.dvc").read_text())["outs"][0]["md5"] in page
