@@ -265,7 +265,7 @@ def _shown_in_all(names: list, first: int) -> str:
     every = set.intersection(*map(set, names))
     return next(name for name in names[0][first:] + names[0] if name in every)
 
-
+# %% ../../nbs/evidence/06_figures.ipynb #0d158f72
 def predictions_figure(before: Run, after: Run, image: int = 100):
     """A figure: test image number `image`, or the next one that every cell shows, under every shift, with the
     three likeliest classes of two runs' networks."""

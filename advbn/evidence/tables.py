@@ -78,7 +78,7 @@ def read_answers(results: Path, profile: str, methods) -> dict:
         )
     return found
 
-
+# %% ../../nbs/evidence/05_tables.ipynb #f93693e7
 def answers_of(runs: pd.DataFrame) -> dict:
     """`{(seed, branch): values}` of the runs of a method of which nothing was kept per image: a row for each
     seed, the accuracies. Intervals are then over seeds alone."""

@@ -105,7 +105,7 @@ def write_right(path: Path, found: dict):
     with whole_file(path) as file:
         np.savez_compressed(file, **_arrays(found, Predictions.right))
 
-
+# %% ../../nbs/evidence/03_testing.ipynb #4ec1e522
 def keep_right(path: Path, found: dict):
     """Write the same into a file that may hold other keys, which stay; several processes take turns. Raises
     `DataError` if other cells were tested there."""
@@ -186,7 +186,7 @@ def tested_seeds(setting: Setting, data) -> tuple:
     "The seeds that have test images of their own: all, or the first where they share them."
     return setting.seeds[:1] if data.shared_tests else setting.seeds
 
-
+# %% ../../nbs/evidence/03_testing.ipynb #41bfe5fb
 def made_from(setting: Setting, data, seed: int) -> dict:
     """What the images are made from that a seed is tested on, but for the code: the test images, by their
     pixels or, streamed, by their paths; the published sets; the weights of the autoencoder, the attack, the
