@@ -217,9 +217,6 @@ class PhotoSet(MemorySet):
         self.root, self.classes, self.tested = Path(root), tuple(classes), tested
         self.bad, self.pixels = BadImages(section.on_bad_image), None
 
-    def trained(self, seed: int) -> list:
-        raise NotImplementedError
-
     def _read(self, samples):
         images, found = _read_once(tuple(samples), self.root, self.classes, self.bad.policy, self.pixels)
         self.bad.found.update(found)
