@@ -24,8 +24,13 @@ def told(section: Section | None) -> str:
         return "none"
     said = section.model_dump(exclude={"weights_sha256", "styles_sha256"}).items()
     return ", ".join(
-        f"{key.replace('_', ' ')} {value}" for key, value in said if value not in (None, [], {}, "")
+        f"{key.replace('_', ' ')} {_words(value)}" for key, value in said if value not in (None, [], {}, "")
     )
+
+
+def _words(value) -> str:
+    "A value of `params.yaml`; a mapping as its keys and values in a row."
+    return " and ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
 
 def is_the_papers_scale(params: Params) -> bool:
@@ -244,11 +249,14 @@ def settings_table(params: Params) -> Table:
         ["pretraining", told(profile.pretrain)],
         ["fine-tuning", told(profile.finetune)],
         *([method.label, _trained(method)] for method in params.methods.values()),
-        ["classifier behind decoded images", told(profile.pictures.classifier)],
-        ["decoder", told(profile.pictures.decoder)],
-        ["attack on decoded images", told(profile.pictures.attack)],
         ["studies", told(profile.short)],
     ]
+    if pictures := profile.pictures:
+        rows += [
+            ["classifier behind decoded images", told(pictures.classifier)],
+            ["decoder", told(pictures.decoder)],
+            ["attack on decoded images", told(pictures.attack)],
+        ]
     if profile.short:
         rows += [[f"base {base.label}", _base(base)] for base in params.bases.values()]
     return Table(["part", "settings"], rows)

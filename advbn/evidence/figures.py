@@ -203,6 +203,16 @@ def _attacked_rows(setting: Setting, autoencoder, batch, strengths) -> dict:
         rows[f"eps {eps}"] = adversarial(autoencoder, batch.images, batch.targets, layer)
     return rows
 
+# %% ../../nbs/evidence/06_figures.ipynb #76237ce4
+def _sentence(words: str):
+    "A figure that holds a sentence."
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(6, 0.6))
+    ax.text(0.5, 0.5, words, ha="center", va="center", fontsize=9)
+    ax.axis("off")
+    return fig
+
 # %% ../../nbs/evidence/06_figures.ipynb #3ca3fccd
 def _image_row(axes, name: str, images: torch.Tensor, captions: list, truths: list):
     "Draw the first of the `images` in a row called `name`; a caption is red unless it begins with the truth."
@@ -215,8 +225,11 @@ def _image_row(axes, name: str, images: torch.Tensor, captions: list, truths: li
 
 def adversarial_figure(run: Run, strengths=(0.25, 0.5, 1.1), columns: int = 8):
     """A figure: originals, reconstructions and adversarial images of several `eps`, each with the top class
-    and confidence of the network that `run` starts from."""
+    and confidence of the network that `run` starts from; a sentence, if the profile has no autoencoder."""
     import matplotlib.pyplot as plt
+
+    if run.setting.pictures is None:
+        return _sentence("nothing is painted in this profile: it has no section pictures")
 
     data, autoencoder = load_data(run.setting), load_autoencoder(run.setting)
     model, test = load_network(run, run.start), data.test(run.seed)
@@ -260,35 +273,36 @@ def _compared_networks(before: Run, after: Run) -> dict:
     return networks
 
 
-def _shown_in_all(names: list, first: int) -> str:
-    "The first image from number `first` on that all of the cells' `names` have."
+def _places(names: list, first: int) -> list:
+    """Where an image stands in each of the cells' `names`: the first from number `first` on that all have; in
+    cells that show other images, as domains do, number `first`."""
     every = set.intersection(*map(set, names))
-    return next(name for name in names[0][first:] + names[0] if name in every)
+    shown = [name for name in names[0][first:] + names[0] if name in every]
+    return [of.index(shown[0]) if shown else first % len(of) for of in names]
 
 # %% ../../nbs/evidence/06_figures.ipynb #0d158f72
 def predictions_figure(before: Run, after: Run, image: int = 100):
-    """A figure: test image number `image`, or the next one that every cell shows, under every shift, with the
-    three likeliest classes of two runs' networks."""
+    """A figure: test image number `image`, or the next one that every cell shows, under every shift, and
+    one of each domain, with the three likeliest classes of two runs' networks."""
     import matplotlib.pyplot as plt
 
     data, networks = load_data(before.setting), _compared_networks(before, after)
     cells = list(shift_examples(before.setting, data, before.seed))
-    name = _shown_in_all([images.names for *_, images in cells], image)
+    places = _places([images.names for *_, images in cells], image)
     size = (1.75 * len(cells), 1.75 + 1.05 * len(networks))
     heights = [1.5] + [1] * len(networks)
     fig, axes = plt.subplots(len(heights), len(cells), figsize=size, height_ratios=heights, squeeze=False)
-    for cell, column in zip(cells, axes.T):
-        _predictions_column(column, cell, name, networks, data.classes)
+    for cell, column, place in zip(cells, axes.T, places):
+        _predictions_column(column, cell, place, networks, data.classes)
     for name, ax in zip(networks, axes[1:, 0]):
         ax.set_ylabel(name.replace(", ", ",\n"), fontsize=7)
     fig.tight_layout(pad=0.4)
     return fig
 
 # %% ../../nbs/evidence/06_figures.ipynb #013799ad
-def _predictions_column(column, cell: tuple, image: str, networks: dict, classes):
-    "Draw the `image` of this name in a cell, and below it what each network takes it for."
+def _predictions_column(column, cell: tuple, number: int, networks: dict, classes):
+    "Draw image `number` of a cell, and below it what each network takes it for."
     shift, name, images = cell
-    number = images.names.index(image)
     column[0].imshow(images.images[number].permute(1, 2, 0))
     which = f"\n{name}" if name not in (shift, "decoded") else "\n"
     column[0].set_title(title(shift) + which, fontsize=8)

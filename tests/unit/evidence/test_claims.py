@@ -18,18 +18,23 @@ from advbn.evidence.claims import (
     comparisons,
     differences,
     digests,
-    holm,
     number,
-    outcomes_of_runs,
-    p_value,
     perturbations,
     perturbations_table,
     recorded,
 )
-from advbn.evidence.intervals import mean_interval
+from advbn.evidence.intervals import student
 from advbn.evidence.testing import made_from
 from advbn.shifts.cells import SHIFTS, Painter, cells, columns, store_cells
 from advbn.training.run import load_data, setting_of
+
+
+def p_of(difference, half, seeds=4):
+    "The p that belongs to a 95 % interval of Student's over `seeds`; NaN without one."
+    from scipy.stats import t
+
+    error = np.asarray(half, float) / t.ppf(0.975, seeds - 1)
+    return 2 * t.sf(abs(np.asarray(difference, float)) / error, seeds - 1)
 
 
 def profile(results, difference, half=1.0, seeds=4, name="made"):
@@ -37,6 +42,7 @@ def profile(results, difference, half=1.0, seeds=4, name="made"):
     params, tables = load_params(), results / name / "tables"
     tables.mkdir(parents=True)
     measured = {"difference": difference, "difference_ci95": half, "seeds": seeds}
+    measured["p"] = p_of(difference, half, seeds)
     outcomes = [("primary", "finetune"), ("second", "random")]
     rows = [{"outcome": o, "method": "advbn", "against": a, **measured} for o, a in outcomes]
     pd.DataFrame(rows).to_csv(tables / "outcomes.csv", index=False)
@@ -123,8 +129,11 @@ def changed(tables, name, where, **values):
     "Other values in the compared rows of a table whose column says something."
     table = pd.read_csv(tables / f"{name}.csv")
     ((column, found),) = where.items()
+    rows = (table[column] == found) & table.difference.notna()
     for key, value in values.items():
-        table.loc[(table[column] == found) & table.difference.notna(), key] = value
+        table.loc[rows, key] = value
+    if "p" not in values:
+        table.loc[rows, "p"] = p_of(table.loc[rows, "difference"], table.loc[rows, "difference_ci95"])
     table.to_csv(tables / f"{name}.csv", index=False)
 
 
@@ -171,42 +180,6 @@ def test_a_measure_of_style_that_fails_its_checks_decides_nothing(tmp_path, kind
     assert verdicts(tmp_path)["style"] == "supported"
     changed(tables, "perturbations", {"images": kind}, difference=value)
     assert verdicts(tmp_path)["style"] == "not decided"
-
-
-def test_holms_procedure():
-    assert holm(pd.Series([0.01, 0.04, 0.03])).tolist() == pytest.approx([0.03, 0.06, 0.06])
-    assert holm(pd.Series([0.9, 0.8], index=["a", "b"])).to_dict() == {"a": 1, "b": 1}
-    assert holm(pd.Series([0.02])).tolist() == [0.02] and holm(pd.Series(dtype=float)).empty
-
-
-def test_a_p_value_belongs_to_its_interval():
-    from scipy.stats import ttest_1samp
-
-    values = np.random.default_rng(0).normal(1, 2, 6)
-    assert p_value(*mean_interval(values), 6) == pytest.approx(ttest_1samp(values, 0).pvalue)
-    assert math.isnan(p_value(1.0, math.nan, 1)) and (p_value(1.0, 0.0, 3), p_value(0.0, 0.0, 3)) == (0, 1)
-
-
-def test_the_outcomes_of_runs_take_each_shift_on_the_papers_branch(tmp_path):
-    runs, gain = tmp_path / "made" / "runs", {"clean": 2.0, "adversarial": 8.0}
-    runs.mkdir(parents=True)
-    for method, branches in (("finetune", ["clean"]), ("random", gain), ("advbn", gain)):
-        rows = [
-            {"method": method, "branch": b, "shift": shift, "cell": "c", "seed": seed}
-            | {"accuracy": 50 + seed + (gain[b] + seed) * (method == "advbn")}
-            for b in branches
-            for shift in columns()
-            for seed in (0, 1, 2)
-        ]
-        pd.DataFrame(rows).to_csv(runs / f"{method}.csv", index=False)
-    found = outcomes_of_runs(tmp_path / "made").set_index("outcome")
-    own = [gain[SHIFTS[shift].branch] for shift in columns()[1:]]
-    expected = mean_interval([np.mean(own) + seed for seed in (0, 1, 2)])
-    for outcome, against in (("primary", "finetune"), ("second", "random")):
-        row = found.loc[outcome]
-        assert (row.difference, row.difference_ci95) == pytest.approx(expected) and row.against == against
-    (runs / "random.csv").unlink()
-    assert list(outcomes_of_runs(tmp_path / "made").outcome) == ["primary"]
 
 
 def test_profiles_that_nobody_knows_have_their_column(tmp_path):
@@ -272,8 +245,9 @@ def test_perturbations_are_style_less_shape_over_seeds():
     found = pd.DataFrame(rows, columns=["images", "seed", "style", "shape"])
     table = perturbations_table(found, "made").set_index("images")
     for kind, values in (("-AdvBN", [30.0, 34.0]), ("Stylized", [8.0, 6.0])):
-        row = table.loc[kind]
-        assert (row.difference, row.difference_ci95) == pytest.approx(mean_interval(values))
+        row, found = table.loc[kind], student(values)
+        expected = (found.mean, found.half_width, found.p)
+        assert (row.difference, row.difference_ci95, row.p) == pytest.approx(expected)
     assert table.loc["-AdvBN", "style"] == 55 and set(table.seeds) == {2} and set(table.profile) == {"made"}
 
 

@@ -191,7 +191,7 @@ def test_a_profile_of_other_shifts_has_a_table_of_them(answers, params):
 
 
 def test_a_method_without_runs_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no runs of 'advbn': .*right/advbn.npz is missing"):
+    with pytest.raises(FileNotFoundError, match="no runs of 'advbn': .*runs/advbn.csv is missing"):
         read_answers(tmp_path, "openmoji", ["advbn"])
 
 
