@@ -14,7 +14,7 @@ import torch
 
 from ..base.config import Params
 from .evaluation import predict
-from .tables import CONTROL, columns_in, row_label, rows_of, study_label, versus
+from .tables import AFTERWARDS, CONTROL, columns_in, row_label, rows_of, study_label, versus
 from .testing import kept_tests
 from ..images.batches import mixed_order
 from ..shifts.cells import title
@@ -61,9 +61,8 @@ def _outcome_panel(ax, outcomes, params: Params):
     names = [f"{r.outcome}: {versus(params, r.method, r.against)}" for r in outcomes.itertuples()]
     ax.set_yticks(range(len(outcomes)), names)
     ax.set_ylim(len(outcomes) - 0.5, -0.5)
-    ax.set_title(
-        "named in advance: mean of the shifts, on the paper's branches, points", fontsize=9, loc="left"
-    )
+    when = AFTERWARDS if (outcomes.named == AFTERWARDS).any() else "in advance"
+    ax.set_title(f"named {when}: mean of the shifts, on the paper's branches, points", fontsize=9, loc="left")
     _bare(ax)
 
 # %% ../../nbs/evidence/06_figures.ipynb #7a8b2e9a
