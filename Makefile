@@ -33,22 +33,22 @@ workshop: $(WORKSHOP)  ## and what tests, docs and releases need (about 1 more)
 data: $(READY)  ## the embedded images in data/ (10 seconds)
 	advbn data
 
-reproduce: say-main data  ## environment, data, main table and figures, compared with the committed ones (about 20 minutes on two cores)
+reproduce: say-main data  ## environment, data, main table and figures, compared with the committed ones (about 20 minutes on two cores with AVX-512)
 	dvc repro report pictures
 	dvc repro --single-item page
 	@echo; cat results/openmoji/tables/robustness.md results/openmoji/tables/advbn_set.md
 	@$(VERIFY)
 
-reproduce-all: say-all data  ## all of that and the further tables (about 46 minutes on two cores)
+reproduce-all: say-all data  ## all of that and the further tables (about 48 minutes on two cores with AVX-512)
 	dvc repro
 	@echo; cat results/openmoji/tables/*.md
 	@$(VERIFY)
 
 say-main:
-	@echo "environment about 2 minutes, main table and figures about 18 on two cores"
+	@echo "environment about 2 minutes, main table and figures about 17 on two cores with AVX-512, twice as much without"
 
 say-all:
-	@echo "environment about 2 minutes, every table and figure about 44 on two cores"
+	@echo "environment about 2 minutes, every table and figure about 46 on two cores with AVX-512, twice as much without"
 
 check: data $(WORKSHOP)  ## the notebooks' own checks
 	@test -n "$(NUMBERED)" || { echo "no numbered notebooks under nbs/" >&2; exit 1; }
