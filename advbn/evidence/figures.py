@@ -249,7 +249,7 @@ def shown_images(run: Run, model, data) -> Images:
     test = data.test(run.seed)
     return test[mixed_order(len(test))[:32]]
 
-# %% ../../nbs/evidence/06_figures.ipynb #fab82a76
+# %% ../../nbs/evidence/06_figures.ipynb #0b677f8a
 def opened(model, after: str) -> tuple:
     """A network, cut after a layer: `(encode, head, rectified)`. `encode` takes float pixels `[N, 3, H, W]`
     from 0 to 1 to features, `head` those to logits."""
@@ -258,7 +258,7 @@ def opened(model, after: str) -> tuple:
     return lambda pixels: first(normalize(255 * pixels, wanted)), head, first.rectified
 
 
-def searched(encode, features: torch.Tensor, start: torch.Tensor, steps: int = 60) -> torch.Tensor:
+def searched(encode, features: torch.Tensor, start: torch.Tensor, steps: int = 100) -> torch.Tensor:
     """The picture near `start`, floats `[1, 3, H, W]` from 0 to 1, whose features under `encode` are
     `features`: `steps` of L-BFGS on their squared error, relative to their size, and half the total variation
     of the change, both means."""
@@ -486,9 +486,9 @@ def differences(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
     wrong = (a[a.notna() & (a != t)].mode()[0] for a, t in zip(failed, rows.truth))
     return rows.assign(taken=[int(w) for w in wrong])
 
-# %% ../../nbs/evidence/06_figures.ipynb #c82fec38
+# %% ../../nbs/evidence/06_figures.ipynb #5b0321ff
 def _network(params: Params, method: str, shift: str) -> tuple:
-    """`(name, branch, label)` of a `method`, also of one of its branches, such as `advbn/clean`; else of the
+    """`(branch, label)` of a `method`, also of one of its branches, such as `advbn/clean`; else of the
     branch that the paper tests under the shift. Raises `ParameterError` for an unknown one."""
     name, _, branch = method.partition("/")
     section = find_row(params, name).method
@@ -499,7 +499,7 @@ def _network(params: Params, method: str, shift: str) -> tuple:
             f"{name} has no branch {branch!r}; allowed: {allowed}{did_you_mean(branch, branches)}"
         )
     branch = branch or (usual if usual in branches else branches[0])
-    return name, branch, section.label + (f", {branch}" if len(branches) > 1 else "")
+    return branch, section.label + (f", {branch}" if len(branches) > 1 else "")
 
 
 def _cells_of(known: tuple, shift: str | None) -> list:
@@ -514,7 +514,7 @@ def _cells_of(known: tuple, shift: str | None) -> list:
         raise ValueError(f"nothing was tested under {shift!r}; there are {', '.join(middle)}{near}")
     return [middle.get(shift, shift)]
 
-# %% ../../nbs/evidence/06_figures.ipynb #24959fb9
+# %% ../../nbs/evidence/06_figures.ipynb #c6871052
 def _kept_pixels(setting: Setting, data, cell: str) -> dict:
     "The images of a cell that the pipeline has kept, of all seeds, name to uint8 `[3, H, W]`."
     shown = {}
@@ -524,10 +524,10 @@ def _kept_pixels(setting: Setting, data, cell: str) -> dict:
     return shown
 
 
-def _difference_row(axes, rows: pd.DataFrame, shown: dict, classes, words: str):
-    "Draw some of the images of `rows`, at random among those that are `shown`, under what `words` say."
-    axes[0].set_title(words, fontsize=8, loc="left")
+def _difference_row(figure, rows: pd.DataFrame, shown: dict, classes, most: int):
+    "Draw some of the images of `rows`, at random among those that are `shown`, side by side in a figure."
     names = [name for name in rows.index if name in shown]
+    axes = figure.subplots(1, most, squeeze=False)[0]
     for ax in axes:
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
@@ -536,7 +536,13 @@ def _difference_row(axes, rows: pd.DataFrame, shown: dict, classes, words: str):
         ax.imshow(shown[names[i]].permute(1, 2, 0))
         ax.set_xlabel(f"{classes[row.truth]}\nnot {classes[row.taken]}", fontsize=7)
 
-# %% ../../nbs/evidence/06_figures.ipynb #39400dcd
+
+def _heading(cell: str) -> str:
+    "The heading of a shift, and its cell if it has several."
+    shift, _, name = cell.partition("/")
+    return title(shift) + (f", {name}" if len(SHIFTS[shift].cells) > 1 else "")
+
+# %% ../../nbs/evidence/06_figures.ipynb #8ddfac5d
 def disagreements(params: Params, method: str, against: str, shift: str | None = None, most: int = 8):
     """A figure: for each shift, or for one, images that `method` is right about and `against` wrong, and the
     other way round, at most so many each; below them the class, and what the other takes them for.
@@ -545,25 +551,20 @@ def disagreements(params: Params, method: str, against: str, shift: str | None =
     `ParameterError` and `ValueError` for unknown ones, `DataError` if no predictions are kept."""
     import matplotlib.pyplot as plt
 
-    names = [name.partition("/")[0] for name in (method, against)]
-    found = [kept_predictions(params, name) for name in names]
+    found = [kept_predictions(params, name.partition("/")[0]) for name in (method, against)]
     wanted = _cells_of(next(iter(found[0].values())).cells, shift)
     setting = setting_of(params)
     data = load_data(setting)
-    fig = plt.figure(figsize=(1.3 * most, 3.9 * len(wanted)), layout="constrained")
+    fig = plt.figure(figsize=(1.3 * most, 4.05 * len(wanted)), layout="constrained")
     for part, cell in zip(fig.subfigures(len(wanted), squeeze=False).flat, wanted):
         both = [_network(params, name, cell.partition("/")[0]) for name in (method, against)]
-        tables = [_answers(f, cell, branch) for f, (_, branch, _) in zip(found, both)]
+        tables = [_answers(f, cell, branch) for f, (branch, _) in zip(found, both)]
         rows, classes = differences(*tables), readable(data.classes)
-        shown, grid = _kept_pixels(setting, data, cell), part.subplots(2, most, squeeze=False)
-        part.suptitle(f"{_cell_title(cell)}, {len(tables[0]):,} images", fontsize=10)
-        for (*_, label), of, axes in zip(both, (rows[rows.ours], rows[~rows.ours]), grid):
-            words = f"only {label} is right: {len(of):,}"
-            _difference_row(axes, of, shown, classes, words)
+        shown, left = _kept_pixels(setting, data, cell), {"x": 0.005, "ha": "left"}
+        heading = f"{_heading(cell)}, {len(tables[0]):,} images"
+        part.suptitle(heading, fontsize=10, fontweight="bold", **left)
+        for line, (_, label), ours in zip(part.subfigures(2), both, (True, False)):
+            of = rows[rows.ours == ours]
+            line.suptitle(f"right by {label} alone: {len(of):,}", fontsize=8, **left)
+            _difference_row(line, of, shown, classes, most)
     return fig
-
-
-def _cell_title(cell: str) -> str:
-    "The heading of a shift, and its cell if it has several."
-    shift, _, name = cell.partition("/")
-    return title(shift) + (f", {name}" if len(SHIFTS[shift].cells) > 1 else "")
