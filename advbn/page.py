@@ -24,6 +24,7 @@ from .evidence.claims import (
     number,
     perturbations_text,
 )
+from .evidence.figures import WITHHELD
 from .evidence.tables import (
     Table,
     accuracy_note,
@@ -184,17 +185,24 @@ def _study(found: Evidence, name: str) -> dict | None:
 
 def _adversarial_images(found: Evidence) -> dict:
     "The section of Table 5."
-    captions = {
-        "adversarial_images": "Originals, reconstructions and adversarial images.",
-        "predictions": "One image under every shift, with the likeliest classes.",
-    }
     return {
         "id": "advbn_set",
         "title": "Adversarial images",
         "table": _with_unpublished(accuracy_text(found.decoded, found.params, decoded_columns())),
         "note": _notes(found.decoded),
-        "figures": _figures(found.folder / "figures", captions),
     }
+
+
+def _images(found: Evidence) -> dict | None:
+    "The section of images to look at, or `None` if none were drawn."
+    captions = {
+        "adversarial_images": "Originals and adversarial images.",
+        "predictions": "One image under every shift, with the likeliest classes.",
+    }
+    data, figures = found.params.current.data, _figures(found.folder / "figures", captions)
+    instead = f"The images of {data.title} are not passed on; free photographs take their place."
+    note = instead if data.name in WITHHELD else None
+    return {"id": "images", "title": "Images", "note": note, "figures": figures} if figures else None
 
 
 def _lead(params: Params, note: str | None) -> str:
@@ -225,7 +233,8 @@ def _results(found: Evidence) -> list:
     studies = (_study(found, name) for name in found.params.studies)
     corrupted = [] if found.mce.empty else [_corruption_errors(found), _published(found)]
     decoded = [] if found.decoded.empty else [_adversarial_images(found), _perturbations(found)]
-    return [section for section in (_robustness(found), *corrupted, *studies, *decoded) if section]
+    tables = _robustness(found), *corrupted, *studies, *decoded
+    return [section for section in (*tables, _images(found)) if section]
 
 
 def _verdicts(found: Evidence) -> list:
