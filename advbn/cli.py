@@ -206,6 +206,31 @@ def train(method: str, seed: _seed() = 0, save: _save() = False):
         clear_progress(run.setting, run.name, seed)
 
 
+@app.command()
+def seed(
+    number: Annotated[int, typer.Argument(help="One of the seeds of params.yaml.")],
+    profile: Annotated[Optional[str], typer.Option(help="By default the one that params.yaml names.")] = None,
+):
+    """All of the main table for one seed: pretrain, train and test every method, and keep the rows. What is
+    kept is not done again; several seeds can run side by side. Example: advbn seed 0 --profile pacs"""
+    import time
+
+    from .base.config import load_params
+    from .notebooks import record_stage
+    from .seeds import run_seed
+    from .training.run import check_networks, check_seed, resolve
+
+    params, began = load_params(profile), time.perf_counter()
+    runs = [resolve(params, name, number) for name in params.methods]
+    check_seed(runs[0].setting, number)
+    check_networks(params)
+    for step in run_seed(runs):
+        seconds, began = time.perf_counter() - began, time.perf_counter()
+        print(f"{step}: {seconds / 60:.1f} minutes", flush=True)
+        record_stage(params, f"seed{number}", seconds, more=True)
+    print(f"seed {number} of {params.profile} is kept")
+
+
 def _check_given(context, panel, instead):
     """Raise `ParameterError` if an option is given that is listed under another `panel`; `instead` says what
     it goes with."""

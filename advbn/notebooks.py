@@ -125,9 +125,12 @@ def _said(*command):
     return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
-def record_stage(params: Params, stage: str, seconds: float):
-    "Write how a stage was run, and how long it took, to `results/PROFILE/made/STAGE.json`."
+def record_stage(params: Params, stage: str, seconds: float, more: bool = False):
+    """Write how a stage was run, and how long it took, to `results/PROFILE/made/STAGE.json`; with `more`, the
+    seconds are added to those that are there."""
     path = project_root() / "results" / params.profile / "made" / f"{stage}.json"
+    if more and path.exists():
+        seconds += json.loads(path.read_text(encoding="utf-8"))["seconds"]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
         json.dumps({"seconds": round(seconds, 1), **surroundings()}, indent=1, ensure_ascii=False) + "\n",

@@ -79,8 +79,7 @@ def _of_images(params: Params) -> list:
     known, reduced = data.known, "reduced scale"
     weights = network.weights or f"trained here for {profile.pretrain.epochs} epochs"
     tested = data.test_images or known["test"]
-    styles = pictures.styles or "photographs and textures of scikit-image"
-    return [
+    rows = [
         _difference(
             "Network",
             "ResNet-50, IMAGENET1K_V1",
@@ -103,6 +102,13 @@ def _of_images(params: Params) -> list:
             "RandomResizedCrop and flip" if data.streamed else told(data.augment),
             "small images lose their object in a random crop",
         ),
+    ]
+    return rows + (_of_pictures(pictures) if pictures else [])
+
+
+def _of_pictures(pictures) -> list:
+    "Differences in decoded images."
+    return [
         _difference(
             "Encoder of decoded images",
             "VGG-19 up to relu4_1, published weights",
@@ -112,7 +118,7 @@ def _of_images(params: Params) -> list:
         _difference(
             "Styles of Stylized",
             "paintings",
-            styles,
+            pictures.styles or "photographs and textures of scikit-image",
             "pictures that come with a package; a folder of paintings can be named",
         ),
     ]
@@ -221,11 +227,10 @@ def data_table(folder: Path, params: Params) -> Table:
     if profile.data.name == "openmoji" and (root / "data.dvc").exists():
         (pin,) = yaml.safe_load((root / "data.dvc").read_text(encoding="utf-8"))["outs"]
         rows.append(["the folder data/, as DVC names it", f"{pin['nfiles']:,} files", f"MD5 {pin['md5']}"])
-    pins = {
-        f"weights {profile.network.weights}": profile.network.weights_sha256,
-        f"weights {profile.pictures.weights}": profile.pictures.weights_sha256,
-        f"styles {profile.pictures.styles}": profile.pictures.styles_sha256,
-    }
+    pins = {f"weights {profile.network.weights}": profile.network.weights_sha256}
+    if pictures := profile.pictures:
+        pins[f"weights {pictures.weights}"] = pictures.weights_sha256
+        pins[f"styles {pictures.styles}"] = pictures.styles_sha256
     rows += [[what, "", f"SHA-256 {digest}"] for what, digest in pins.items() if digest]
     return Table(["data", "images", "digest"], rows)
 

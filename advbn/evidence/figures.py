@@ -22,7 +22,7 @@ from ..base.config import Params
 from ..base.errors import DataError, ParameterError, did_you_mean
 from ..base.files import project_root
 from .evaluation import predict
-from .tables import CONTROL, columns_in, row_label, rows_of, study_label, versus
+from .tables import AFTERWARDS, CONTROL, columns_in, row_label, rows_of, study_label, versus
 from .testing import Predictions, kept_tests, tested_seeds
 from ..images.batches import Images, mixed_order, normalize, sized
 from ..images.decoding import read_picture
@@ -74,9 +74,8 @@ def _outcome_panel(ax, outcomes, params: Params):
     names = [f"{r.outcome}: {versus(params, r.method, r.against)}" for r in outcomes.itertuples()]
     ax.set_yticks(range(len(outcomes)), names)
     ax.set_ylim(len(outcomes) - 0.5, -0.5)
-    ax.set_title(
-        "named in advance: mean of the shifts, on the paper's branches, points", fontsize=9, loc="left"
-    )
+    when = AFTERWARDS if (outcomes.named == AFTERWARDS).any() else "in advance"
+    ax.set_title(f"named {when}: mean of the shifts, on the paper's branches, points", fontsize=9, loc="left")
     _bare(ax)
 
 # %% ../../nbs/evidence/06_figures.ipynb #7a8b2e9a
@@ -514,7 +513,7 @@ def _cells_of(known: tuple, shift: str | None) -> list:
         raise ValueError(f"nothing was tested under {shift!r}; there are {', '.join(middle)}{near}")
     return [middle.get(shift, shift)]
 
-# %% ../../nbs/evidence/06_figures.ipynb #c6871052
+# %% ../../nbs/evidence/06_figures.ipynb #a69c2889
 def _kept_pixels(setting: Setting, data, cell: str) -> dict:
     "The images of a cell that the pipeline has kept, of all seeds, name to uint8 `[3, H, W]`."
     shown = {}
@@ -533,7 +532,7 @@ def _difference_row(figure, rows: pd.DataFrame, shown: dict, classes, most: int)
         ax.spines[:].set_visible(False)
     for i, ax in zip(mixed_order(len(names)).tolist(), axes):
         row = rows.loc[names[i]]
-        ax.imshow(shown[names[i]].permute(1, 2, 0))
+        ax.imshow(shown[names[i]].permute(1, 2, 0).numpy())
         ax.set_xlabel(f"{classes[row.truth]}\nnot {classes[row.taken]}", fontsize=7)
 
 

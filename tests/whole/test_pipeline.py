@@ -1,6 +1,7 @@
 """The runner's refusals, and the whole pipeline in miniature in a clone of its own."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import yaml
 from conftest import IN_TWO, ROOT, call, notebook, would_run
 
+from advbn.evidence.testing import read_right
 from advbn.base.errors import ParameterError
 from advbn.notebooks import run_notebook
 
@@ -173,6 +175,23 @@ def test_two_processes_train_a_method(reproduced):
     assert "clean_loss" in done.stdout
     done = call(sys.executable, "-m", "advbn", "evaluate", "gentle", "--seed", "1", cwd=clone)
     assert "sketch" in done.stdout and "adversarial" in done.stdout
+
+
+def test_one_seed_at_a_time_is_what_the_stages_give(reproduced):
+    folder, words = reproduced / "results/openmoji", ("-m", "advbn", "seed", "1")
+    kept = {name: (folder / name).read_bytes() for name in ("runs/gentle.csv", "training/gentle.csv")}
+    right = read_right(folder / "right/gentle.npz")
+    said = call(sys.executable, *words, cwd=reproduced).stdout
+    assert said.splitlines() == ["seed 1 of openmoji is kept"]
+    for name in kept:
+        rows = pd.read_csv(folder / name)
+        rows[rows.seed != 1].to_csv(folder / name, index=False)
+    said = call(sys.executable, *words, cwd=reproduced).stdout
+    assert re.fullmatch(r"gentle, seed 1: [0-9.]+ minutes\nseed 1 of openmoji is kept\n", said)
+    assert {name: (folder / name).read_bytes() for name in kept} == kept
+    again = read_right(folder / "right/gentle.npz")
+    assert again.keys() == right.keys() and all(again[key].equals(right[key]) for key in right)
+    assert json.loads((folder / "made/seed1.json").read_text())["seconds"] > 0
 
 
 def test_sets_are_written_from_the_command_line(reproduced, refused, monkeypatch):

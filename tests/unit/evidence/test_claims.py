@@ -25,7 +25,7 @@ from advbn.evidence.claims import (
 )
 from advbn.evidence.intervals import student
 from advbn.evidence.testing import made_from
-from advbn.shifts.cells import SHIFTS, Painter, cells, columns, store_cells
+from advbn.shifts.cells import Painter, cells, columns, store_cells
 from advbn.training.run import load_data, setting_of
 
 

@@ -86,7 +86,7 @@ def test_the_chart_shows_what_was_named_and_what_is_left_after_correction():
                 gained = dict.fromkeys(gained, float("nan"))
             rows.append({"method": method, "branch": branch, "shift": shift, "accuracy": 50.0, **gained})
     pair = {"method": "advbn", "against": "finetune", "difference": 1.0, "difference_ci95": 0.4}
-    outcomes = pd.DataFrame([{"outcome": "primary", **pair}])
+    outcomes = pd.DataFrame([{"outcome": "primary", "named": "2026-11-28", **pair}])
     fig = robustness_chart(pd.DataFrame(rows), outcomes, params)
     named, *panels = fig.axes
     assert named.get_title(loc="left").startswith("named in advance") and len(panels) == len(

@@ -12,11 +12,12 @@ from advbn.base.config import load_params
 from advbn.base.sections import Method, Profile
 from advbn.evidence.evaluation import ALEXNET, corruption_errors
 from advbn.evidence.figures import corruption_chart
-from advbn.evidence.intervals import holm, two_way
+from advbn.evidence.intervals import holm, student, two_way
 from advbn.evidence.tables import (
     PUBLISHED,
     Entry,
     accuracy_note,
+    answers_of,
     decoded_markdown,
     decoded_table,
     mce_table,
@@ -114,6 +115,29 @@ def test_outcomes_in_words(answers, params):
         "With these 4 seeds, on the primary outcome, an effect of 1 point would be shown with probability "
         + power
     )
+
+
+def test_runs_of_which_nothing_was_kept_per_image_have_intervals_over_seeds_alone(answers, params):
+    older = {}
+    for method, found in answers.items():
+        rows = [
+            {"seed": s, "branch": b, "shift": shift, "cell": cell, "accuracy": 100 * accuracy}
+            for (s, b), values in found.items()
+            for (shift, cell), accuracy in values.mean().items()
+        ]
+        older[method] = answers_of(pd.DataFrame(rows))
+    table, whole = (
+        robustness_table(a, "x").set_index(["method", "branch", "shift"]) for a in (older, answers)
+    )
+    assert np.allclose(table.accuracy, whole.accuracy) and (table.df.dropna() == 3).all()
+    values = [100 * of["clean"].iloc[0, 0] for (_, b), of in older["advbn"].items() if b == "adversarial"]
+    expected = student(values)
+    row = table.loc["advbn", "adversarial", "clean"]
+    assert (row.accuracy, row.ci95) == pytest.approx((expected.mean, expected.half_width))
+    assert "over seeds alone, for of these runs nothing was kept" in accuracy_note(table.reset_index())
+    named = outcomes_table(older, params)
+    assert set(named.named) == {"after the runs"} and "named after the runs:" in outcome_notes(named)[0]
+    assert "named in advance, 2026-11-28:" in outcome_notes(outcomes_table(answers, params))[0]
 
 
 def test_secondary_comparisons_are_corrected_for_each_other(answers):

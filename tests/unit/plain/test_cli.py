@@ -12,6 +12,7 @@ COMMANDS = (
     "pretrain",
     "train",
     "evaluate",
+    "seed",
     "make-set",
     "export",
     "clean",
