@@ -89,7 +89,7 @@ class StyleView:
     def panels(self, image: int, factors: torch.Tensor) -> list:
         "What is drawn of an image: `(title, picture, names of classes, probabilities, what of)` each."
         pictures = (self.images.images[image], *self.restyled(image, factors))
-        found, probability = predict(self.model, torch.stack(pictures), top=3)
+        found, probability = predict(self.model, torch.stack(pictures), top=min(3, len(self.images.classes)))
         names = [[self.images.classes[c] for c in row] for row in found.tolist()]
         titles = (f"original: {self.images.classes[self.images.targets[image]]}", "decoded", "adversarial")
         return list(zip(titles, pictures, names, probability.numpy(), [""] * 3))
@@ -109,7 +109,9 @@ class StyleView:
             ax.set_title(title, fontsize=9)
             ax.axis("off")
             ax = figure.add_subplot(grid[1, column])
-            ax.barh(range(3), probability, color=["tab:green" if n == truth else "0.8" for n in names])
+            ax.barh(
+                range(len(names)), probability, color=["tab:green" if n == truth else "0.8" for n in names]
+            )
             for y, n in enumerate(names):
                 ax.text(0.02, y, n, va="center", fontsize=8)
             ax.set(xlim=(0, 1), xticks=[], yticks=[], ylim=(2.5, -0.5))

@@ -371,12 +371,12 @@ def surest(model, batch: Images) -> Images:
     _, probability = predict(model, batch.images)
     return batch[[probability[:, 0].argmax().item()]]
 
-# %% ../../nbs/evidence/06_figures.ipynb #4001e05b
+# %% ../../nbs/evidence/06_figures.ipynb #d6938dec
 def _likeliest(ax, model, image: torch.Tensor, classes, truth: str):
     "Draw the three likeliest classes of one image, uint8 `[1, 3, H, W]`, as bars."
-    found, probability = predict(model, image, top=3)
+    found, probability = predict(model, image, top=min(3, len(classes)))
     names = [classes[c] for c in found[0].tolist()]
-    ax.barh(range(3), probability[0], color=["tab:green" if n == truth else "0.8" for n in names])
+    ax.barh(range(len(names)), probability[0], color=["tab:green" if n == truth else "0.8" for n in names])
     for y, n in enumerate(names):
         ax.text(0.02, y, n, va="center", fontsize=7)
     ax.set(xlim=(0, 1), xticks=[], yticks=[])

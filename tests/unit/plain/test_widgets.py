@@ -62,7 +62,7 @@ def photograph_view():
 
 def test_a_photograph_is_searched_for_the_features_that_are_moved(photograph_view):
     assert size_of(photograph_view.draw(image=1)) == (760, 288)
-    still = photograph_view.panels(2, torch.ones(2, 16))
+    still = photograph_view.panels(2, torch.ones(2, 32))
     assert torch.equal(still[0][1], still[1][1]) and (still[2][1] == 0.5).all()
     assert len({tuple(panel[2]) for panel in still}) == 1
     moved = photograph_view.panels(2, photograph_view.factors(2, 0.5, 3, GROUPS[0]))
