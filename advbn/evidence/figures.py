@@ -275,7 +275,7 @@ def searched(encode, features: torch.Tensor, start: torch.Tensor, steps: int = 1
     optimizer.step(loss)
     return (start + change).detach().clamp(0, 1)
 
-# %% ../../nbs/evidence/06_figures.ipynb #6b6f5516
+# %% ../../nbs/evidence/06_figures.ipynb #28220e56
 def caption(model, images: torch.Tensor, classes) -> list:
     "The likeliest class, and its probability in percent, for each of the uint8 `images`."
     found, probability = predict(model, images)
@@ -292,7 +292,7 @@ def _decoded_rows(setting: Setting, batch: Images, strengths) -> dict:
         rows[f"eps {eps}"] = adversarial(autoencoder, batch.images, batch.targets, layer)
     return rows
 
-
+# %% ../../nbs/evidence/06_figures.ipynb #810d48c8
 def _attacked(network: tuple, image: torch.Tensor, target: torch.Tensor, eps: float) -> torch.Tensor:
     "The picture, uint8 `[1, 3, H, W]`, for the attacked features of one image of an `opened` network."
     encode, head, rectified = network
@@ -309,7 +309,7 @@ def searched_rows(model, after: str, batch: Images, strengths=(0.25, 0.5, 1.1)) 
     found = {f"eps {eps}": torch.cat([_attacked(network, *one, eps) for one in each]) for eps in strengths}
     return {"original": batch.images, **found}
 
-# %% ../../nbs/evidence/06_figures.ipynb #b5df3a74
+# %% ../../nbs/evidence/06_figures.ipynb #760feda9
 def _image_row(axes, name: str, images: torch.Tensor, captions: list, truths: list):
     "Draw the first of the `images` in a row called `name`; a caption is red unless it begins with the truth."
     for image, words, truth, ax in zip(images, captions, truths, axes):
@@ -331,7 +331,7 @@ def rows_figure(rows: dict, model, batch: Images, columns: int = 8):
     fig.tight_layout(pad=0.4)
     return fig
 
-
+# %% ../../nbs/evidence/06_figures.ipynb #509ed39b
 def adversarial_figure(run: Run, strengths=(0.25, 0.5, 1.1), columns: int = 8):
     """A figure: originals and adversarial images of several `eps`, each with the top class and confidence of
     the network that `run` starts from. They are decoded by the profile's autoencoder, with a row of the
