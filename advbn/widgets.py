@@ -310,8 +310,12 @@ class RobustnessView:
     def differences(self, network: str, other: str, cell: str, most: int = 8) -> bytes:
         """Images of a cell that one of two networks alone is right about, as a PNG. Raises `DataError` as
         `mistakes` does."""
+        import matplotlib.pyplot as plt
+
         methods = ["/".join(self.networks[name]) for name in (network, other)]
-        return _png(disagreements(self.params, *methods, cell, most))
+        figure = disagreements(self.params, *methods, cell, most)
+        plt.close(figure)  # a widget shows it, and not the notebook
+        return _png(figure)
 
     def widget(self):
         "Both charts, the mistakes, and where another network differs, with what to choose."

@@ -199,7 +199,7 @@ def cost_chart(table: pd.DataFrame, params: Params):
     fig.tight_layout()
     return fig
 
-# %% ../../nbs/evidence/06_figures.ipynb #4f0bfa82
+# %% ../../nbs/evidence/06_figures.ipynb #b3b07a54
 WITHHELD = ("imagenet", "tiny-imagenet", "pacs")  # sets whose images stand in no figure under results/
 PHOTOGRAPHS = ("chelsea.png", "coffee.png", "rocket.jpg", "astronaut.png")
 
@@ -207,8 +207,11 @@ PHOTOGRAPHS = ("chelsea.png", "coffee.png", "rocket.jpg", "astronaut.png")
 def _photograph_paths(folder):
     "The files of the photographs: the pictures in `folder`, or scikit-image's if it is None."
     if folder is None:
-        import skimage.data
-
+        try:
+            import skimage.data
+        except ImportError:
+            words = "the photographs are scikit-image's: pip install 'advbn[figures]', or name a folder"
+            raise ImportError(words) from None
         return [Path(skimage.data.__file__).parent / name for name in PHOTOGRAPHS]
     paths = sorted(p for p in Path(folder).glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if not paths:
@@ -222,13 +225,15 @@ def photographs(size: int, folder: str | None = None) -> torch.Tensor:
     square = sized(size, size)
     return torch.stack([square(pil_to_tensor(read_picture(path))) for path in _photograph_paths(folder)])
 
-# %% ../../nbs/evidence/06_figures.ipynb #7f1c172f
+# %% ../../nbs/evidence/06_figures.ipynb #c73c7761
 def readable(classes) -> tuple:
-    "The names of `classes` to be read: ImageNet's words for WordNet's ids, such as `n02123045`."
+    "The names of `classes` to be read: ImageNet's words for WordNet's ids, `n02123045`, where timm has them."
+    try:
+        from timm.data import ImageNetInfo
+    except ImportError:
+        return tuple(classes)
     if not all(re.fullmatch(r"n\d{8}", name) for name in classes):
         return tuple(classes)
-    from timm.data import ImageNetInfo
-
     words = ImageNetInfo().label_name_to_description
     return tuple(words(name, detailed=False).partition(",")[0] for name in classes)
 
