@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ..base.config import Params
@@ -253,7 +254,7 @@ def shown_images(run: Run, model, data) -> Images:
     test = data.test(run.seed)
     return test[mixed_order(len(test))[:32]]
 
-# %% ../../nbs/evidence/06_figures.ipynb #0b677f8a
+# %% ../../nbs/evidence/06_figures.ipynb #a944d24b
 def opened(model, after: str) -> tuple:
     """A network, cut after a layer: `(encode, head, rectified)`. `encode` takes float pixels `[N, 3, H, W]`
     from 0 to 1 to features, `head` those to logits."""
@@ -261,24 +262,30 @@ def opened(model, after: str) -> tuple:
     wanted = preprocessing_of(model)
     return lambda pixels: first(normalize(255 * pixels, wanted)), head, first.rectified
 
-
+# %% ../../nbs/evidence/06_figures.ipynb #781297c2
 def searched(encode, features: torch.Tensor, start: torch.Tensor, steps: int = 100) -> torch.Tensor:
     """The picture near `start`, floats `[1, 3, H, W]` from 0 to 1, whose features under `encode` are
     `features`: `steps` of L-BFGS on their squared error, relative to their size, and half the total variation
-    of the change, both means."""
-    change = torch.zeros_like(start, requires_grad=True)
+    of the change, both means. The change is a sum of pictures of four sizes."""
+    height, width = start.shape[-2:]
+    parts = [torch.zeros(1, 3, -(-height // k), -(-width // k), requires_grad=True) for k in (1, 2, 4, 8)]
     still = {"tolerance_grad": 0, "tolerance_change": 0, "line_search_fn": "strong_wolfe"}
-    optimizer = torch.optim.LBFGS([change], max_iter=steps, history_size=10, **still)
+    optimizer = torch.optim.LBFGS(parts, max_iter=steps, history_size=10, **still)
     size = features.square().mean()
 
+    def changed():
+        return start + sum(F.interpolate(part, (height, width), mode="bilinear") for part in parts)
+
     def loss():
-        error = (encode((start + change).clamp(0, 1)) - features).square().mean() / size
-        found = error + 0.5 * total_variation(change) / change.numel()
-        (change.grad,) = torch.autograd.grad(found, change)
+        picture = changed()
+        error = (encode(picture.clamp(0, 1)) - features).square().mean() / size
+        found = error + 0.5 * total_variation(picture - start) / start.numel()
+        for part, gradient in zip(parts, torch.autograd.grad(found, parts)):
+            part.grad = gradient
         return found
 
     optimizer.step(loss)
-    return (start + change).detach().clamp(0, 1)
+    return changed().detach().clamp(0, 1)
 
 # %% ../../nbs/evidence/06_figures.ipynb #28220e56
 def caption(model, images: torch.Tensor, classes) -> list:
