@@ -59,13 +59,15 @@ def side_by_side(verb, tasks: list, threads: int | None = None, title: str = "")
     """`verb(*task)` for every one of `tasks`, in processes of their own where cores are free; results in the
     order of `tasks`.
 
-    `threads` says how many CPU threads a task uses; `None` is all. A few tasks more than cores all run at
-    once and share them, so that no core waits: three on two cores take the time of one and a half."""
+    `threads` says how many CPU threads a task uses; `None` is all. A few tasks more than cores, which they
+    cannot be shared out to evenly, all run at once, so that no core waits: five on two cores take the time of
+    two and a half."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     free = cores // (threads or cores)
-    workers = len(tasks) if len(tasks) < 2 * free else free
+    uneven = len(tasks) % free and len(tasks) < 3 * free
+    workers = len(tasks) if uneven else min(len(tasks), free)
     if workers <= 1 or free <= 1 or torch.cuda.is_available():
         return [verb(*task) for task in tasks]
     known = (os.getpid(), loaded_extensions())
