@@ -24,6 +24,7 @@ from .evidence.claims import (
     number,
     perturbations_text,
 )
+from .evidence.figures import WITHHELD
 from .evidence.tables import (
     Table,
     accuracy_note,
@@ -182,18 +183,32 @@ def _study(found: Evidence, name: str) -> dict | None:
     }
 
 
+PICTURES = {
+    "adversarial_images": "Originals, reconstructions and adversarial images.",
+    "predictions": "One image under every shift, with the likeliest classes.",
+}
+
+
 def _adversarial_images(found: Evidence) -> dict:
     "The section of Table 5."
-    captions = {
-        "adversarial_images": "Originals, reconstructions and adversarial images.",
-        "predictions": "One image under every shift, with the likeliest classes.",
-    }
     return {
         "id": "advbn_set",
         "title": "Adversarial images",
         "table": _with_unpublished(accuracy_text(found.decoded, found.params, decoded_columns())),
         "note": _notes(found.decoded),
-        "figures": _figures(found.folder / "figures", captions),
+        "figures": _figures(found.folder / "figures", PICTURES),
+    }
+
+
+def _images(found: Evidence) -> dict:
+    "The section of images to look at, where there is no table of adversarial ones."
+    data = found.params.current.data
+    instead = f"The images of {data.title} are not passed on; free photographs take their place."
+    return {
+        "id": "images",
+        "title": "Images",
+        "note": instead if data.name in WITHHELD else None,
+        "figures": _figures(found.folder / "figures", PICTURES),
     }
 
 
@@ -224,7 +239,9 @@ def _results(found: Evidence) -> list:
     "The sections of results, in their order; those of shifts that the profile has not are left out."
     studies = (_study(found, name) for name in found.params.studies)
     corrupted = [] if found.mce.empty else [_corruption_errors(found), _published(found)]
-    decoded = [] if found.decoded.empty else [_adversarial_images(found), _perturbations(found)]
+    decoded = [_images(found)]
+    if not found.decoded.empty:
+        decoded = [_adversarial_images(found), _perturbations(found)]
     return [section for section in (_robustness(found), *corrupted, *studies, *decoded) if section]
 
 

@@ -162,6 +162,11 @@ def test_the_robustness_view_draws_charts_and_mistakes(notebook):
         mistakes,
         lambda: page.locator(".widget-dropdown select").nth(2).select_option("corruptions/fog/5"),
     )
+    assert changes(
+        page,
+        mistakes,
+        lambda: page.locator(".widget-dropdown select").nth(3).select_option("Clean fine-tune"),
+    )
 
 
 def test_ones_own_network_and_picture(notebook, project):

@@ -10,10 +10,10 @@ from PIL import Image
 from advbn.base.config import parse_params
 from advbn.base.errors import ParameterError
 from advbn.base.sections import DOMAINS
-from advbn.evidence.cost import missing_sets
 from advbn.evidence.testing import evaluate, make_tests
 from advbn.images.preprocessing import recorded
 from advbn.networks.weights import load_state
+from advbn.training.cost import missing_sets
 from advbn.training.run import check_networks, load_network, resolve, setting_of
 from advbn.training.train import pretrain, train, train_autoencoder
 

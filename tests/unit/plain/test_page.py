@@ -2,6 +2,7 @@
 
 import html
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from advbn.evidence.claims import differences as went
 from advbn.evidence.claims import number
 from advbn.evidence.intervals import differences, holm, on_branch, two_way
 from advbn.evidence.tables import columns_in, comparison, conclusions, side_by_side_rows
-from advbn.page import build_page, made
+from advbn.page import _images, build_page, made, read_evidence
 from advbn.shifts.cells import columns, title
 
 
@@ -24,6 +25,13 @@ def test_the_committed_page_is_what_the_committed_files_give(profile):
     page = (ROOT / "results" / profile / "report.html").read_text(encoding="utf-8")
     assert build_page(load_params().model_copy(update={"profile": profile})) == page
     assert not re.search(r"(?:src|href)=[\"'](?!data:|#)", page)
+
+
+def test_photographs_stand_for_images_that_are_not_passed_on():
+    found = read_evidence(load_params())
+    images = _images(replace(found, params=load_params("pacs")))
+    assert images["note"].startswith("The images of PACS are not passed on") and len(images["figures"]) == 2
+    assert _images(found)["note"] is None
 
 
 def test_conclusions_follow_the_numbers():
