@@ -170,8 +170,8 @@ def in_words(table: pd.DataFrame) -> str:
         )
     if len(fixed):
         said.append(
-            f"in {len(fixed)} cells without random numbers {fixed.same.mean():.2f} % of the predictions are the "
-            f"same, and bytes differ by at most {fixed.pixels.max():.0f}"
+            f"in {len(fixed)} cells without random numbers {fixed.same.mean():.2f} % of the predictions are "
+            f"the same, and bytes differ by at most {fixed.pixels.max():.0f}"
         )
     return ";\n".join(said) + "."
 
