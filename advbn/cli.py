@@ -627,8 +627,8 @@ def _severities(words: str) -> tuple:
     return tuple(map(int, found))
 
 
-def _bench_fidelity(model, weights, data, classes, images, severities, device, json):
-    "Compare what a network recognises under both kinds of corruptions; keep it, and print it."
+def _bench_fidelity(model, weights, data, classes, images, severities, device) -> tuple:
+    "Compare what a network recognises under both kinds of corruptions; `(table, what it says)`, kept."
     from .base.errors import ParameterError
 
     options = {"--model": model, "--weights": weights, "--data": data}
@@ -653,10 +653,7 @@ def _bench_fidelity(model, weights, data, classes, images, severities, device, j
         "images": room.which_images(chosen),
     }
     path = room.keep(table, record, model)
-    if json:
-        print(table.to_json(orient="records", indent=1))
-    else:
-        print(table.round(2).to_string(index=False), room.in_words(table), path, sep="\n\n")
+    return table, f"{room.in_words(table)}\n{path}"
 
 
 @app.command()
@@ -753,7 +750,8 @@ def bench(
             )
         )
     if what == "fidelity":
-        _bench_fidelity(model, weights, data, classes, images, severities, device, json)
+        table, said = _bench_fidelity(model, weights, data, classes, images, severities, device)
+        print(table.to_json(orient="records", indent=1) if json else f"{table.round(2).to_string()}\n{said}")
         return
     import pandas as pd
 
