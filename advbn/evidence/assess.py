@@ -53,15 +53,15 @@ def class_names(folder: Path, listed: Path | None = None) -> tuple:
     return names
 
 # %% ../../nbs/evidence/07_assess.ipynb #187018b6
-def load_network(name: str, weights: str, classes: int) -> nn.Module:
+def load_network(name: str, weights: str, classes: int, names=()) -> nn.Module:
     """The classifier `name`, with or without `torchvision/` before it, or `timm/NAME`, in eval mode; it
     remembers how it wants its images.
 
-    `weights` is a file with a state dict or the name of published weights. Raises `ValueError` for an
-    unknown name and for another network's weights."""
-    return build_model(
-        name if "/" in name or name in NETWORKS else f"torchvision/{name}", classes, weights
-    ).eval()
+    `weights` is a file with a state dict or the name of published weights. With `names`, WordNet ids,
+    ImageNet's classifier is cut down to them. Raises `ValueError` for an unknown name and for another
+    network's weights."""
+    name = name if "/" in name or name in NETWORKS else f"torchvision/{name}"
+    return build_model(name, classes, weights, "classes" if names else None, names).eval()
 
 # %% ../../nbs/evidence/07_assess.ipynb #3b12bc37
 def chosen_shifts(words: str) -> tuple:

@@ -610,7 +610,10 @@ def test_a_file_of_parameters_that_is_none(project, refused, text, words):
             ["corrupt", "data/openmoji", "out", "--name", "fog", "--on-bad-image", "ignore"],
             "allowed are 'error' and 'skip'",
         ),
-        (["bench", "stepp"], "'step', 'corrupt', 'evaluate', 'scale', not 'stepp'; did you mean 'step'"),
+        (
+            ["bench", "stepp"],
+            "'step', 'corrupt', 'evaluate', 'scale', 'fidelity', not 'stepp'; did you mean 'step'",
+        ),
         (["bench", "scale", "--batch", "4"], "bench scale takes no --batch"),
         (["bench", "step", "--device", "tpu"], "--device is 'tpu'"),
         (["evaluate", "advbn", "--data", "data/openmoji"], "--data goes with --model"),

@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 
 from advbn.images.batches import read_images
 from advbn.shifts.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt, corruption_settings
+from advbn.shifts.noise import Randomness
 
 PHOTOGRAPHS = (
     "astronaut.png",
@@ -103,6 +104,20 @@ def test_parity_at_224_pixels(photographs, name, severity):
     ours, theirs = torch.cat(ours).double(), torch.cat(theirs).double()
     assert torch.allclose(ours.mean((0, 2, 3)), theirs.mean((0, 2, 3)), rtol=fraction)
     assert torch.allclose(ours.std((0, 2, 3)), theirs.std((0, 2, 3)), rtol=fraction)
+
+
+@pytest.mark.parametrize("severity", range(1, 6))
+def test_snow_of_the_same_random_numbers_is_the_references(photographs, severity, monkeypatch):
+    "But for the border: the reference blows an enlarged layer of 225 pixels and cuts it then."
+    random = Randomness(0, range(4), "snow", severity)
+    noise, degrees = random.normal(1, 224, 224)[:, 0].double().numpy(), random.uniform(-135, -45).tolist()
+    ours = corrupt(photographs[:4], "snow", severity)
+    for image, numbers, angle, made in zip(photographs, noise, degrees, ours):
+        monkeypatch.setattr(np.random, "normal", lambda size, loc, scale: loc + scale * numbers)
+        monkeypatch.setattr(np.random, "uniform", lambda low, high: angle)
+        theirs = imagecorruptions.corrupt(image.permute(1, 2, 0).numpy(), severity, "snow")
+        apart = np.abs(made.permute(1, 2, 0).numpy().astype(int) - theirs)
+        assert apart[30:-30, 30:-30].max() <= 1
 
 
 def texture_statistics(crops):
