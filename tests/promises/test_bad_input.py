@@ -1088,7 +1088,8 @@ def test_images_that_are_no_bytes_are_refused(change, found):
 def test_no_name_reaches_a_shell(tmp_path, stage, change):
     copied_project(tmp_path)
     content = yaml.safe_load((tmp_path / "params.yaml").read_text())
-    (tmp_path / "checkpoints/openmoji/pretrained").mkdir(parents=True)
+    for made in ("checkpoints/openmoji/pretrained", "shifted/openmoji"):
+        (tmp_path / made).mkdir(parents=True)
     name = "x$(touch pwned)'$(touch pwned)'"  # also where it stands in quotes
     change(content, name)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))

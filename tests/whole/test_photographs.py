@@ -77,13 +77,15 @@ def test_tiny_imagenet_is_shifted_as_it_is_and_scaled_for_the_network(content, t
     for part, count in (("train", 12), ("val", 4)):
         photographs(tmp_path / "tiny" / part, ("n01443537", "n01629819"), count, 64)
     section = small(content, "imagenet200", tmp_path / "tiny", 2)
-    section["data"].update(size=48, train_images_per_class=8, test_images=6, shifts=["clean", "corruptions"])
+    section["data"].update(
+        size=48, train_images_per_class=8, test_images=6, shifts=["clean", "corruptions"], shares={}
+    )
     section["pictures"] = None
     params = parse_params(content)
     listed, runs = trained_and_tested(params, seed=1)
     assert set(listed["shift"]) == {"clean", "corruptions"} and len(listed) == 76
     assert (listed.images == 6).all() and len(runs) == 2 * 2 * 76
-    with np.load(tmp_path / "shifted/imagenet200/seed1/clean/clean.npz") as kept:
+    with np.load(tmp_path / "shifted/imagenet200/all/clean/clean.npz") as kept:
         assert kept["images"].shape == (6, 3, 64, 64)
     run = resolve(params, "advbn", 1)
     file = run.setting.checkpoint("advbn", 1, "adversarial")

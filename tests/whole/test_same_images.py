@@ -59,7 +59,7 @@ def test_a_network_gets_the_same_images_in_prepare_in_the_pipeline_and_on_the_co
         assert torch.allclose(net(normalize(images, net.preprocessing)), logits, atol=1e-4)
     assert (
         torch.equal(predict(net, images)[0][:, 0], logits.argmax(1))
-        and (found["clean/clean/clean"] == logits.argmax(1).numpy()).all()
+        and (found.classes["clean"][found.cells.index("clean/clean")] == logits.argmax(1).numpy()).all()
     )
     done = subprocess.run(
         [
