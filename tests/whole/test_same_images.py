@@ -57,9 +57,10 @@ def test_a_network_gets_the_same_images_in_prepare_in_the_pipeline_and_on_the_co
         assert torch.allclose(loaded(normalize(images, preprocessing_of(loaded))), logits, atol=1e-4)
         net = prepare(plain, "blocks.1").eval()
         assert torch.allclose(net(normalize(images, net.preprocessing)), logits, atol=1e-4)
+    clean = found.classes["clean"][found.cells.index("clean/clean")]
     assert (
         torch.equal(predict(net, images)[0][:, 0], logits.argmax(1))
-        and (found.classes["clean"][found.cells.index("clean/clean")] == logits.argmax(1).numpy()).all()
+        and (clean[clean >= 0] == logits.argmax(1).numpy()).all()
     )
     done = subprocess.run(
         [
