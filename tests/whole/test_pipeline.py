@@ -100,7 +100,7 @@ def test_the_whole_pipeline_in_miniature(reproduced):
             and made.query("method == 'advbn'").cost.min() > 3
         )
     page = (clone / "results/openmoji/report.html").read_text(encoding="utf-8")
-    assert page.count("<table") == 8 and "Gentle AdvBN" in page and "method-gentle" in page
+    assert page.count("<table") == 8 + 6 and "Gentle AdvBN" in page and "method-gentle" in page
     done = json.loads((clone / "results/openmoji/made/method-gentle.json").read_text())
     assert done["seconds"] > 0 and "torch" in done["Packages"]
     again = call(sys.executable, "-m", "dvc", "repro", cwd=clone)
