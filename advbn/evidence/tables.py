@@ -407,8 +407,11 @@ def _inside(label: str) -> str:
 
 
 def versus(params: Params, method: str, against: str) -> str:
-    "`AdvBN against random statistics`."
-    return f"{params.methods[method].label} against {_inside(params.methods[against].label)}"
+    "`AdvBN against random statistics`; a method that `params` no longer has is called by its name."
+    known = {
+        name: params.methods[name].label if name in params.methods else name for name in (method, against)
+    }
+    return f"{known[method]} against {_inside(known[against])}"
 
 # %% ../../nbs/evidence/05_tables.ipynb #3a502ed0
 def outcomes_text(outcomes: pd.DataFrame, params: Params) -> Table:

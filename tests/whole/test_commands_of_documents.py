@@ -29,6 +29,7 @@ ELSEWHERE = {
     "advbn import-official checkpoint.pth.tar": "see test_official",
     "advbn status": "see test_pipeline",
     "advbn verify": "see test_verify",
+    "advbn seed 0 --profile pacs": "it needs PACS; see test_pipeline",
     "advbn evaluate --model resnet50 --weights weights.pt --data val --shifts all": "see test_command_line",
 }
 
