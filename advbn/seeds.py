@@ -38,13 +38,14 @@ def run_seed(runs: list):
         keep_rows(pretrain(runs[0]), results / "training" / "pretrained.csv")
         clear_progress(setting, runs[0].start, seed)
         yield f"pretraining, seed {seed}"
-    _test_images(setting, seed)
-    for run in runs:
-        path = results / "runs" / f"{run.name}.csv"
-        if seed not in set(kept_rows(path, CELLS).seed):
-            history, table, predictions = train_and_evaluate(run)
-            keep_rows(history, results / "training" / f"{run.name}.csv")
-            keep_right(results / "right" / f"{run.name}.npz", {seed: predictions})
-            keep_rows(table, path)  # the last: it says that all of it is there
-            clear_progress(setting, run.name, seed)
-            yield run.title
+    paths = {run.name: results / "runs" / f"{run.name}.csv" for run in runs}
+    wanted = [run for run in runs if seed not in set(kept_rows(paths[run.name], CELLS).seed)]
+    if wanted:
+        _test_images(setting, seed)
+    for run in wanted:
+        history, table, predictions = train_and_evaluate(run)
+        keep_rows(history, results / "training" / f"{run.name}.csv")
+        keep_right(results / "right" / f"{run.name}.npz", {seed: predictions})
+        keep_rows(table, paths[run.name])  # the last: it says that all of it is there
+        clear_progress(setting, run.name, seed)
+        yield run.title

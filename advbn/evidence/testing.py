@@ -92,18 +92,20 @@ def _arrays(found: dict, of_branch) -> dict:
     return arrays
 
 
-def write_predictions(path: Path, found: dict):
-    "Write `{key: Predictions}`, the same cells under each key, such as a seed: top classes and targets."
-    arrays = _arrays(found, lambda predictions, branch: predictions.classes[branch])
-    arrays |= {f"{key}/targets": predictions.targets for key, predictions in found.items()}
+def _write(path: Path, arrays: dict):
     with whole_file(path) as file:
         np.savez_compressed(file, **arrays)
 
 
+def write_predictions(path: Path, found: dict):
+    "Write `{key: Predictions}`, the same cells under each key, such as a seed: top classes and targets."
+    arrays = _arrays(found, lambda predictions, branch: predictions.classes[branch])
+    _write(path, arrays | {f"{key}/targets": predictions.targets for key, predictions in found.items()})
+
+
 def write_right(path: Path, found: dict):
     "Write of the same what is right: uint8, see `Predictions.right`."
-    with whole_file(path) as file:
-        np.savez_compressed(file, **_arrays(found, Predictions.right))
+    _write(path, _arrays(found, Predictions.right))
 
 # %% ../../nbs/evidence/03_testing.ipynb #4ec1e522
 def keep_right(path: Path, found: dict):
@@ -119,8 +121,7 @@ def keep_right(path: Path, found: dict):
                     key: kept[key] for key in kept.files if key.rpartition("/")[0] not in map(str, found)
                 }
             arrays = others | arrays
-        with whole_file(path) as file:
-            np.savez_compressed(file, **arrays)
+        _write(path, arrays)
 
 # %% ../../nbs/evidence/03_testing.ipynb #a72e718b
 def read_right(path: Path) -> dict:
