@@ -1,0 +1,62 @@
+"""The command line's frame: its name, its help, and what becomes of errors."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from ..base.errors import INTERRUPTED, Busy, Interrupted, ProcessLost
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help="AdvBN: image models robust to style, from adversarial feature statistics.",
+    epilog="Exit status: 0 done; 1 check, status or verify found something wrong; 2 an error that a person "
+    "can mend; 75 asked to stop, progress kept, the same command goes on; "
+    "130 stopped by Ctrl-C with nothing to keep.",
+)
+
+
+def _version(wanted: bool):
+    if wanted:
+        print(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+):
+    pass
+
+
+def main():
+    """Run the command line; errors that a person can mend are one line and exit status 2, a run that was
+    asked to stop and can go on is 75."""
+    try:
+        sys.exit(app(args=sys.argv[1:] or ["--help"], prog_name="advbn", standalone_mode=False) or 0)
+    except Interrupted as stopped:
+        print(f"advbn: {stopped}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except (ValueError, OSError, ImportError, FloatingPointError, Busy, ProcessLost) as error:
+        print(f"advbn: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        if type(error).__name__ == "Abort":  # Ctrl-C where there is nothing to keep
+            sys.exit(130)
+        if not hasattr(error, "format_message"):
+            raise
+        command = getattr(getattr(error, "ctx", None), "command_path", "advbn")
+        names = getattr(getattr(error, "param", None), "opts", [])
+        given = next(
+            (f" Given: {value!r}." for name, value in zip(sys.argv, sys.argv[1:]) if name in names), ""
+        )
+        print(
+            f"advbn: {' '.join(error.format_message().split())}{given} See: {command} --help", file=sys.stderr
+        )
+        sys.exit(2)
+
