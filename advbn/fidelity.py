@@ -17,7 +17,7 @@ from .base.errors import DataError
 from .base.files import project_root
 from .base.rows import write_rows
 from .bench import write_bench
-from .evidence.assess import class_names, load_network
+from .adapters.evaluate import class_names, load_network
 from .evidence.evaluation import predict_each
 from .evidence.intervals import Estimate, holm, student, verdict
 from .images.augmentation import step_seed

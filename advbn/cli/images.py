@@ -58,7 +58,7 @@ def corrupt(
     """Corrupt the pictures of a tree, of any size, into another tree. Example: advbn corrupt data/openmoji
     out --name fog --severity 3"""
     from ..base.errors import ParameterError
-    from ..evidence.assess import Pictures
+    from ..adapters.evaluate import Pictures
     from ..images.decoding import BadImages
     from ..images.writing import make_set
     from ..shifts.corruptions import SMALLEST, check_corruption, corrupt

@@ -102,7 +102,7 @@ def evaluate(
             raise ParameterError(f"--model {model} needs {' and '.join(missing)}")
         import torch
 
-        from ..evidence.assess import (
+        from ..adapters.evaluate import (
             FolderReading,
             chosen_shifts,
             class_names,

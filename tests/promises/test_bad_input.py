@@ -23,7 +23,7 @@ from advbn.base.config import parse_params
 from advbn.base.errors import DataError, WeightsError
 from advbn.base.progress import Progress, read_checked
 from advbn.base.sections import Training
-from advbn.evidence.assess import FolderReading, class_names, evaluate_networks
+from advbn.adapters.evaluate import FolderReading, class_names, evaluate_networks
 from advbn.evidence.evaluation import predict, predict_each, top1_accuracy
 from advbn.evidence.testing import made_from
 from advbn.images.batches import MemoryBatches, duplicates, read_images
@@ -206,7 +206,7 @@ def test_no_interpreter_is_started_for_a_picture(folder, refused, monkeypatch):
 
 
 def test_images_left_out_are_not_counted(folder, tmp_path):
-    from advbn.evidence.assess import FolderReading, evaluate_networks, load_network
+    from advbn.adapters.evaluate import FolderReading, evaluate_networks, load_network
 
     cut(folder / "images/dogs/x.png", 2000)
     cut(folder / "images/cats/y.png", 2000)

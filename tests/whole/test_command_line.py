@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT, call
 
 from advbn.base.config import load_params
-from advbn.evidence.assess import FolderReading, class_names, evaluate_networks
+from advbn.adapters.evaluate import FolderReading, class_names, evaluate_networks
 from advbn.training.cost import missing_sets, set_sizes
 from advbn.networks.models import build_model
 from advbn.networks.weights import save_state

@@ -12,7 +12,7 @@ from lite_profile import HALF, LITE, pixels, seen_by_first_convolutions
 
 from advbn import prepare
 from advbn.base.config import parse_params
-from advbn.evidence.assess import load_network
+from advbn.adapters.evaluate import load_network
 from advbn.evidence.evaluation import predict
 from advbn.evidence.testing import evaluate
 from advbn.images.batches import normalize

@@ -10,7 +10,7 @@ from torch import nn
 
 from advbn import CORRUPTIONS, corrupt, prepare
 from advbn.base.errors import DataError
-from advbn.evidence.assess import FolderReading, class_names, evaluate_networks, load_network, summary
+from advbn.adapters.evaluate import FolderReading, class_names, evaluate_networks, load_network, summary
 from advbn.evidence.evaluation import predict
 from advbn.images.batches import read_images
 from advbn.images.openmoji import write_png
