@@ -127,7 +127,8 @@ SEE_PARAMS = {  # what resolves a run, and what reports on runs
     ("training", "strength"),
     ("training", "cost"),
     *((part, room) for part in ("evidence",) for room in ("studies", "tables", "figures", "claims")),
-    *((name,) for name in ("page", "report", "widgets", "notebooks", "cli")),
+    *((name,) for name in ("page", "report", "widgets", "notebooks")),
+    ("cli", "options"),
 }
 
 
