@@ -38,6 +38,7 @@ from .evidence.tables import (
     outcome_notes,
     outcome_sentences,
     outcomes_text,
+    protocol_line,
     power_note,
     read_answers,
     read_runs,
@@ -128,7 +129,7 @@ def _robustness(found: Evidence) -> dict:
         "first": outcomes_text(found.outcomes, found.params) if len(found.outcomes) else None,
         "about_first": " ".join(outcome_notes(found.outcomes)),
         "table": accuracy_text(found.robustness, found.params, columns_in(found.robustness)),
-        "note": f"{_notes(found.robustness)} {origin(found.runs)}",
+        "note": f"{protocol_line(found.params)} {_notes(found.robustness)} {origin(found.runs)}",
         "figures": _figures(found.folder / "figures", captions),
     }
 

@@ -9,28 +9,13 @@ import yaml
 
 from .base.config import Params
 from .base.files import project_root
-from .base.sections import Base, Layer, Method, Section
+from .base.sections import Base, Layer, Method
 from .evidence.claims import CLAIMS
-from .evidence.tables import Table
+from .evidence.tables import Table, told
 from .shifts.cells import SHIFTS, columns, title
 
 OFFICIAL_NETWORK = ("torchvision/resnet50", "IMAGENET1K_V1")
 SAME = "the same"
-
-
-def told(section: Section | None) -> str:
-    "What a section of `params.yaml` says, but for what is null or empty; `none` without one."
-    if section is None:
-        return "none"
-    said = section.model_dump(exclude={"weights_sha256", "styles_sha256"}).items()
-    return ", ".join(
-        f"{key.replace('_', ' ')} {_words(value)}" for key, value in said if value not in (None, [], {}, "")
-    )
-
-
-def _words(value) -> str:
-    "A value of `params.yaml`; a mapping as its keys and values in a row."
-    return " and ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
 
 def is_the_papers_scale(params: Params) -> bool:

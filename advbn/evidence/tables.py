@@ -8,9 +8,10 @@ __all__ = ['CONTROL', 'BASELINE', 'COLUMNS', 'OUTCOMES', 'AFTERWARDS', 'MCE_COLU
            'robustness_table', 'decoded_table', 'mce_table', 'measured', 'signed', 'Entry', 'Table', 'rows_of',
            'row_label', 'entries', 'accuracy_text', 'accuracy_note', 'family', 'origin', 'power_note', 'outcome_notes',
            'p_text', 'versus', 'outcomes_text', 'baseline_label', 'errors_text', 'published_text', 'shares_note',
-           'corruption_note', 'table_notes', 'robustness_markdown', 'paper_text', 'finding', 'decoded_markdown',
-           'read_study', 'control_of', 'study_table', 'study_label', 'study_text', 'study_notes', 'study_markdown',
-           'conclusions', 'p_words', 'outcome_sentences', 'comparison', 'study_conclusions', 'side_by_side_rows']
+           'corruption_note', 'table_notes', 'told', 'protocol_line', 'robustness_markdown', 'paper_text', 'finding',
+           'decoded_markdown', 'read_study', 'control_of', 'study_table', 'study_label', 'study_text', 'study_notes',
+           'study_markdown', 'conclusions', 'p_words', 'outcome_sentences', 'comparison', 'study_conclusions',
+           'side_by_side_rows']
 
 # %% ../../nbs/evidence/05_tables.ipynb #394f2261
 import math
@@ -32,7 +33,9 @@ from advbn.evidence.intervals import (
     two_way,
     verdict,
 )
+from ..base.sections import Augment, Section
 from .testing import read_right
+from ..networks.models import wanted_by
 from ..shifts.cells import SHIFTS, columns, decoded_columns, title
 
 # %% ../../nbs/evidence/05_tables.ipynb #1607ff25
@@ -483,6 +486,53 @@ def table_notes(table: pd.DataFrame) -> str:
         filter(None, [accuracy_note(table), STAR, power_note(table, "in a secondary comparison")])
     )
 
+# %% ../../nbs/evidence/05_tables.ipynb #9dbb651e
+def _words(value) -> str:
+    "A value of `params.yaml`; a mapping as its keys and values in a row."
+    return " and ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+
+
+def told(section: Section | None) -> str:
+    "What a section of `params.yaml` says, but for what is null or empty; `none` without one."
+    if section is None:
+        return "none"
+    said = section.model_dump(exclude={"weights_sha256", "styles_sha256"}).items()
+    return ", ".join(
+        f"{key.replace('_', ' ')} {_words(value)}" for key, value in said if value not in (None, [], {}, "")
+    )
+
+
+def _augmentation(data) -> str:
+    "How training images are changed, without what is left as it is."
+    if data.streamed:
+        return "random resized crop, flip"
+    nothing = Augment(flip=False).model_dump()
+    changes = {k: v for k, v in data.augment.model_dump().items() if v != nothing[k]} if data.augment else {}
+    words = [k.replace("_", " ") + ("" if v is True else f" {v}") for k, v in changes.items()]
+    return ", ".join(words) or "none"
+
+
+def _numbers(values) -> str:
+    "The numbers of three channels, once where they are equal."
+    return " ".join(f"{value:g}" for value in dict.fromkeys(values))
+
+
+def protocol_line(params: Params) -> str:
+    """What has to be known before a table can be compared with another: images, their size, augmentation and
+    normalisation, the network, how long it was trained, and which of its steps is tested; a sentence."""
+    profile = params.current
+    data, network = profile.data, profile.network
+    wanted = wanted_by(network.name, network.weights)
+    start = [f"ImageNet's weights ({network.weights})"] if network.weights else []
+    start += [f"{profile.pretrain.epochs} epochs of standard training"] if profile.pretrain else []
+    source = f", trained on {data.source}" if hasattr(data, "source") else ""
+    return (
+        f"{data.title or data.name}{source}; {data.size or data.known['pixels']} pixels; augmentation: "
+        f"{_augmentation(data)}; normalised by mean {_numbers(wanted.mean)} and deviation "
+        f"{_numbers(wanted.std)}; {network.name}, {', '.join(start)}, then {profile.finetune.epochs} of "
+        f"fine-tuning; tested is the last step's network, nothing is chosen on test images."
+    )
+
 # %% ../../nbs/evidence/05_tables.ipynb #e2371838
 def _with_errors(text, table, mce):
     "Table 1's `text` with the corruption errors as its last column."
@@ -497,9 +547,9 @@ def robustness_markdown(found: Mapping, params: Params, runs: pd.DataFrame) -> s
     """Table 1 with the named outcomes above and, where images were corrupted as the published ones are, the
     published numbers below it, as Markdown. `found` has the tables `outcomes`, `robustness` and `mce`."""
     table, mce, outcomes = found["robustness"], found["mce"], found["outcomes"]
-    text, named = accuracy_text(table, params, columns_in(table)), []
+    text, named = accuracy_text(table, params, columns_in(table)), [protocol_line(params)]
     if len(outcomes):
-        named = [outcomes_text(outcomes, params).markdown(), " ".join(outcome_notes(outcomes))]
+        named += [outcomes_text(outcomes, params).markdown(), " ".join(outcome_notes(outcomes))]
     if mce.empty:
         return "\n\n".join([*named, text.markdown(), table_notes(table), origin(runs)]) + "\n"
     baseline = mce.baseline.iloc[0]
