@@ -26,6 +26,7 @@ from .evidence.claims import (
 )
 from .evidence.figures import WITHHELD
 from .evidence.tables import (
+    ORIENTATION_NOTE,
     Table,
     accuracy_note,
     accuracy_text,
@@ -37,9 +38,10 @@ from .evidence.tables import (
     origin,
     outcome_notes,
     outcome_sentences,
+    orientation_text,
     outcomes_text,
-    protocol_line,
     power_note,
+    protocol_line,
     read_answers,
     read_runs,
     side_by_side_rows,
@@ -164,6 +166,14 @@ def _published(found: Evidence) -> dict:
     }
 
 
+def _elsewhere(found: Evidence) -> dict | None:
+    "The section of what others published on the same images, or `None`."
+    table = orientation_text(found.robustness, found.params)
+    if not table:
+        return None
+    return {"id": "published", "title": "Published elsewhere", "table": table, "note": ORIENTATION_NOTE}
+
+
 def _study(found: Evidence, name: str) -> dict | None:
     "The section of a study, or `None` if it has not been run."
     path = found.folder / "tables" / f"{name}.csv"
@@ -239,7 +249,7 @@ def _perturbations(found: Evidence) -> dict | None:
 def _results(found: Evidence) -> list:
     "The sections of results, in their order; those of shifts that the profile has not are left out."
     studies = (_study(found, name) for name in found.params.studies)
-    corrupted = [] if found.mce.empty else [_corruption_errors(found), _published(found)]
+    corrupted = [_elsewhere(found)] if found.mce.empty else [_corruption_errors(found), _published(found)]
     decoded = [_images(found)]
     if not found.decoded.empty:
         decoded = [_adversarial_images(found), _perturbations(found)]
