@@ -475,7 +475,7 @@ ORIENTATION = {  # PACS, ResNet-18, one source: mean accuracy of the other domai
 }
 ORIENTATION_NOTE = (
     "Published for one source of PACS with ResNet-18 and ImageNet weights, for orientation only: another "
-    "network, resolution and length of training; in this benchmark the list of augmentations decides the level."
+    "network, resolution and length of training; in this benchmark the list of augmentations decides."
 )
 
 
