@@ -39,16 +39,16 @@ reproduce: say-main data  ## environment, data, main table and figures, compared
 	@echo; cat results/openmoji/tables/robustness.md results/openmoji/tables/advbn_set.md
 	@$(VERIFY)
 
-reproduce-all: say-all data  ## all of that and the further tables (about 48 minutes on two cores with AVX-512)
+reproduce-all: say-all data  ## all of that and the further tables (about 44 minutes on two cores with AVX-512)
 	dvc repro
 	@echo; cat results/openmoji/tables/*.md
 	@$(VERIFY)
 
 say-main:
-	@echo "environment about 2 minutes, main table and figures about 17 on two cores with AVX-512, twice as much without"
+	@echo "environment about 2 minutes, main table and figures about 17 on two cores with AVX-512, 23 with AVX2 alone, up to 35 on older processors"
 
 say-all:
-	@echo "environment about 2 minutes, every table and figure about 46 on two cores with AVX-512, twice as much without"
+	@echo "environment about 2 minutes, every table and figure about 42 on two cores with AVX-512, 57 with AVX2 alone, up to 85 on older processors"
 
 check: data $(WORKSHOP)  ## the notebooks' own checks
 	@test -n "$(NUMBERED)" || { echo "no numbered notebooks under nbs/" >&2; exit 1; }
