@@ -288,6 +288,7 @@ class OpenMoji(Data):
     "The embedded emoji."
 
     known: ClassVar[dict] = {"training": 1424, "test": 474, "pixels": 40}
+    title: ClassVar[str] = "OpenMoji"
     layouts: ClassVar[tuple] = (("openmoji", "sketch"),)
 
     @model_validator(mode="after")
@@ -306,6 +307,7 @@ class Cifar10(Data):
     "CIFAR-10, as folders of images or as the original batches."
 
     known: ClassVar[dict] = {"training": 50_000, "test": 10_000, "pixels": 32}
+    title: ClassVar[str] = "CIFAR-10"
     layouts: ClassVar[tuple] = (("train", "test"), ("cifar-10-batches-py",))
     published: ClassVar[tuple] = ("corruptions",)
 

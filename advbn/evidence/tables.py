@@ -7,11 +7,11 @@ __all__ = ['CONTROL', 'BASELINE', 'COLUMNS', 'OUTCOMES', 'AFTERWARDS', 'MCE_COLU
            'ORIENTATION', 'ORIENTATION_NOTE', 'STAR', 'columns_in', 'read_runs', 'read_answers', 'answers_of',
            'with_holm', 'paper_branches', 'outcomes_table', 'robustness_table', 'decoded_table', 'mce_table',
            'measured', 'signed', 'Entry', 'Table', 'rows_of', 'row_label', 'entries', 'accuracy_text', 'accuracy_note',
-           'family', 'origin', 'power_note', 'outcome_notes', 'p_text', 'versus', 'outcomes_text', 'baseline_label',
-           'errors_text', 'published_text', 'orientation_text', 'shares_note', 'corruption_note', 'table_notes', 'told',
-           'protocol_line', 'robustness_markdown', 'paper_text', 'finding', 'decoded_markdown', 'read_study',
-           'control_of', 'study_table', 'study_label', 'study_text', 'study_notes', 'study_markdown', 'conclusions',
-           'p_words', 'outcome_sentences', 'comparison', 'study_conclusions', 'side_by_side_rows']
+           'family', 'origin', 'power_note', 'outcome_notes', 'p_text', 'versus', 'outcomes_text', 'overview_text',
+           'baseline_label', 'errors_text', 'published_text', 'orientation_text', 'shares_note', 'corruption_note',
+           'table_notes', 'told', 'protocol_line', 'robustness_markdown', 'paper_text', 'finding', 'decoded_markdown',
+           'read_study', 'control_of', 'study_table', 'study_label', 'study_text', 'study_notes', 'study_markdown',
+           'conclusions', 'p_words', 'outcome_sentences', 'comparison', 'study_conclusions', 'side_by_side_rows']
 
 # %% ../../nbs/evidence/05_tables.ipynb #394f2261
 import math
@@ -429,6 +429,29 @@ def outcomes_text(outcomes: pd.DataFrame, params: Params) -> Table:
         for r in outcomes.itertuples()
     ]
     return Table(["mean of the shifts, on the paper's branches", "difference, points", "p", "verdict"], lines)
+
+# %% ../../nbs/evidence/05_tables.ipynb #6d7de4d5
+def _outcome_in_short(r) -> str:
+    "`**higher** (+0.9 ± 0.4, p = 0.002)` for an outcome, and when it was named if that was not in advance."
+    late = "" if r.named != AFTERWARDS else f", named {AFTERWARDS}"
+    return f"**{verdict(r.difference, r.p)}** ({signed(r.difference, r.difference_ci95)}{p_words(r.p)}{late})"
+
+
+def overview_text(results: Path, scales: Mapping) -> Table:
+    """The text of what was found at several scales, `{profile: params}`: a row for each, a column for each
+    outcome, in points of the mean of the shifts, each on the paper's branch."""
+    lines, head = [], ["scale"]
+    for profile, params in scales.items():
+        outcomes = pd.read_csv(Path(results) / profile / "tables" / "outcomes.csv")
+        data, network = params.current.data, params.current.network.name
+        size = f"{data.size or data.known['pixels']} pixels"
+        scale = f"{data.title or data.name}, {size}, {network}, {outcomes.seeds.iloc[0]} seeds"
+        head = [
+            "scale",
+            *(f"{MARKS[r.outcome]} {versus(params, r.method, r.against)}" for r in outcomes.itertuples()),
+        ]
+        lines.append([scale, *(_outcome_in_short(r) for r in outcomes.itertuples())])
+    return Table(head, lines)
 
 # %% ../../nbs/evidence/05_tables.ipynb #0642b5d7
 def baseline_label(params: Params, baseline: str) -> str:

@@ -12,8 +12,8 @@ import yaml
 from conftest import RECORDED, ROOT, fault
 
 from advbn.base.config import load_params
-from advbn.evidence.claims import claims_table, claims_text
-from advbn.evidence.tables import outcome_sentences, finding, paper_text
+from advbn.evidence.claims import claims_table, claims_text, recorded
+from advbn.evidence.tables import overview_text, paper_text
 from advbn.images.openmoji import fingerprint
 
 NUMBERED = sorted((ROOT / "nbs").glob("*/[0-9]*.ipynb"))
@@ -81,6 +81,12 @@ def claims_in_short():
     return claims_text(claims_table(load_params("openmoji"), ROOT / "results"), numbers=False).markdown()
 
 
+def overview():
+    "What was found at every scale."
+    scales = {profile: load_params(profile) for profile in recorded(load_params(), ROOT / "results")}
+    return overview_text(ROOT / "results", scales).markdown()
+
+
 def test_readme_is_one_screen_after_the_other():
     "At most a hundred lines, and tables of at most six rows: the claims, before all else, and the results."
     readme = (ROOT / "README.md").read_text()
@@ -88,7 +94,8 @@ def test_readme_is_one_screen_after_the_other():
     assert len(readme.splitlines()) <= 100 and short in readme and len(short.splitlines()) <= 2 + 6
     assert claims_in_short() in readme.partition("\n## ")[0] and len(claims_in_short().splitlines()) == 2 + 6
     for profile in RECORDED:
-        assert f"(results/{profile}/report.html)" in readme and finding(*main_table(profile)) in readme
+        assert f"(results/{profile}/report.html)" in readme
+    assert overview() in readme.partition("\n## ")[0]
     for picture in re.findall(r'!\[.*?\]\((\S+?)\)|<img src="(\S+?)"', readme):
         assert (ROOT / "".join(picture)).exists()
 
@@ -105,13 +112,8 @@ def test_every_measured_number_of_the_readme_comes_from_results():
     """What is left without the table, the computed sentences and code has no number with a decimal but
     versions, licences and a library's."""
     text = re.sub(r"```.*?```|`[^`]*`", "", (ROOT / "README.md").read_text(), flags=re.S)
-    text = text.replace(paper_text(*main_table("openmoji")).markdown(), "")
-    for profile in RECORDED:
-        text = text.replace(finding(*main_table(profile)), "")
-        outcomes = pd.read_csv(ROOT / "results" / profile / "tables/outcomes.csv")
-        for sentence in outcome_sentences(outcomes, load_params(profile)):
-            assert sentence in text
-            text = text.replace(sentence, "")
+    for table in (overview(), *(paper_text(*main_table(profile)).markdown() for profile in RECORDED)):
+        text = text.replace(table, "")
     assert set(re.findall(r"\d+\.\d+|±|(?<!\w)[+-]\d+ |\d+ ?%", text)) <= {
         "3.11",
         "4.0",
