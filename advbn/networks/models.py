@@ -475,8 +475,8 @@ def build_model(
         model = remember(published.load(), published.preprocessing)
     else:
         before = 1000 if numbers else _classes_in(name, weights, classes) if head else classes
-        model = remember(_random(name, before), wanted_by(name))
-        model = load_into(model, weights) if weights else model
+        wanted, model = wanted_by(name), _random(name, before)
+        model = load_into(remember(model, wanted), weights) if weights else remember(model, wanted)
     if head:
         model = _cut_down(model, name, numbers) if numbers else _with_new_head(model, name, classes)
     model.architecture = name
