@@ -125,7 +125,10 @@ def release(folder: Path, profiles: list | None = None) -> tuple[list, list]:
 
 def main():
     "`python -m advbn.release [PROFILE ...]`: write the release and say what is in it, and what is not."
-    files, missing = release(project_root() / "dist", sys.argv[1:] or None)
+    try:
+        files, missing = release(project_root() / "dist", sys.argv[1:] or None)
+    except (ValueError, OSError) as error:
+        sys.exit(f"release: {error}")
     for file in files:
         print(f"{file.relative_to(project_root())}: {file.stat().st_size / 1e6:,.1f} MB")
     for line in missing:
