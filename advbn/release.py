@@ -108,12 +108,15 @@ def release(folder: Path, profiles: list | None = None) -> tuple[list, list]:
     Archives of the same content are the same files. Raises `DataError` for what has not been built, before
     anything is written."""
     root, files, text = project_root(), built(folder), notes()
+    profiles = photograph_profiles() if profiles is None else profiles
+    for profile in profiles:
+        load_params(profile)  # of a slip in a name it raises an error
     if not (root / "_docs" / "index.html").exists():
         raise DataError("no site in _docs/; make docs builds it, and make release calls that first")
     files.append(packed(root / "_docs", folder / f"advbn-{__version__}-site.zip"))
     files.append(packed(root / "results", folder / f"advbn-{__version__}-results.zip"))
     missing = []
-    for profile in photograph_profiles() if profiles is None else profiles:
+    for profile in profiles:
         archives, lost = weights(profile, folder)
         files, missing = files + archives, missing + lost
     listed = "\n".join(f"{file_digest(file)}  {file.name}" for file in files)

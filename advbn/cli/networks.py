@@ -217,8 +217,14 @@ def export_method(method, out, branch, seed, kind, size) -> str:
     network = load_network(run, branch=branch)
     if kind == "onnx":
         from ..adapters.onnx import write_onnx
+        from ..base.errors import DataError
+        from ..training.run import load_data
 
-        return str(write_onnx(network, out, branch, size))
+        try:
+            classes = load_data(run.setting).classes
+        except DataError:  # the images are not here, and nobody else knows their classes' names
+            classes = None
+        return str(write_onnx(network, out, branch, size, classes))
     from ..networks.weights import save_state
 
     save_state(network.state_dict(), out)

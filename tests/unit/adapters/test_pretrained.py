@@ -333,10 +333,18 @@ def test_nothing_is_unpickled(folder, tmp_path):
 def test_the_digest_that_came_another_way(folder, written):
     known = file_digest(written / "model.safetensors")
     assert AdvBNNet.from_pretrained(folder, sha256=known.upper()).about.data == "noise"
-    rewritten(folder, lambda state: state["fc.bias"].add_(1))
+    rewritten(folder, lambda state: state["fc.bias"].add_(1e-6))
     AdvBNNet.from_pretrained(folder)  # all digests of the folder were written anew
     with pytest.raises(WeightsError, match=f"have the SHA-256 [0-9a-f]{{64}}, and {known} is wanted"):
         AdvBNNet.from_pretrained(folder, sha256=known)
+
+
+def test_other_weights_with_new_digests_have_other_logits(folder):
+    rewritten(folder, lambda state: state["adversarial/layer2.0.bn1.bias"].add_(1))
+    with pytest.raises(
+        ValueError, match="other logits than the saved one, .* on the adversarial branch; .*torch"
+    ):
+        AdvBNNet.from_pretrained(folder)
 
 
 def test_the_digest_stands_for_the_config_too(folder, written):
@@ -370,6 +378,9 @@ def test_a_network_that_nobody_knows_is_refused_with_what_to_do(tmp_path):
     again = AdvBNNet.from_pretrained(tmp_path / "net", model=model)
     assert same(net, again) and again.layer.steps == 1
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    model.conv.stride = (2, 2)  # of which neither names nor shapes know
+    with pytest.raises(ValueError, match="other logits than the saved one.*model= has to be built as it was"):
+        AdvBNNet.from_pretrained(tmp_path / "net", model=model)
     with pytest.raises(WeightsError, match="not this network's: 12 of its weights are not there"):
         AdvBNNet.from_pretrained(
             tmp_path / "net", model=Net(nn.Sequential(conv_bn(), nn.Conv2d(4, 4, 1), conv_bn()))
@@ -570,6 +581,16 @@ def test_another_networks_branch_is_refused_and_changes_nothing(change, words):
     assert all(torch.equal(v, before[k]) for k, v in both_branches(net).items())
     with pytest.raises(ValueError, match="branch is 'noisy'"):
         net.load_branch("noisy", net.export())
+
+
+def test_timm_takes_a_branch_as_a_checkpoint(tmp_path):
+    timm = pytest.importorskip("timm")
+    net = trained(prepare(of_timm(), steps=1))
+    net.save_pretrained(tmp_path)
+    file = str(tmp_path / "adversarial.safetensors")
+    plain = timm.create_model("resnet10t", num_classes=5, checkpoint_path=file).eval()
+    with torch.no_grad():
+        assert torch.equal(plain(IMAGES), both_logits(net, IMAGES)["adversarial"])
 
 
 @pytest.mark.slow
