@@ -11,7 +11,7 @@ export PATH := $(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env workshop data say-main say-all reproduce reproduce-all check quick suite test test-slow promises zoo lint lab export readme docs dist clean
+.PHONY: help env workshop data say-main say-all reproduce reproduce-all check quick suite test test-slow promises zoo lint lab export readme docs dist release clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -94,7 +94,10 @@ docs: $(WORKSHOP)  ## the site in _docs/: the notebooks as a book, API, promises
 
 dist: $(WORKSHOP)  ## wheel and source archive in dist/, checked
 	python -m build --no-isolation
-	twine check --strict dist/*
+	twine check --strict dist/*.whl dist/*.tar.gz
+
+release: dist docs  ## what a release's page gets, in dist/: those, site, results, weights of photograph networks, notes, digests
+	python -m advbn.release
 
 clean: ## remove what can be made again, but for the environment
 	rm -rf executed progress predictions shifted checkpoints data data.partial data.before build dist _docs *.egg-info .pytest_cache .hypothesis .dvc/cache .dvc/tmp

@@ -1,5 +1,6 @@
 """Named things that can be added from outside the package: data sets, shifts, methods, networks."""
 
+import importlib
 import importlib.util
 import re
 import sys
@@ -59,3 +60,13 @@ def loaded_extensions() -> list:
     "The files of the extensions that this process has loaded."
     ours = [name for name in sys.modules if name.startswith(f"{EXTENSIONS}_")]
     return [sys.modules[name].__file__ for name in ours]
+
+
+def above(name: str):
+    """What stands above its caller in the package, such as `adapters.pretrained.load_folder`, imported when
+    it is called for and not before.
+
+    For a method that people look for on a class below and whose work needs what is above; nothing else is
+    reached so."""
+    module, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(f"advbn.{module}"), attribute)

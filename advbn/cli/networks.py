@@ -136,23 +136,99 @@ def evaluate(
 
 @app.command()
 def export(
-    method: str,
-    out: Annotated[Path, typer.Argument(help="File to write.")],
+    method: Annotated[
+        str, typer.Argument(help="A method of params.yaml, or a folder or archive of save_pretrained.")
+    ],
+    out: Annotated[Path, typer.Argument(help="File to write, or with --pretrained a folder.")],
     branch: Annotated[str, typer.Option(help="clean or adversarial.")] = "clean",
     seed: seed_option() = 0,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Write ONNX, and compare its logits with PyTorch's first.")
+    ] = False,
+    size: Annotated[
+        Optional[int],
+        typer.Option(
+            help="With --onnx: pixels of its images; by default the network's own.", min=8, max=4096
+        ),
+    ] = None,
+    pretrained: Annotated[
+        bool,
+        typer.Option("--pretrained", help="Write the folder for AdvBNNet.from_pretrained, with both branches."),
+    ] = False,
 ):
-    """Write a trained network's plain weights, as torchvision or timm load them. Example: advbn export advbn
-    robust.pt --branch adversarial"""
-    from ..base.config import load_params
+    """Write a trained network's plain weights, as torchvision or timm load them, ONNX, or a folder with both
+    branches. Example: advbn export advbn robust.pt --branch adversarial"""
     from ..base.errors import ParameterError
+
+    if onnx and pretrained:
+        raise ParameterError("export writes --onnx or --pretrained; exactly one of them")
+    if size and not onnx:
+        raise ParameterError("--size goes with --onnx")
+    kind = "onnx" if onnx else "pretrained" if pretrained else "plain"
+    is_folder = (Path(method) / "config.json").is_file() or Path(method).suffix == ".zip"
+    said = export_folder(method, out, branch, kind, size) if is_folder else None
+    print(f"{out}: {said or export_method(method, out, branch, seed, kind, size)}")
+
+
+def _has_branch(branch, branches, what):
+    "Raise `ParameterError` unless a network has a branch."
+    from ..base.errors import ParameterError
+
+    if branch not in branches:
+        raise ParameterError(f"--branch is {branch!r}; {what} has {' and '.join(branches)}")
+
+
+def export_folder(folder, out, branch, kind, size) -> str:
+    "What `export` does with a folder of weights, or an archive of one, in words."
+    from ..adapters.pretrained import opened, read_config
+    from ..base.errors import ParameterError
+
+    if kind == "pretrained":
+        raise ParameterError(f"{folder} is what --pretrained writes; copy it")
+    with opened(folder) as found:
+        _has_branch(branch, read_config(found).branches, folder)
+    from ..method.network import AdvBNNet
     from ..networks.weights import save_state
+
+    net = AdvBNNet.from_pretrained(folder)
+    if kind == "onnx":
+        from ..adapters.onnx import write_onnx
+
+        return str(write_onnx(net, out, branch, size))
+    save_state(net.export(branch), out)
+    return f"{net.made.name or net.made.kind}, {branch} branch"
+
+
+def export_method(method, out, branch, seed, kind, size) -> str:
+    "What `export` does with a method of `params.yaml`, in words."
+    from ..base.config import load_params
     from ..training.run import load_network, resolve
 
-    run = resolve(load_params(), method, seed)
-    if branch not in run.method.branches:
-        raise ParameterError(f"--branch is {branch!r}; {method} has {' and '.join(run.method.branches)}")
-    save_state(load_network(run, branch=branch).state_dict(), out)
-    print(f"{out}: {run.network.name}, {run.setting.data.classes} classes")
+    params = load_params()
+    run = resolve(params, method, seed)
+    _has_branch(branch, run.method.branches, method)
+    if kind == "pretrained":
+        from ..adapters.pretrained import trained_network
+        from ..release import about_run
+
+        net = trained_network(run)
+        net.save_pretrained(out, **about_run(run, params))
+        return f"{net.made.name} with {' and '.join(run.method.branches)}; AdvBNNet.from_pretrained reads it"
+    network = load_network(run, branch=branch)
+    if kind == "onnx":
+        from ..adapters.onnx import write_onnx
+        from ..base.errors import DataError
+        from ..training.run import load_data
+
+        try:
+            classes = load_data(run.setting).classes
+        except DataError:  # the images are not here, and nobody else knows their classes' names
+            classes = None
+        return str(write_onnx(network, out, branch, size, classes))
+    from ..networks.weights import save_state
+
+    save_state(network.state_dict(), out)
+    return f"{run.network.name}, {run.setting.data.classes} classes"
 
 
 @app.command("import-official")

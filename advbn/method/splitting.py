@@ -177,7 +177,9 @@ class Part(Replayed):
     """A slice of a traced network, with what is known about its output.
 
     `rectified`: it is never negative. `last_axis`: the layer that shows its channels to be in the last
-    axis, or an empty text."""
+    axis, or an empty text. `after`: the path at which a stem was cut."""
+
+    after = ""
 
     def __init__(
         self, model: nn.Module, traced: nn.Module, graphs: dict, rectified: bool = False, last_axis: str = ""
@@ -334,4 +336,5 @@ def split(model: nn.Module, after: str) -> tuple[Part, Part]:
             f"cannot split {type(model).__name__} after {after!r}: {reason}; {_advice(model, after)}"
         ) from None
     stem = Part(model, traced, stems, is_rectified(cut, model), last_axis(cut, model))
+    stem.after = after
     return stem, Part(model, traced, heads)

@@ -456,7 +456,7 @@ def build_model(
     name: str, classes: int, weights: str | None = None, head: str | None = None, names=()
 ) -> nn.Module:
     """The classifier `name` with `classes` outputs: one of `NETWORKS`, `torchvision/NAME` or `timm/NAME`. It
-    remembers how it wants its images.
+    remembers its name and how it wants its images.
 
     `weights` is a file with a state dict, see `load_into`, or the name of a torchvision weight set, a tag
     of timm's, or `DEFAULT`; `None` starts from random numbers. `head="new"` puts a new classifier on them, to
@@ -475,9 +475,9 @@ def build_model(
         model = remember(published.load(), published.preprocessing)
     else:
         before = 1000 if numbers else _classes_in(name, weights, classes) if head else classes
-        wanted = wanted_by(name)
-        model = remember(_random(name, before), wanted)
-        model = load_into(model, weights) if weights else model
-    if numbers:
-        return _cut_down(model, name, numbers)
-    return _with_new_head(model, name, classes) if head else model
+        wanted, model = wanted_by(name), _random(name, before)
+        model = load_into(remember(model, wanted), weights) if weights else remember(model, wanted)
+    if head:
+        model = _cut_down(model, name, numbers) if numbers else _with_new_head(model, name, classes)
+    model.architecture = name
+    return model

@@ -161,11 +161,7 @@ class Official:
     def network(self, **layer_options) -> AdvBNNet:
         "An `AdvBNNet` with both branches, ready to be trained on; `layer_options` are those of `prepare`."
         net = prepare(self.model(), self.after, **layer_options)
-        second = ".adversarial."
-        state = {}
-        for k in net.head.state_dict():
-            state[k] = self.adversarial[k.replace(second, ".")] if second in k else self.clean[k]
-        net.head.load_state_dict(state)
+        net.load_branch("adversarial", self.adversarial)
         return net.eval()
 
 # %% ../../nbs/networks/03_official.ipynb #5eff5c17

@@ -8,6 +8,8 @@ import nbformat
 import pytest
 from conftest import ROOT
 
+from advbn.base.registry import above
+
 PARTS = (
     "images",
     "method",
@@ -69,6 +71,21 @@ def test_imports_run_one_way(path):
                 assert name[0] in MAY_IMPORT[part], f"{'.'.join(own)} imports {'.'.join(name)}"
 
 
+CALLED_ABOVE = {  # methods of a class below whose work is done above; see `above` in base/registry.py
+    ("method", "network"): {"adapters.pretrained.save_folder", "adapters.pretrained.load_folder"},
+}
+
+
+def test_what_is_called_above_is_listed_and_there():
+    found = {}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "above":
+                found.setdefault(name_of(path), set()).add(node.args[0].value)
+    assert found == CALLED_ABOVE
+    assert all(callable(above(name)) for names in found.values() for name in names)
+
+
 def test_the_book_and_the_package_show_the_same_parts():
     shown = {p.name for p in (ROOT / "nbs").iterdir() if p.is_dir() and not p.name.startswith(".")}
     built = {p.parent.name for p in (ROOT / "advbn").glob("*/__init__.py")}
@@ -127,7 +144,7 @@ SEE_PARAMS = {  # what resolves a run, and what reports on runs
     ("training", "strength"),
     ("training", "cost"),
     *((part, room) for part in ("evidence",) for room in ("studies", "tables", "figures", "claims")),
-    *((name,) for name in ("page", "report", "widgets", "notebooks")),
+    *((name,) for name in ("page", "report", "widgets", "notebooks", "release")),
     ("cli", "options"),
 }
 

@@ -22,7 +22,7 @@ ELSEWHERE = {
     "make zoo": "see test_zoo",
     "make export": "see test_repository",
     "make docs": "see test_docs",
-    "make dist": "see test_package",
+    "make release": "see test_release",
     "pip install .": "see test_package",
     "dvc repro": "what `make reproduce-all` calls",
     "twine upload": "that publishes",
