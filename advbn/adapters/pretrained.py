@@ -98,11 +98,13 @@ def _shapes(state):
 
 def of_torchvision(kind: str, state: dict, classes: int) -> list[str]:
     "torchvision's names for classifiers of the class `kind` whose weights are named and shaped as `state`."
+    from accelerate import init_empty_weights
+
     found, shapes = [], _shapes(state)
     for name in torchvision.models.list_models(torchvision.models):
         made = inspect.signature(torchvision.models.get_model_builder(name)).return_annotation
         if f"{made.__module__}.{made.__qualname__}" == kind:
-            with torch.device("meta"), warnings.catch_warnings():
+            with init_empty_weights(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 model = torchvision.models.get_model(name, num_classes=classes)
             if _shapes(model.state_dict()) == shapes:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import torchvision
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -21,6 +22,7 @@ from advbn.adapters.pretrained import (
     both_branches,
     both_logits,
     digest_of,
+    of_torchvision,
     packed,
     plain_network,
     read_config,
@@ -591,6 +593,21 @@ def test_timm_takes_a_branch_as_a_checkpoint(tmp_path):
     plain = timm.create_model("resnet10t", num_classes=5, checkpoint_path=file).eval()
     with torch.no_grad():
         assert torch.equal(plain(IMAGES), both_logits(net, IMAGES)["adversarial"])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The default weight initialization")
+def test_every_network_of_torchvision_is_recognised_and_no_other():
+    "But for the largest, which would take long to build, and are of the same classes."
+    large = ("128gf", "32gf", "16gf", "vit_", "vgg1", "wide", "_l", "b7", "swin_b", "swin_v2_b")
+    names = torchvision.models.list_models(torchvision.models)
+    tried = [name for name in names if not any(word in name for word in large)]
+    for name in tried:
+        model = torchvision.models.get_model(name, num_classes=5)
+        kind = f"{type(model).__module__}.{type(model).__qualname__}"
+        assert of_torchvision(kind, model.state_dict(), 5) == [f"torchvision/{name}"]
+        assert of_torchvision(kind, {**model.state_dict(), "more": torch.ones(1)}, 5) == []
+    assert len(tried) > 45
 
 
 @pytest.mark.slow
