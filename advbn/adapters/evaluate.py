@@ -453,7 +453,7 @@ def _said(evaluation):
         )
     return lines
 
-# %% ../../nbs/adapters/02_evaluate.ipynb #ee19ebd8
+# %% ../../nbs/adapters/02_evaluate.ipynb #93084459
 def _panel(ax, numbers, labels, value, half, colours):
     "Points with their intervals, a row for each label, a colour for each network."
     shift = 0.6 / max(1, len(colours))
@@ -462,10 +462,9 @@ def _panel(ax, numbers, labels, value, half, colours):
         y = np.arange(len(labels)) + (place - (len(colours) - 1) / 2) * shift
         style = {"fmt": "o", "ms": 3.5, "lw": 1.1, "capsize": 2, "color": colour, "label": name}
         ax.errorbar(found[value], y, xerr=found[half], **style)
-    ax.set_yticks(
-        range(len(labels)),
-        [("    " if label[0] == " " else "") + label.strip().replace("_", " ") for label in labels],
-    )
+    ax.set_yticks(range(len(labels)), [label.strip().replace("_", " ") for label in labels])
+    for label, text in zip(labels, ax.get_yticklabels()):
+        text.set_color("0.4" if label[0] == " " else "black")
     ax.set_ylim(len(labels) - 0.5, -0.5)
     ax.grid(axis="x", color="0.9", lw=0.6)
     ax.tick_params(labelsize=8, length=0)

@@ -72,7 +72,7 @@ def of_folder(folder: Path, name: str = "the test set", upright: bool = True) ->
     classes = class_names(folder)
     return of_tree(NamedFolder(folder, classes, name, upright=upright), classes, str(folder))
 
-# %% ../../nbs/adapters/01_sources.ipynb #36be9a09
+# %% ../../nbs/adapters/01_sources.ipynb #3279f535
 def _pieces_in_memory(images, wanted, reading):
     resize_and_cut = sized(wanted.size, wanted.resize, wanted.interpolation)
     for numbers in mixed_order(len(images))[: reading.most].split(64):
@@ -80,7 +80,7 @@ def _pieces_in_memory(images, wanted, reading):
         yield numbers, replace(piece, images=resize_and_cut(piece.images))
 
 
-def of_images(images: Images | FolderImages, name: str = "images in memory") -> Source:
+def of_images(images: Images | FolderImages, name: str = "a set in memory") -> Source:
     "`Images`, or a set that gives them when it is asked for places."
     return Source(name, tuple(images.classes), len(images), partial(_pieces_in_memory, images))
 
@@ -169,14 +169,14 @@ def of_pairs(pairs, name: str = "") -> Source:
     images = len(pairs) if hasattr(pairs, "__len__") and hasattr(pairs, "__getitem__") else None
     return Source(name or type(pairs).__name__, classes, images, partial(_pieces_of_pairs, pairs, classes))
 
-# %% ../../nbs/adapters/01_sources.ipynb #a6e54d0e
+# %% ../../nbs/adapters/01_sources.ipynb #31199fdd
 def source_of(images, name: str = "") -> Source:
     """The `Source` for a folder with a folder for each class, `Images`, or an iterable of pairs of an image
     and its target. Raises `DataError` for anything else."""
     if isinstance(images, (str, Path)):
         return of_folder(Path(images))
     if isinstance(images, (Images, FolderImages)):
-        return of_images(images, name or "images in memory")
+        return of_images(images, name or "a set in memory")
     if hasattr(images, "__iter__") or hasattr(images, "__getitem__"):
         return of_pairs(images, name)
     raise DataError(

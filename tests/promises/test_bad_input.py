@@ -175,7 +175,8 @@ def test_an_image_that_cannot_be_read(folder, refused, run, case, policy):
     else:
         status, out, err = run(*evaluation(folder, "--on-bad-image", "skip", "--json"))
         assert status == 0 and "1 images could not be read and were left out" in err and words in err
-        assert json.loads(out)["small_resnet"]["clean"] >= 0
+        said = json.loads(out)
+        assert said["left_out"] == 1 and said["networks"]["small_resnet"]["rows"]["clean"]["value"] >= 0
         assert (
             run("corrupt", folder / "images", folder / "out", "--name", "fog", "--on-bad-image", "skip")[1]
             .strip()
