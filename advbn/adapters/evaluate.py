@@ -6,7 +6,7 @@
 __all__ = ['MEAN', 'ERROR', 'MCE', 'NUMBERS', 'load_network', 'network_for', 'own_preprocessing', 'named_networks', 'Tested',
            'over_images', 'over_pairs', 'Answers', 'Evaluation', 'evaluation_chart', 'evaluate', 'summary', 'Pictures']
 
-# %% ../../nbs/adapters/02_evaluate.ipynb #79ad73d7
+# %% ../../nbs/adapters/02_evaluate.ipynb #41e58995
 import copy
 import json
 import math
@@ -34,7 +34,7 @@ from ..method.folding import for_inference
 from ..method.network import AdvBNNet
 from ..networks.models import NETWORKS, build_model, published_weights
 from ..shifts.corruptions import CORRUPTIONS
-from .classes import LIST_THEM, class_names, in_imagenet, matched
+from .classes import IMAGENETS, LIST_THEM, class_names, in_imagenet, matched
 from .sources import FolderReading, classes_under, opened, shown
 
 # %% ../../nbs/adapters/02_evaluate.ipynb #17c5850f
@@ -48,7 +48,7 @@ def load_network(name: str, weights: str, classes: int, names=()) -> nn.Module:
     name = name if "/" in name or name in NETWORKS else f"torchvision/{name}"
     return build_model(name, classes, weights, "classes" if names else None, names).eval()
 
-# %% ../../nbs/adapters/02_evaluate.ipynb #aa9d10d1
+# %% ../../nbs/adapters/02_evaluate.ipynb #72a3e73c
 def network_for(name: str, weights: str, folder: Path, listed: Path | None = None) -> tuple:
     """`(network, its classes)` as `load_network` loads it, for the images of `folder`; the classes are those
     of the list, else `None`, for the folder's or, if these are among them, ImageNet's.
@@ -65,9 +65,10 @@ def network_for(name: str, weights: str, folder: Path, listed: Path | None = Non
     except WeightsError as error:
         if "has to be" not in str(error):
             raise
-        raise WeightsError(
-            f"{error}; if the network has other classes than these {len(names)}, {LIST_THEM}"
-        ) from None
+        cure = f"if the network has other classes than these {len(names)}, {LIST_THEM}{IMAGENETS}"
+        raise WeightsError(f"{error}; {cure}") from None
+    except ValueError as error:
+        raise ValueError(f"{error}{IMAGENETS}" if "--classes" in str(error) else str(error)) from None
 
 # %% ../../nbs/adapters/02_evaluate.ipynb #a200e4c3
 def own_preprocessing(network: nn.Module) -> Preprocessing:
@@ -440,17 +441,15 @@ class Evaluation(Answers):
     def _repr_html_(self):
         return "<br>".join(_said(self)) + self.table.to_html()
 
-# %% ../../nbs/adapters/02_evaluate.ipynb #1a98002e
+# %% ../../nbs/adapters/02_evaluate.ipynb #a234e1c2
 def _said(evaluation):
     "The lines above a printed table: how networks were given images, from where, what the numbers are."
     lines = [f"{name}: images {wanted}" for name, wanted in evaluation.wanted.items()]
     lines.append(f"{evaluation.tested_on}; accuracy in percent, ± half of its 95 % interval over images")
     if evaluation.left_out:
         lines.append(f"{evaluation.left_out} images could not be read and were left out")
-    if MCE in evaluation.table.index:
-        lines.append(
-            "published mCE is that of 50,000 images, ImageNet-C; of other images it is another number"
-        )
+    if MCE in evaluation.table.index and evaluation.table.images[MCE] < 50_000:
+        lines.append("mCE is that of these images; what is published is of 50,000, those of ImageNet-C")
     return lines
 
 # %% ../../nbs/adapters/02_evaluate.ipynb #93084459
@@ -495,14 +494,14 @@ def evaluation_chart(evaluation: Evaluation):
     fig.supxlabel(f"{evaluation.tested_on}; 95 % intervals over images", fontsize=7)
     return fig
 
-# %% ../../nbs/adapters/02_evaluate.ipynb #f0f33604
-def _from_where(parts, reading):
+# %% ../../nbs/adapters/02_evaluate.ipynb #9a9ed197
+def _from_where(images, parts, reading):
     "What networks are tested on, in words."
-    names = list(dict.fromkeys(part.source.name for part in parts))
-    if len(parts) == 1 and parts[0].source.images is not None:
-        count = min(parts[0].source.images, reading.most or parts[0].source.images)
-        return f"{count} images of {names[0]}"
-    return f"images of {', '.join(names[:4])}" + (" and so on" if len(names) > 4 else "")
+    first = parts[0].source
+    if len(parts) == 1 and first.images is not None:
+        return f"{min(first.images, reading.most or first.images)} images of {first.name}"
+    names = dict.fromkeys(part.source.name for part in parts)
+    return f"images of {images if isinstance(images, (str, Path)) else ', '.join(names)}"
 
 
 def _check_again(images, tested):
@@ -513,8 +512,8 @@ def _check_again(images, tested):
             "or one size for all (reading=FolderReading(size=...))"
         )
 
-# %% ../../nbs/adapters/02_evaluate.ipynb #982eedf6
-def _evaluation(tested, parts, classes, reading, device, control):
+# %% ../../nbs/adapters/02_evaluate.ipynb #cd6db47a
+def _evaluation(tested, parts, classes, reading, device) -> Evaluation:
     "The `Evaluation` of networks, `{name: Tested}`, on all `parts`."
     bad = BadImages(reading.bad.policy)  # of these images alone
     answers, imagenet = _answered(tested, parts, classes, replace(reading, bad=bad), device)
@@ -524,10 +523,9 @@ def _evaluation(tested, parts, classes, reading, device, control):
         {name: right for name, (right, _) in joined.items()},
         {name: names for name, (_, names) in joined.items()},
         {name: one.wanted for name, one in tested.items()},
-        _from_where(parts, reading),
+        "",
         imagenet,
-        control,
-        len(bad.found),
+        left_out=len(bad.found),
     )
 
 
@@ -536,7 +534,7 @@ def _check_control(control, networks):
         allowed = f"allowed are {', '.join(networks)}{did_you_mean(control, networks)}"
         raise ValueError(f"control is {control!r}; {allowed}")
 
-# %% ../../nbs/adapters/02_evaluate.ipynb #45227089
+# %% ../../nbs/adapters/02_evaluate.ipynb #f33e914a
 def evaluate(
     model,  # a network, several by their names, or what `prepare` gives, which counts as its two branches
     images,  # a folder with a folder for each class; pairs of image and target; `Images`; published sets
@@ -560,7 +558,8 @@ def evaluate(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     tested = {name: _made_ready(name, network, reading, device) for name, network in networks.items()}
     _check_again(images, tested)
-    return _evaluation(tested, parts, classes, reading, device, control)
+    found = _evaluation(tested, parts, classes, reading, device)
+    return replace(found, tested_on=_from_where(images, parts, reading), control=control)
 
 # %% ../../nbs/adapters/02_evaluate.ipynb #06839e1f
 def summary(table: pd.DataFrame, imagenet: bool = False) -> pd.DataFrame:

@@ -70,6 +70,18 @@ def test_a_folder_with_some_of_imagenets_classes_is_tested_in_all_thousand(given
     refused([*words, "--classes", "imagenet"], "has the class 'trout'; the network knows 1000 classes")
 
 
+def test_published_weights_are_tested_in_all_thousand_classes(tmp_path, run, refused):
+    for c, name in enumerate(("tench", "crane bird")):
+        picture(tmp_path / name / "0.JPEG", (70, 60), seed=c)
+    words = ["evaluate", "--model", "efficientnet_lite0", "--weights", "package", "--data", tmp_path]
+    status, out, _ = run(*words, "--size", 64, "--shifts", "clean")
+    assert status == 0 and "images resized to 73 (bicubic), cut to 64 pixels, mean (0.5" in out
+    (tmp_path / "crane bird").rename(tmp_path / "trout")
+    refused(
+        words, "have 1000 classes and the data 2", "list all of theirs with --classes", "--classes imagenet"
+    )
+
+
 WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = None

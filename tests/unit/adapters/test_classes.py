@@ -69,7 +69,7 @@ def test_a_list_is_matched_by_name_or_as_imagenets():
             ("a", "b"),
             3,
             None,
-            ["photos has 2 classes, and the network tells 3 apart", "--classes", "imagenet"],
+            ["photos has 2 classes, and the network tells 3 apart", "--classes FILE"],
         ),
         (("tench", "trout"), 1000, None, ["of which 1 are ImageNet's and 'trout' is not"]),
         (("a", "bb"), 2, ("a", "b"), ["has the class 'bb'; the network knows 2 classes, such as 'b'"]),

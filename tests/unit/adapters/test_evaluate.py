@@ -265,7 +265,9 @@ def test_mce_comes_with_its_interval_and_number_of_images(tmp_path):
         for c in CORRUPTIONS
     }
     assert row.value == pytest.approx(mean_corruption_error(errors)) and row.ci95 > 10 and row.images == 4
-    assert "± " in found.table.Thousand["  mCE against AlexNet"] and "50,000 images" in str(found)
+    assert "± " in found.table.Thousand["  mCE against AlexNet"] and "mCE is that of these images" in str(
+        found
+    )
     assert json.loads(found.to_json())["networks"]["Thousand"]["corruptions_mce"] == f"{row.value:.2f}"
 
 
