@@ -372,7 +372,7 @@ def classify(
 ) -> pd.DataFrame:
     """The likeliest classes of a picture, a path or the bytes of a file; probabilities in percent.
 
-    `size` and `resize` are the network's own, where they are not given, as for `evaluate_networks`."""
+    `size` and `resize` are the network's own, where they are not given, as for `evaluate`."""
     if isinstance(picture, (bytes, memoryview)):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "picture"

@@ -31,7 +31,7 @@ def evaluate(
     classes: Annotated[
         Optional[Path],
         typer.Option(
-            help="The network's classes, a name per line, if the folder has only some.",
+            help="The network's classes, a name per line, if the folder has only some; or imagenet.",
             rich_help_panel=OF_MODEL,
         ),
     ] = None,
@@ -65,11 +65,11 @@ def evaluate(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     save: save_option(OF_METHOD) = False,
 ):
-    """Accuracy on every shift: of a method that was trained here, or of any network on any folder of images.
+    """Accuracy on every shift: of a method that was trained here, or of any network on any folder of images,
+    with its 95 % interval over these.
 
     Example: advbn evaluate advbn --seed 0, or: advbn evaluate --model resnet50 --weights weights.pt --data
     val --shifts all"""
-    from ..base.config import load_params
     from ..base.errors import ParameterError
 
     if (method is None) == (model is None):
@@ -81,6 +81,7 @@ def evaluate(
         check_given(
             context, OF_METHOD, "--model; a method of params.yaml is tested on the images of its profile"
         )
+        from ..base.config import load_params
         from ..base.rows import CELLS
         from ..evidence.testing import evaluate, keep_right
         from ..training.run import resolve
@@ -96,42 +97,29 @@ def evaluate(
         check_given(
             context, OF_MODEL, "a method of params.yaml; what is printed of a --model is kept by --json"
         )
+        from .beforehand import check_evaluation
+
+        files = {"clean": weights, "adversarial": adversarial_weights}
+        files = files if adversarial_weights else {model: weights}
+        check_evaluation(model, filter(None, files.values()), data, shifts, classes)
         if missing := [
             option for option, value in (("--weights", weights), ("--data", data)) if value is None
         ]:
             raise ParameterError(f"--model {model} needs {' and '.join(missing)}")
-        import torch
-
-        from ..adapters.evaluate import (
-            FolderReading,
-            chosen_shifts,
-            class_names,
-            evaluate_networks,
-            load_network,
-            summary,
-        )
+        from ..adapters.evaluate import FolderReading, evaluate, network_for
         from ..images.decoding import BadImages
         from ..images.preprocessing import preprocessing_of
 
-        wanted, names = chosen_shifts(shifts), class_names(data, classes)
-        files = (
-            {"clean": weights, "adversarial": adversarial_weights}
-            if adversarial_weights
-            else {model: weights}
-        )
-        networks = {name: load_network(model, file, len(names)) for name, file in files.items()}
-        for name, network in networks.items():
-            print(
-                f"{name}: images {preprocessing_of(network).at(size, resize)}",
-                file=sys.stderr if json else sys.stdout,
-            )
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        loaded = {name: network_for(model, file, data, classes) for name, file in files.items()}
+        networks, listed = {name: of[0] for name, of in loaded.items()}, [of[1] for of in loaded.values()]
+        for name, network in networks.items() if json else ():
+            print(f"{name}: images {preprocessing_of(network).at(size, resize)}", file=sys.stderr)
         bad = BadImages(on_bad_image)
         reading = FolderReading(size, resize, images, bad=bad)
-        found = evaluate_networks(networks, data, names, wanted, reading, device)
+        control = "clean" if adversarial_weights else None
+        found = evaluate(networks, data, shifts, classes=listed[0], reading=reading, control=control)
         tell_left_out(bad)
-        table = summary(found, imagenet=len(names) == 1000)
-        print(table.to_json(indent=1) if json else table.round(2).to_string())
+        print(found.to_json() if json else found)
 
 
 @app.command()

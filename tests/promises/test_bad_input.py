@@ -23,7 +23,7 @@ from advbn.base.config import parse_params
 from advbn.base.errors import DataError, WeightsError
 from advbn.base.progress import Progress, read_checked
 from advbn.base.sections import Training
-from advbn.adapters.evaluate import FolderReading, class_names, evaluate_networks
+from advbn.adapters.evaluate import FolderReading, evaluate
 from advbn.evidence.evaluation import predict, predict_each, top1_accuracy
 from advbn.evidence.testing import made_from
 from advbn.images.batches import MemoryBatches, duplicates, read_images
@@ -175,7 +175,8 @@ def test_an_image_that_cannot_be_read(folder, refused, run, case, policy):
     else:
         status, out, err = run(*evaluation(folder, "--on-bad-image", "skip", "--json"))
         assert status == 0 and "1 images could not be read and were left out" in err and words in err
-        assert json.loads(out)["small_resnet"]["clean"] >= 0
+        said = json.loads(out)
+        assert said["left_out"] == 1 and said["networks"]["small_resnet"]["rows"]["clean"]["value"] >= 0
         assert (
             run("corrupt", folder / "images", folder / "out", "--name", "fog", "--on-bad-image", "skip")[1]
             .strip()
@@ -206,21 +207,17 @@ def test_no_interpreter_is_started_for_a_picture(folder, refused, monkeypatch):
 
 
 def test_images_left_out_are_not_counted(folder, tmp_path):
-    from advbn.adapters.evaluate import FolderReading, evaluate_networks, load_network
+    from advbn.adapters.evaluate import load_network
 
     cut(folder / "images/dogs/x.png", 2000)
     cut(folder / "images/cats/y.png", 2000)
     bad = BadImages("skip")
     network = load_network("small_resnet", folder / "net.pt", 2)
     for workers in (0, 2):
-        table = evaluate_networks(
-            {"a": network},
-            folder / "images",
-            ("cats", "dogs"),
-            ("clean", "sketch"),
-            FolderReading(40, 40, workers=workers, bad=bad),
-        )
-        assert (table.images == 6).all() and len(bad.found) == 2
+        reading = FolderReading(40, 40, workers=workers, bad=bad)
+        found = evaluate(network, folder / "images", ("clean", "sketch"), reading=reading)
+        assert (found.cells.images == 6).all() and found.left_out == len(bad.found) == 2
+        assert "2 images could not be read and were left out" in str(found)
     assert "2 images could not be read and were left out" in bad.report() and "truncated" in bad.report()
 
 
@@ -991,23 +988,9 @@ def test_images_smaller_than_the_cut_are_refused(emoji_folder, emoji_network, wo
         match=r"png: 40 x 40 pixels are fewer than the 64 that are cut out of the middle; resize to 64 or "
         r"more, or .*skip leaves",
     ):
-        evaluate_networks(
-            {"a": emoji_network},
-            emoji_folder,
-            class_names(emoji_folder),
-            ("clean",),
-            FolderReading(64, workers=workers),
-        )
-    assert (
-        evaluate_networks(
-            {"a": emoji_network},
-            emoji_folder,
-            class_names(emoji_folder),
-            ("clean",),
-            FolderReading(64, 64, workers=workers),
-        ).images.item()
-        == 12
-    )
+        evaluate(emoji_network, emoji_folder, "clean", reading=FolderReading(64, workers=workers))
+    found = evaluate(emoji_network, emoji_folder, "clean", reading=FolderReading(64, 64, workers=workers))
+    assert found.cells.images.item() == 12
     with pytest.raises(DataError, match="40 x 40 pixels are fewer"):
         classify(emoji_network, next(emoji_folder.rglob("*.png")), "abc", size=64)
 

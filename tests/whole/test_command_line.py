@@ -6,13 +6,20 @@ import subprocess
 import sys
 
 import pytest
+import timm
+import torch
+import torchvision
 from conftest import ROOT, call
+from miniature_imagenet import picture
 
 from advbn.base.config import load_params
-from advbn.adapters.evaluate import FolderReading, class_names, evaluate_networks
+from advbn import evaluate
+from advbn.adapters.evaluate import FolderReading
 from advbn.training.cost import missing_sets, set_sizes
-from advbn.networks.models import build_model
+from advbn.cli.beforehand import SHIFTS, SUFFIXES, networks_of
+from advbn.networks.models import _SUFFIXES, LIBRARIES, NETWORKS, build_model
 from advbn.networks.weights import save_state
+from advbn.shifts.cells import made_alone
 
 
 def evaluated(*words):
@@ -25,41 +32,95 @@ def evaluated(*words):
     )
 
 
-def test_the_command_line_prints_the_table(emoji_folder, emoji_network, tmp_path):
+def test_the_command_line_prints_the_table(emoji_folder, emoji_network, tmp_path, run):
     save_state(emoji_network.state_dict(), tmp_path / "net.pt")
-    done = evaluated(
-        "--model",
-        "small_resnet",
-        "--weights",
-        tmp_path / "net.pt",
-        "--adversarial-weights",
-        tmp_path / "net.pt",
-        "--data",
-        emoji_folder,
-        "--size",
-        40,
-        "--resize",
-        40,
-        "--shifts",
-        "clean,sketch",
-        "--json",
-    )
+    words = ["--model", "small_resnet", "--weights", tmp_path / "net.pt", "--data", emoji_folder]
+    words += ["--size", 40, "--resize", 40, "--shifts", "clean,sketch"]
+    both = ["--adversarial-weights", tmp_path / "net.pt"]
+    done = evaluated(*words, *both, "--json")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    direct = (
-        evaluate_networks(
-            {"a": emoji_network},
-            emoji_folder,
-            class_names(emoji_folder),
-            ("clean", "sketch"),
-            FolderReading(40, workers=0),
-        )
-        .set_index("shift")
-        .accuracy
+    reading = FolderReading(40, 40, workers=0)
+    networks = {"clean": emoji_network, "adversarial": emoji_network}
+    direct = evaluate(networks, emoji_folder, "clean,sketch", reading=reading, control="clean")
+    assert json.loads(done.stdout) == json.loads(direct.to_json())
+    assert "clean: images resized to 40 (bilinear), cut to 40 pixels" in done.stderr
+    for more, found in (
+        (both, direct),
+        ([], evaluate({"small_resnet": emoji_network}, emoji_folder, "clean,sketch", reading=reading)),
+    ):
+        status, out, _ = run("evaluate", *words, *more)
+        assert status == 0 and out == f"{found}\n" and "12 images of" in out
+
+
+@pytest.mark.parametrize("given", ["torchvision/resnet18", "resnet18"])
+def test_a_folder_with_some_of_imagenets_classes_is_tested_in_all_thousand(given, tmp_path, run, refused):
+    torch.manual_seed(0)
+    model = build_model("torchvision/resnet18", 1000)
+    save_state(model.state_dict(), tmp_path / "all.pt")
+    for c, name in enumerate(("n01440764", "n03126707")):
+        picture(tmp_path / "val" / name / "0.JPEG", (70, 60), seed=c)
+    words = ["evaluate", "--model", given, "--weights", tmp_path / "all.pt", "--data", tmp_path / "val"]
+    words += ["--size", 32, "--shifts", "clean,sketch"]
+    outputs = [run(*words, *more)[1] for more in ([], ["--classes", "imagenet"])]
+    assert outputs[0] == outputs[1] and "2 images of" in outputs[0] and "cut to 32 pixels" in outputs[0]
+    (tmp_path / "val/n01440764").rename(tmp_path / "val/trout")
+    refused(
+        words, "'fc.weight' is (1000, 512) and has to be (2, 512)", "--classes FILE", "--classes imagenet"
     )
-    assert found == {
-        name: {s: pytest.approx(direct[s]) for s in ("clean", "sketch")} for name in ("clean", "adversarial")
+    refused([*words, "--classes", "imagenet"], "has the class 'trout'; the network knows 1000 classes")
+
+
+def test_published_weights_are_tested_in_all_thousand_classes(tmp_path, run, refused):
+    for c, name in enumerate(("tench", "crane bird")):
+        picture(tmp_path / name / "0.JPEG", (70, 60), seed=c)
+    words = ["evaluate", "--model", "efficientnet_lite0", "--weights", "package", "--data", tmp_path]
+    status, out, _ = run(*words, "--size", 64, "--shifts", "clean")
+    assert status == 0 and "images resized to 73 (bicubic), cut to 64 pixels, mean (0.5" in out
+    (tmp_path / "crane bird").rename(tmp_path / "trout")
+    refused(
+        words, "have 1000 classes and the data 2", "list all of theirs with --classes", "--classes imagenet"
+    )
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+sys.argv = {words}
+from advbn.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--model", "resnet81"], "no network 'resnet81'; the nearest are 'resnet18'"),
+        (["--model", "timm/resnet500"], "no network 'timm/resnet500'; the nearest are 'timm/resnet50"),
+        (["--model", "resnet18", "--weights", "nope.pt"], "no weights at nope.pt"),
+        (["--model", "resnet18", "--data", "/nowhere"], "no images at /nowhere"),
+        (["--model", "resnet18", "--shifts", "cleen"], "did you mean 'clean'"),
+        (["--model", "resnet18", "--classes", "nope.txt"], "no list of classes at nope.txt"),
+        (["--model", "timm/resnet50.a1_in1k"], "needs --weights and --data"),
+        (["advbn", "--shifts", "clean"], "--shifts goes with"),
+    ],
+)
+def test_a_slip_is_told_before_torch_is_loaded(words, said):
+    code = WITHOUT_TORCH.format(words=["advbn", "evaluate", *words])
+    done = call(sys.executable, "-c", code, cwd=ROOT, check=False)
+    assert done.returncode == 2 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1, (
+        done.stderr
+    )
+
+
+def test_what_is_known_without_torch_is_what_is_known_with_it():
+    torchvisions = {name.partition("/")[2] for name in LIBRARIES["torchvision"].names()}
+    assert (
+        {*torchvision.models.list_models(torchvision.models)} == torchvisions <= {*networks_of("torchvision")}
+    )
+    assert {*timm.list_models()} <= {*networks_of("timm")} and {*NETWORKS} >= {*networks_of("")} >= {
+        "small_resnet"
     }
+    assert SHIFTS == made_alone() and SUFFIXES == _SUFFIXES
 
 
 def test_wrong_words_are_one_line():

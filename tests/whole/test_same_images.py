@@ -87,6 +87,6 @@ def test_a_network_gets_the_same_images_in_prepare_in_the_pipeline_and_on_the_co
         and f"{LITE}: images resized to 72 (bicubic), cut to 64 pixels, mean {HALF}, deviation {HALF}"
         in done.stderr
     ), done.stderr
-    assert json.loads(done.stdout)[LITE]["clean"] == pytest.approx(
-        table[table["shift"] == "clean"].accuracy.item()
-    )
+    said = json.loads(done.stdout)["networks"][LITE]
+    assert said["rows"]["clean"]["value"] == pytest.approx(table[table["shift"] == "clean"].accuracy.item())
+    assert said["rows"]["clean"]["images"] == 6 and said["preprocessing"]["size"] == 64
