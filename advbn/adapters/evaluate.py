@@ -34,7 +34,7 @@ from ..method.folding import for_inference
 from ..method.network import AdvBNNet
 from ..networks.models import NETWORKS, build_model, published_weights
 from ..shifts.corruptions import CORRUPTIONS
-from .classes import IMAGENETS, LIST_THEM, class_names, in_imagenet, matched
+from ..images.classes import IMAGENETS, LIST_THEM, class_names, in_imagenet, matched
 from .sources import FolderReading, classes_under, opened, shown
 
 # %% ../../nbs/adapters/02_evaluate.ipynb #17c5850f

@@ -28,7 +28,7 @@ from ..images.preprocessing import Preprocessing
 from ..shifts.cells import SHIFTS, cells, made_alone
 from ..shifts.corruptions import CORRUPTIONS
 from ..shifts.published import CIFAR10, cifar10_c, imagenet_c, instagram_filters
-from .classes import class_names
+from ..images.classes import class_names
 
 # %% ../../nbs/adapters/01_sources.ipynb #73371df2
 @dataclass(frozen=True)

@@ -270,7 +270,7 @@ CLAIMS += [
 
 # %% ../../nbs/evidence/07_claims.ipynb #ae571076
 def recorded(params: Params, results: Path) -> list:
-    """The profiles that have a main table under `results`, those with the largest images first, then those that
+    """The profiles that have a main table under `results`, those with the largest images first, then those
     `params` does not know, by name."""
     there = sorted(path.parts[-3] for path in Path(results).glob("*/tables/robustness.csv"))
     known = [profile for profile in params.profiles if profile in there]

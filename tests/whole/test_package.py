@@ -30,7 +30,7 @@ def test_the_archives_are_in_order(built):
     ours = {p.relative_to(ROOT).as_posix() for p in (ROOT / "advbn").rglob("*.py")} | {
         "advbn/page.html",
         "advbn/py.typed",
-        "advbn/adapters/imagenet_classes.txt",
+        "advbn/images/imagenet_classes.txt",
     }
     assert {n for n in names if n.startswith("advbn/")} == ours and any(
         n.endswith("licenses/LICENSE") for n in names

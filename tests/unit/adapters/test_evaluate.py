@@ -17,7 +17,7 @@ from torchvision.datasets import ImageFolder
 
 import advbn
 from advbn import CORRUPTIONS, DualBatchNorm2d, corrupt, evaluate, mean_corruption_error, prepare
-from advbn.adapters.classes import class_names
+from advbn.images.classes import class_names
 from advbn.adapters.evaluate import (
     FolderReading,
     load_network,

@@ -4,7 +4,7 @@ import pytest
 import torchvision
 from timm.data import ImageNetInfo
 
-from advbn.adapters.classes import class_names, imagenet_classes, imagenet_number, in_imagenet, matched
+from advbn.images.classes import class_names, imagenet_classes, imagenet_number, in_imagenet, matched
 from advbn.base.errors import DataError
 from advbn.networks.models import imagenet_ids
 
