@@ -496,6 +496,8 @@ ORIENTATION = {  # PACS, ResNet-18, one source: mean accuracy of the other domai
         }.items()
     },
 }
+
+# %% ../../nbs/evidence/05_tables.ipynb #7e9c9166
 ORIENTATION_NOTE = (
     "Published for one source of PACS with ResNet-18 and ImageNet weights, for orientation only: another "
     "network, resolution and length of training; in this benchmark the list of augmentations decides."
@@ -564,7 +566,7 @@ def told(section: Section | None) -> str:
         f"{key.replace('_', ' ')} {_words(value)}" for key, value in said if value not in (None, [], {}, "")
     )
 
-
+# %% ../../nbs/evidence/05_tables.ipynb #56972b93
 def _augmentation(data) -> str:
     "How training images are changed, without what is left as it is."
     if data.streamed:
