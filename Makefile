@@ -97,4 +97,4 @@ dist: $(WORKSHOP)  ## wheel and source archive in dist/, checked
 	twine check --strict dist/*
 
 clean: ## remove what can be made again, but for the environment
-	rm -rf executed progress predictions shifted checkpoints data data.partial data.before build dist _docs *.egg-info .pytest_cache .hypothesis .dvc/cache .dvc/tmp
+	rm -rf executed progress logs predictions shifted checkpoints data data.partial data.before build dist _docs *.egg-info .pytest_cache .hypothesis .dvc/cache .dvc/tmp

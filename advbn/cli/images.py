@@ -5,17 +5,187 @@ from typing import Annotated, Optional
 
 import typer
 
-from .app import app
+from .app import ANYWHERE, IN_A_CLONE, app
+from .complete import complete_corruptions, complete_formats, complete_models, complete_styles
 from .options import on_bad_option, tell_left_out
 
-@app.command("make-set")
+OF_SEARCH = "With stylized and advbn"
+
+
+SOURCE = Annotated[
+    Path, typer.Argument(help="A folder of pictures of any size, with or without folders in it.")
+]
+OUT = Annotated[Path, typer.Argument(help="Folder to write; one for each change, if there are several.")]
+FORMAT = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        help="png, jpeg (quality 85, as ImageNet-C), webp (lossless), or source: as each picture is.",
+        autocompletion=complete_formats,
+    ),
+]
+
+
+def _say_changed(out, found):
+    "Print what `change_pictures` has done."
+    folders = found["folders"]
+    what = f"{found['images']} images" + (f" in {len(folders)} folders" if len(folders) > 1 else "")
+    sizes = f"{found['bytes'] / 1e6:.1f} MB, the source has {found['source'] / 1e6:.1f} MB"
+    if found["written"]:
+        print(f"{out}: {what}, {sizes}; {found['written']} images written")
+    else:
+        print(f"{out}: {what} are all there already; 0 images written")
+
+
+@app.command(rich_help_panel=ANYWHERE)
+def corrupt(
+    source: SOURCE,
+    out: OUT,
+    name: Annotated[
+        str,
+        typer.Option(
+            help="A corruption, such as fog; several, such as fog,frost; all: ImageNet-C's fifteen; extra: "
+            "four more.",
+            autocompletion=complete_corruptions,
+        ),
+    ],
+    severity: Annotated[str, typer.Option(help="1 to 5, or several: 1,3 or 1-5.")] = "3",
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    form: FORMAT = "source",
+    on_bad_image: on_bad_option() = "error",
+):
+    """Corrupt the pictures of a folder into another.
+
+    One corruption at one severity goes into OUT, several into OUT/NAME/SEVERITY, as ImageNet-C is laid out.
+    The same command goes on where it was interrupted.
+
+    Example: advbn corrupt photographs foggy --name fog --severity 3, or: advbn corrupt photographs
+    photographs-c --name all --severity 1-5"""
+    from ..base.files import check_apart
+    from ..base.names import chosen_corruptions, chosen_format, chosen_severities
+    from ..images.decoding import BadImages, Tree
+
+    names, severities = chosen_corruptions(name), chosen_severities(severity)
+    bad = BadImages(on_bad_image)
+    chosen_format(form), check_apart(source, out), Tree(source, loose=True)
+
+    from ..changing import change_pictures, corruption_changes
+    from ..adapters.evaluate import Pictures
+    from ..shifts.corruptions import SMALLEST
+
+    pictures = Pictures(source, bad, SMALLEST)
+    tell_left_out(bad)
+    _say_changed(out, change_pictures(pictures, out, corruption_changes(names, severities, seed), form))
+
+
+@app.command(rich_help_panel=ANYWHERE)
+def restyle(
+    source: SOURCE,
+    out: OUT,
+    name: Annotated[
+        str,
+        typer.Option(
+            help="A photo filter, such as sutro, or edges, colours, stylized, advbn; several, such as "
+            "sutro,edges; filters: all twenty.",
+            autocompletion=complete_styles,
+        ),
+    ],
+    like: Annotated[
+        Optional[Path],
+        typer.Option(
+            help="For colours and stylized: a picture, or a folder of them; by default scikit-image's."
+        ),
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="For stylized and advbn: whose features get other statistics.",
+            autocompletion=complete_models,
+            rich_help_panel=OF_SEARCH,
+        ),
+    ] = "efficientnet_lite0",
+    weights: Annotated[
+        str,
+        typer.Option(help="Its state dict, or the name of published weights.", rich_help_panel=OF_SEARCH),
+    ] = "package",
+    after: Annotated[
+        str, typer.Option(help="The layer behind which they are.", rich_help_panel=OF_SEARCH)
+    ] = "blocks.1",
+    eps: Annotated[float, typer.Option(help="How far advbn goes.", min=0.0, rich_help_panel=OF_SEARCH)] = 1.1,
+    form: FORMAT = "source",
+    on_bad_image: on_bad_option() = "error",
+):
+    """Write the pictures of a folder in another style, with the same content.
+
+    Photo filters, edges, the colours of other pictures; the feature statistics of other pictures (stylized),
+    or those that hurt a network most (advbn), for which a picture is searched in some seconds. One style goes
+    into OUT, several into OUT/NAME.
+
+    Example: advbn restyle photographs filtered --name sutro,edges"""
+    from ..base.errors import DataError
+    from ..base.files import check_apart
+    from ..base.names import SEARCHED, check_evaluation, chosen_format, chosen_styles
+    from ..images.decoding import BadImages, Tree
+
+    names, bad = chosen_styles(name), BadImages(on_bad_image)
+    searches = {*SEARCHED} & {*names}
+    chosen_format(form), check_apart(source, out), Tree(source, loose=True)
+    if like is not None and not like.exists():
+        raise DataError(f"no picture and no folder of pictures at {like}")
+    if searches:
+        check_evaluation(model, [weights])
+
+    from ..changing import change_pictures, restyling_changes, search_with
+    from ..adapters.evaluate import Pictures
+
+    network = search_with(model, weights, after) if searches else None
+    pictures = Pictures(source, bad)
+    tell_left_out(bad)
+    _say_changed(out, change_pictures(pictures, out, restyling_changes(names, like, network, eps), form))
+
+
+@app.command(rich_help_panel=ANYWHERE)
+def check(
+    folder: Path,
+    against: Annotated[
+        Optional[Path], typer.Option(help="Another folder, such as the training images, to compare with.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+):
+    """Read every image of a folder, and say what is wrong.
+
+    The folder has a folder for each class; exit status 1 if something is wrong.
+
+    Example: advbn check photographs/test --against photographs/train"""
+    from json import dumps
+
+    from ..images.decoding import inspect_folder
+
+    found = inspect_folder(folder, against)
+    if json:
+        print(dumps(found, indent=1))
+    else:
+        print(f"{folder}: {found['images']} images in {found['classes']} classes")
+        for name, lines in found["problems"].items():
+            print(
+                f"{len(lines)} {name}" + (":" if lines else ""),
+                *lines[:20],
+                *([f"and {len(lines) - 20} more"] if len(lines) > 20 else []),
+                sep="\n  ",
+            )
+        print(*found["remarks"], sep="\n", end="\n" if found["remarks"] else "")
+    raise typer.Exit(1 if any(found["problems"].values()) else 0)
+
+
+@app.command("make-set", rich_help_panel=IN_A_CLONE)
 def make_set(
     out: Path,
     kind: Annotated[str, typer.Option(help="advbn, reconstructed or stylized.")] = "advbn",
     seed: Annotated[int, typer.Option(help="Whose test images to take.")] = 0,
 ):
-    """Write the profile's test images, perturbed and decoded, as an ImageFolder tree. Example: advbn make-set
-    sets/advbn"""
+    """Write the profile's test images, perturbed and decoded, as an ImageFolder tree.
+
+    Example: advbn make-set sets/advbn"""
     from ..base.config import load_params
     from ..base.errors import ParameterError
     from ..evidence.testing import made_from
@@ -44,71 +214,3 @@ def make_set(
         ),
     }
     print(f"{out}: {make_set(test, out, lambda b: makers[kind](b.to(device)), settings)} images written")
-
-
-@app.command()
-def corrupt(
-    source: Path,
-    out: Path,
-    name: Annotated[str, typer.Option(help="A corruption, such as fog.")],
-    severity: Annotated[int, typer.Option(help="1 to 5.")] = 3,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    on_bad_image: on_bad_option() = "error",
-):
-    """Corrupt the pictures of a tree, of any size, into another tree. Example: advbn corrupt data/openmoji
-    out --name fog --severity 3"""
-    from ..base.errors import ParameterError
-    from ..adapters.evaluate import Pictures
-    from ..images.decoding import BadImages
-    from ..images.writing import make_set
-    from ..shifts.corruptions import SMALLEST, check_corruption, corrupt
-
-    bad = BadImages(on_bad_image)
-    check_corruption(name, severity)
-    if source.resolve() in out.resolve().parents:
-        raise ParameterError(
-            f"{out} lies in {source} and would become one of its classes; name a folder beside it"
-        )
-    images = Pictures(source, bad, SMALLEST)
-    tell_left_out(bad)
-    number = dict(zip(images.names, range(len(images))))
-    made = make_set(
-        images,
-        out,
-        lambda b: corrupt(b.images, name, severity, seed=seed, indices=[number[n] for n in b.names]),
-        {"corruption": name, "severity": severity, "seed": seed, "source": str(source.resolve())},
-        32 if images.one_size else 1,
-    )
-    print(f"{out}: {made} images written")
-
-
-@app.command()
-def check(
-    folder: Path,
-    against: Annotated[
-        Optional[Path], typer.Option(help="Another folder, such as the training images, to compare with.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-):
-    """Read every image of a folder with a folder for each class, and say what is wrong; exit status 1 if
-    something is.
-
-    Example: advbn check photographs/test --against photographs/train"""
-    from json import dumps
-
-    from ..images.decoding import inspect_folder
-
-    found = inspect_folder(folder, against)
-    if json:
-        print(dumps(found, indent=1))
-    else:
-        print(f"{folder}: {found['images']} images in {found['classes']} classes")
-        for name, lines in found["problems"].items():
-            print(
-                f"{len(lines)} {name}" + (":" if lines else ""),
-                *lines[:20],
-                *([f"and {len(lines) - 20} more"] if len(lines) > 20 else []),
-                sep="\n  ",
-            )
-    raise typer.Exit(1 if any(found["problems"].values()) else 0)
-

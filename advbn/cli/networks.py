@@ -6,17 +6,36 @@ from typing import Annotated, Optional
 
 import typer
 
-from .app import app
-from .options import OF_METHOD, OF_MODEL, check_given, kept_table, on_bad_option, save_option, seed_option, tell_left_out, told
+from .app import ANYWHERE, IN_A_CLONE, app
+from .complete import complete_methods, complete_models, complete_shifts
+from .options import (
+    METHOD,
+    OF_METHOD,
+    OF_MODEL,
+    check_given,
+    kept_table,
+    on_bad_option,
+    save_option,
+    seed_option,
+    tell_left_out,
+    told,
+)
 
-@app.command()
+
+@app.command(rich_help_panel=ANYWHERE)
 def evaluate(
     context: typer.Context,
     method: Annotated[
-        Optional[str], typer.Argument(help="A method of params.yaml; or name a --model.")
+        Optional[str],
+        typer.Argument(
+            help="A method of params.yaml, in a clone; or name a --model.", autocompletion=complete_methods
+        ),
     ] = None,
     seed: seed_option(OF_METHOD) = 0,
-    model: Annotated[Optional[str], typer.Option(help="Any torchvision network, or timm/NAME.")] = None,
+    model: Annotated[
+        Optional[str],
+        typer.Option(help="Any torchvision network, or timm/NAME.", autocompletion=complete_models),
+    ] = None,
     weights: Annotated[
         Optional[str],
         typer.Option(help="Its state dict, or the name of published weights.", rich_help_panel=OF_MODEL),
@@ -37,7 +56,11 @@ def evaluate(
     ] = None,
     shifts: Annotated[
         str,
-        typer.Option(help="all, or some of clean,corruptions,instagram,sketch.", rich_help_panel=OF_MODEL),
+        typer.Option(
+            help="all, or some of clean,corruptions,instagram,sketch.",
+            rich_help_panel=OF_MODEL,
+            autocompletion=complete_shifts,
+        ),
     ] = "all",
     images: Annotated[
         Optional[int], typer.Option(help="Test on so many, drawn at random.", min=1, rich_help_panel=OF_MODEL)
@@ -71,6 +94,7 @@ def evaluate(
     val --shifts all"""
     from ..base.config import load_params
     from ..base.errors import ParameterError
+    from ..base.names import check_evaluation
 
     if (method is None) == (model is None):
         raise ParameterError(
@@ -96,6 +120,7 @@ def evaluate(
         check_given(
             context, OF_MODEL, "a method of params.yaml; what is printed of a --model is kept by --json"
         )
+        check_evaluation(model, filter(None, (weights, adversarial_weights)), data, shifts)
         if missing := [
             option for option, value in (("--weights", weights), ("--data", data)) if value is None
         ]:
@@ -134,15 +159,16 @@ def evaluate(
         print(table.to_json(indent=1) if json else table.round(2).to_string())
 
 
-@app.command()
+@app.command(rich_help_panel=IN_A_CLONE)
 def export(
-    method: str,
+    method: METHOD,
     out: Annotated[Path, typer.Argument(help="File to write.")],
     branch: Annotated[str, typer.Option(help="clean or adversarial.")] = "clean",
     seed: seed_option() = 0,
 ):
-    """Write a trained network's plain weights, as torchvision or timm load them. Example: advbn export advbn
-    robust.pt --branch adversarial"""
+    """Write a trained network's plain weights, as torchvision or timm load them.
+
+    Example: advbn export advbn robust.pt --branch adversarial"""
     from ..base.config import load_params
     from ..base.errors import ParameterError
     from ..networks.weights import save_state
@@ -155,7 +181,7 @@ def export(
     print(f"{out}: {run.network.name}, {run.setting.data.classes} classes")
 
 
-@app.command("import-official")
+@app.command("import-official", rich_help_panel=ANYWHERE)
 def import_official(
     file: Path,
     out: Annotated[Path, typer.Option(help="Folder for the weights.")] = Path("."),
@@ -163,8 +189,9 @@ def import_official(
         Optional[str], typer.Option(help="Architecture, where the file does not name it.")
     ] = None,
 ):
-    """Turn a checkpoint of the official code into plain torchvision weights. Example: advbn import-official
-    checkpoint.pth.tar --out weights"""
+    """Turn a checkpoint of the official code into plain torchvision weights.
+
+    Example: advbn import-official checkpoint.pth.tar --out weights"""
     from ..networks.official import read_official
     from ..networks.weights import save_state
 
@@ -176,4 +203,3 @@ def import_official(
         f"{found.arch}, cut after {found.after}"
         + (f", epoch {found.epoch}" if found.epoch is not None else "")
     )
-

@@ -432,7 +432,12 @@ def test_pictures_of_any_size_are_corrupted(folder, run):
     photo((60, 50), seed=5).save(folder / "images/cats/wide.jpg")
     assert (
         "7 images written"
-        in run("corrupt", folder / "images", folder / "out", "--name", "fog", "--severity", "2")[1]
+        in run(
+            "corrupt",
+            folder / "images",
+            folder / "out",
+            *["--name", "fog", "--severity", "2", "--format", "png"],
+        )[1]
     )
     wide = read_picture(folder / "out/cats/wide.png")
     names = [name for name, _ in Tree(folder / "images").samples]
@@ -660,6 +665,14 @@ def test_a_file_of_parameters_that_is_none(project, refused, text, words):
             "--save goes with a method",
         ),
         (["export", "advbn", "x.pt", "--branch", "dirty"], "dirty"),
+        (
+            ["export", "advbn", "x.pt"],
+            "it is made by: advbn pretrain --seed 0 && advbn train advbn --seed 0",
+        ),
+        (["train", "advbn", "--log", "tensorbord"], "did you mean 'tensorboard'"),
+        (["evaluate", "--model", "resnet5"], "no network 'resnet5'; the nearest are"),
+        (["restyle", "data/openmoji", "out", "--name", "sutra"], "sutro"),
+        (["corrupt", "data/openmoji", "data/openmoji", "--name", "fog"], "of the pictures themselves"),
         (["import-official", "nowhere.pth"], "no checkpoint at nowhere.pth"),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else "",
@@ -695,8 +708,8 @@ def test_a_place_where_nothing_can_be_written_is_said_before_work(project, refus
     (project / "results").touch()
     refused(["train", "advbn", "--save"], "results")
     refused(
-        ["corrupt", project / "data/openmoji", ".", "--name", "fog"],
-        "exists and was made with other settings",
+        ["corrupt", project / "data/openmoji", "data", "--name", "fog"],
+        "the pictures themselves; name a folder beside it",
     )
 
 
