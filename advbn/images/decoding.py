@@ -312,6 +312,10 @@ def _fingerprints(tree, wrong):
 # %% ../../nbs/images/04_decoding.ipynb #fb748b94
 def _remarks(tree) -> list:
     "What looks as if another folder was meant: no class has pictures itself, and all have the same folders."
+    if tree.loose:
+        return [
+            "there are no classes: fine to corrupt and to restyle; to train and to test, a class is a folder"
+        ]
     inner, root = {}, Path(tree.root)
     for path, target in tree.samples:
         below = Path(path).relative_to(root / tree.classes[target]).parts
@@ -327,13 +331,19 @@ def _remarks(tree) -> list:
     ]
 
 # %% ../../nbs/images/04_decoding.ipynb #2564a34b
+def _any_tree(root):
+    "The tree at `root`; one without folders has no classes."
+    root = Path(root)
+    return Tree(root, loose=root.is_dir() and not any(p.is_dir() for p in root.iterdir()))
+
+
 def inspect_folder(root: Path, other: Path | None = None) -> dict:
     """What a tree holds and what is wrong with it, alone and beside an `other` one: `images`, `classes` and
     `problems`, kind to list of lines; `remarks` are what may be meant otherwise.
 
     Pictures are the same if their pixels are. Raises the errors of `Tree`."""
-    tree = Tree(root)
-    beside = Tree(other) if other is not None else None
+    tree = _any_tree(root)
+    beside = _any_tree(other) if other is not None else None
     unreadable = []
     problems = {"images that cannot be read": unreadable}
     seen = _fingerprints(tree, unreadable)
@@ -344,5 +354,5 @@ def inspect_folder(root: Path, other: Path | None = None) -> dict:
         ]
         there = _fingerprints(beside, unreadable)
         problems["images on both sides"] = [f"{seen[key]} and {there[key]}" for key in seen if key in there]
-    found = {"images": len(tree), "classes": len(tree.classes), "problems": problems}
+    found = {"images": len(tree), "classes": len([*filter(None, tree.classes)]), "problems": problems}
     return found | {"remarks": _remarks(tree)}

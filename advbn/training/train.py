@@ -170,6 +170,9 @@ def train_autoencoder(setting: Setting) -> tuple:
 def load_autoencoder(setting: Setting) -> Autoencoder:
     "The trained autoencoder of the profile's pictures."
     section = setting.pictures
+    for part in ("classifier", "decoder"):
+        if not (path := setting.checkpoint("autoencoder", 0, part)).is_file():
+            raise FileNotFoundError(f"no checkpoint at {path}; it is made by: dvc repro autoencoder")
     classifier = build_model(section.network, setting.data.classes)
     load_into(classifier, setting.checkpoint("autoencoder", 0, "classifier"))
     autoencoder = Autoencoder(classifier, section.after)

@@ -64,3 +64,9 @@ def test_the_version_is_the_packages():
     from advbn import __version__
 
     assert CliRunner().invoke(app, ["--version"]).output.strip() == __version__
+
+
+def test_a_logger_is_checked_before_work(refused, root, monkeypatch):
+    monkeypatch.chdir(root)
+    for command in (["pretrain"], ["train", "advbn"], ["seed", "0"]):
+        refused([*command, "--log", "tensorbord"], "did you mean 'tensorboard'")
