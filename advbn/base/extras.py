@@ -33,6 +33,9 @@ EXTRAS = {
 }
 
 
+_CALLED = {"skimage": "scikit-image"}  # packages that are not called as their modules
+
+
 def extra_of(module: str) -> str | None:
     "The smallest extra that brings `module` or the package that it is in; `None` if none does."
     root = module.partition(".")[0]
@@ -44,8 +47,9 @@ def lacking(module: str, what: str, extra: str | None = None) -> ImportError:
     """The error for `what`, which needs a `module` that is not installed: it says how to install it, by the
     `extra` that is named, or the smallest."""
     extra, root = extra or extra_of(module), module.partition(".")[0]
-    source = f"'advbn[{extra}]'" if extra else root
-    return ImportError(f"{what} needs {root}, which is not installed: pip install {source}", name=module)
+    package = _CALLED.get(root, root.replace("_", "-"))
+    source = f"'advbn[{extra}]'" if extra else package
+    return ImportError(f"{what} needs {package}, which is not installed: pip install {source}", name=module)
 
 
 def optional(module: str, what: str, extra: str | None = None):

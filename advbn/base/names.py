@@ -63,11 +63,8 @@ def chosen(words: str, known, option: str, groups: dict | None = None) -> tuple:
     allowed = [*groups, *known]
     for word in filter(None, (w.strip() for w in words.split(","))):
         if word not in allowed:
-            near = ", ".join(nearest(word, allowed)) or ", ".join(allowed)
-            raise ParameterError(
-                f"{option} has {word!r}; the nearest are {near}. Several are separated by commas"
-                + (f", {next(iter(groups))} takes {len(next(iter(groups.values())))}" if groups else "")
-            )
+            near = did_you_mean(word, allowed, f"; allowed are {', '.join(allowed)}")
+            raise ParameterError(f"{option} has {word!r}{near}")
         found += groups.get(word, [word])
     if not found:
         raise ParameterError(f"{option} is empty; allowed are {', '.join(allowed)}")
@@ -127,7 +124,8 @@ def networks_of(library: str) -> tuple:
 
 def no_network(name: str, known) -> ValueError:
     "The error for the name of a network that is none of those `known`, with the nearest."
-    near = ", ".join(map(repr, nearest(name, known, 4, 0.5) or networks_of("")))
+    own = [other for other in known if "/" not in other]
+    near = ", ".join(map(repr, nearest(name, known, 4, 0.5) or own))
     return ValueError(f"no network {name!r}; the nearest are {near} (timm networks are 'timm/NAME')")
 
 

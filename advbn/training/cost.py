@@ -9,6 +9,7 @@ __all__ = ['STAGE', 'step_flops', 'run_flops', 'relative_costs', 'missing_sets',
 # %% ../../nbs/training/05_cost.ipynb #f7afda87
 import os
 import time
+from dataclasses import replace
 from itertools import chain
 
 import pandas as pd
@@ -57,10 +58,21 @@ def _structure(method) -> str:
         said["layer"] = {**layer, "eps": bool(layer.get("eps", 1)), "step_size": 0}
     return f"{type(method).__name__} {said}"
 
+
+def _with_steps(row: Row, steps: int) -> Row:
+    "The row with another number of the attack's steps."
+    layer = row.method.layer.model_copy(update={"steps": steps})
+    return replace(row, method=row.method.model_copy(update={"layer": layer}))
+
 # %% ../../nbs/training/05_cost.ipynb #ec3fbc4e
 def run_flops(row: Row, classes: int, size: int) -> float:
     """Operations per image of a training step of a row of the table of runs, on images of `size` pixels; zero
-    where nothing is trained. Rows that differ in labels and strengths alone are counted once."""
+    where nothing is trained. Rows that differ in labels and strengths alone are counted once, and of an
+    attack of many steps one and two."""
+    steps = getattr(getattr(row.method, "layer", None), "steps", 0)
+    if steps > 2 and row.method.options.get("steps") == steps:
+        one, two = (run_flops(_with_steps(row, number), classes, size) for number in (1, 2))
+        return one + (steps - 1) * (two - one)
 
     def count():
         net = trained_net(row.method, build_model(row.network.name, classes), row.after)

@@ -89,7 +89,7 @@ def test_a_folder_with_some_of_the_classes_is_matched_by_name(emoji_folder, emoj
         ),
         (
             ["--model", "resnet81", "--weights", "{file}", "--data", "{folder}"],
-            "no network 'torchvision/resnet81'",
+            "no network 'resnet81'; the nearest are",
         ),
         (
             ["--model", "resnet18", "--weights", "{file}", "--data", "{folder}"],

@@ -94,5 +94,5 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 def test_the_cells_of_a_bar_are_counted_beforehand():
     setting = replace(setting_of(load_params()), pictures=None)
     data = load_data(setting)
-    made = list(all_cells(setting, data, 0, most=2))
+    made = list(all_cells(setting, data, 0, most=24))
     assert len(made) == cell_count(setting, data) > 90

@@ -53,10 +53,17 @@ def test_the_adapters_and_networks_name_their_extras(monkeypatch):
                 call()
 
 
-def test_a_command_names_the_extra_that_it_lacks(monkeypatch, refused, root, tmp_path):
+def test_a_command_names_the_extra_that_it_lacks(monkeypatch, refused, root):
     monkeypatch.chdir(root)
-    monkeypatch.setitem(sys.modules, "nbformat", None)
-    refused(["run", "nbs/stages/method.ipynb"], "nbformat, which is not installed", "advbn[notebooks]")
+    for module, words in (
+        ("papermill", "needs papermill: pip install 'advbn[notebooks]'"),
+        ("matplotlib", "this command needs matplotlib, which is not installed: pip install 'advbn[figures]'"),
+    ):
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, module, None)
+            if module == "matplotlib":  # as a chart would
+                without.setattr("advbn.doctor.findings", lambda: __import__("matplotlib.pyplot"))
+            refused(["doctor"] if module == "matplotlib" else ["run", "nbs/stages/method.ipynb"], words)
 
 
 def test_loggers():

@@ -53,9 +53,11 @@ def test_what_differs_in_strength_alone_is_counted_once(params, monkeypatch):
         return dataclasses.replace(row, method=method, name="other")
 
     assert run_flops(row, 9, 40) == run_flops(changed(eps=0.3, step_size=0.1), 9, 40) == 7.0
-    assert len(counted) == 1
-    run_flops(changed(steps=2), 9, 40), run_flops(changed(eps=0.0), 9, 40), run_flops(row, 9, 48)
-    assert len(counted) == 4
+    assert len(counted) == 2  # with one step of the attack and with two
+    run_flops(changed(steps=2), 9, 40)
+    assert len(counted) == 2
+    run_flops(changed(eps=0.0), 9, 40), run_flops(row, 9, 48), run_flops(changed(perturb="mean"), 9, 40)
+    assert len(counted) == 8
 
 
 def test_operations_do_not_depend_on_how_many_images_are_counted(params, monkeypatch):
