@@ -11,13 +11,13 @@ from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, res
 
 from .adapters.evaluate import Pictures, load_network
 from .base.errors import ParameterError
-from .base.files import check_apart
-from .base.names import FILTERS
+from .base.names import FILTERS, SEARCHED
+from .base.sets import corruption_sets, placed, restyled_sets
 from .evidence.figures import opened, searched
 from .images.batches import Images, sized
 from .images.decoding import read_picture
 from .images.preprocessing import preprocessing_of
-from .images.writing import check_settings, make_set, written_as
+from .images.writing import make_set, written_as
 from .method.layer import AdvBN
 from .networks.models import NETWORKS, outputs_of
 from .shifts.corruptions import corrupt
@@ -38,14 +38,12 @@ class Change:
 def corruption_changes(names, severities, seed: int = 0) -> list:
     "The corruptions `names`, each at the `severities`."
 
-    def change(name, severity):
-        def make(images, numbers):
-            return corrupt(images, name, severity, seed=seed, indices=numbers)
+    def make(settings, images, numbers):
+        name, severity, seed = settings.values()
+        return corrupt(images, name, severity, seed=seed, indices=numbers)
 
-        settings = {"corruption": name, "severity": severity, "seed": seed}
-        return Change(f"{name}/{severity}", make, settings)
-
-    return [change(name, severity) for name in names for severity in severities]
+    sets = corruption_sets(names, severities, seed)
+    return [Change(folder, partial(make, settings), settings) for folder, settings in sets.items()]
 
 
 def style_pictures(like: Path | None, size: int = 224) -> torch.Tensor:
@@ -130,28 +128,14 @@ def restyling_changes(
     `stylized` after the pictures `like`, and `stylized` and `advbn` by a `search`, which takes a network.
 
     Raises `ParameterError` for one that lacks its network."""
+    if missing := [name for name in names if name in SEARCHED and search is None]:
+        raise ParameterError(f"{missing[0]} needs a network whose features are searched")
     styles = style_pictures(like) if {"colours", "stylized"} & {*names} else None
-    changes = []
-    for name in names:
-        searches, settings = name in ("stylized", "advbn"), {"style": name}
-        if searches and search is None:
-            raise ParameterError(f"{name} needs a network whose features are searched")
-        if name in ("colours", "stylized"):
-            settings["like"] = str(Path(like).resolve()) if like else "scikit-image"
-        if searches:
-            settings |= {"network": search.name or type(search.model).__name__, "after": search.after}
-        if name == "advbn":
-            settings["eps"] = eps
-        changes.append(Change(name, _change(name, styles, search, eps), settings, searches))
-    return changes
-
-
-def check_no_set(out: Path):
-    "Raise a `ParameterError` if `out`, which is to hold sets, is one itself."
-    if (out / "settings.json").exists():
-        raise ParameterError(
-            f"{out} holds the pictures of one change; several get folders of their own: name another folder"
-        )
+    sets = restyled_sets(names, like, *((search.name, search.after) if search else ()), eps=eps)
+    return [
+        Change(name, _change(name, styles, search, eps), settings, name in SEARCHED)
+        for name, settings in sets.items()
+    ]
 
 
 def _changed(change: Change, number: dict, batch: Images) -> torch.Tensor:
@@ -162,19 +146,11 @@ def change_pictures(pictures: Pictures, out: Path, changes: list, form: str = "s
     """Write `pictures` under each of `changes`: one into the folder `out`, several into folders of `out`, in
     the format `form`, see `make_set`. What is there already is not made again.
 
-    Returns `written`, `images` (in all), `folders` and `bytes`, and `source` (bytes). Raises `ParameterError`
-    for a folder that is, holds or lies in that of the pictures, and the errors of `make_set`."""
-    source, out = Path(pictures.tree.root), Path(out)
-    check_apart(source, out)
-    number = dict(zip(pictures.names, range(len(pictures))))
-    folders = [out / change.folder if len(changes) > 1 else out for change in changes]
-    kept = [{**change.settings, "format": form, "source": str(source.resolve())} for change in changes]
-    if len(changes) > 1:
-        check_no_set(out)
-    for folder, settings in zip(folders, kept):
-        check_settings(folder, settings)
-    written = 0
-    for place, (change, folder, settings) in enumerate(zip(changes, folders, kept), 1):
+    Returns `written`, `images` (in all), `folders` and `bytes`, and `source` (bytes). Raises the errors of
+    `placed`, before the first picture is made, and those of `make_set`."""
+    folders = placed(out, {change.folder: change.settings for change in changes}, form, pictures.tree.root)
+    number, written = dict(zip(pictures.names, range(len(pictures)))), 0
+    for place, (change, (folder, settings)) in enumerate(zip(changes, folders.items()), 1):
         title = change.folder + (f" ({place} of {len(changes)})" if len(changes) > 1 else "")
         together = 32 if pictures.one_size and not change.alone else 1
         make = partial(_changed, change, number)

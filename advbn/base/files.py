@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import json
 import os
 import re
 import socket
@@ -119,6 +120,26 @@ def check_apart(source: Path, out: Path):
         raise ParameterError(f"{out} lies in {source} and would become one of its classes; {name}")
     if there in here.parents:
         raise ParameterError(f"{out} holds {source}, the pictures themselves; {name}")
+
+
+def check_settings(folder: Path, settings: dict):
+    """Raise a `FileExistsError` if there is something at `folder` that was not made with these settings; an
+    empty folder may be filled."""
+    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
+        return
+    stamp = folder / "settings.json"
+    if not stamp.is_file():
+        raise FileExistsError(
+            f"{folder} exists and was not made so: it has no {stamp.name}. Nothing in it was touched; name "
+            f"another folder"
+        )
+    kept = json.loads(stamp.read_text(encoding="utf-8"))
+    if kept != json.loads(json.dumps(settings)):
+        other = [k for k in {**kept, **settings} if kept.get(k) != settings.get(k)]
+        said = ", ".join(f"{k} {kept.get(k)!r} and not {settings.get(k)!r}" for k in other)
+        raise FileExistsError(
+            f"{folder} exists and was made with other settings: {said}; name another folder"
+        )
 
 
 _WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors")

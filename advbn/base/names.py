@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .errors import DataError, ParameterError, did_you_mean, nearest
+from .extras import lacking, missing_modules
 from .files import is_weights_file
 
 CORRUPTIONS = (  # the fifteen of the benchmark, in its order
@@ -137,7 +138,9 @@ def check_network(name: str):
         return
     own = [f"torchvision/{known}" for known in networks_of("torchvision")]
     if library == "timm" and not networks_of("timm"):
-        raise ImportError(f"{name} needs timm: pip install 'advbn[timm]'", name="timm")
+        raise lacking("timm", name)
+    if name == "efficientnet_lite0" and (missing := missing_modules("photographs")):
+        raise lacking(missing[0], name, "photographs")
     there = {*networks_of(library), *(networks_of("torchvision") if not library else ())}
     if networks_of("torchvision") and model.partition(".")[0] not in there:
         also = [f"timm/{known}" for known in networks_of("timm")] if library == "timm" else []

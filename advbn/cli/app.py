@@ -1,6 +1,8 @@
 """The command line's frame: its name, its help, and what becomes of errors."""
 
+import os
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -39,9 +41,20 @@ def _options(
     pass
 
 
+def _plain(before):
+    "Warnings of the package as one line, as its errors are; those of others as they were."
+
+    def said(message, category, filename, lineno, line=None):
+        own = f"{os.sep}advbn{os.sep}" in filename
+        return f"advbn: {message}\n" if own else before(message, category, filename, lineno, line)
+
+    return said
+
+
 def main():
     """Run the command line; errors that a person can mend are one line and exit status 2, a run that was
     asked to stop and can go on is 75."""
+    warnings.formatwarning = _plain(warnings.formatwarning)
     try:
         sys.exit(app(args=sys.argv[1:] or ["--help"], prog_name="advbn", standalone_mode=False) or 0)
     except Interrupted as stopped:

@@ -125,6 +125,9 @@ def bench(
             f"--network is {network!r}; the reference is written for torchvision's ResNets, such as "
             f"'resnet18'"
         )
+    from ..base.files import project_root
+
+    project_root()  # where what is measured is kept
     import torch
 
     if device not in ("cpu", "cuda") or (

@@ -7,7 +7,7 @@ import typer
 
 from .app import ANYWHERE, IN_A_CLONE, app
 from .complete import complete_corruptions, complete_formats, complete_models, complete_styles
-from .options import on_bad_option, tell_left_out
+from .options import on_bad_option, project_params, tell_left_out
 
 OF_SEARCH = "With stylized and advbn"
 
@@ -26,11 +26,15 @@ FORMAT = Annotated[
 ]
 
 
+def _size(count):
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
+
+
 def _say_changed(out, found):
     "Print what `change_pictures` has done."
     folders = found["folders"]
     what = f"{found['images']} images" + (f" in {len(folders)} folders" if len(folders) > 1 else "")
-    sizes = f"{found['bytes'] / 1e6:.1f} MB, the source has {found['source'] / 1e6:.1f} MB"
+    sizes = f"{_size(found['bytes'])}, the source has {_size(found['source'])}"
     if found["written"]:
         print(f"{out}: {what}, {sizes}; {found['written']} images written")
     else:
@@ -61,13 +65,13 @@ def corrupt(
 
     Example: advbn corrupt photographs foggy --name fog --severity 3, or: advbn corrupt photographs
     photographs-c --name all --severity 1-5"""
-    from ..base.files import check_apart
     from ..base.names import chosen_corruptions, chosen_format, chosen_severities
-    from ..images.decoding import BadImages, Tree
+    from ..base.sets import corruption_sets, placed
+    from ..images.decoding import BadImages
 
     names, severities = chosen_corruptions(name), chosen_severities(severity)
-    bad = BadImages(on_bad_image)
-    chosen_format(form), check_apart(source, out), Tree(source, loose=True)
+    bad, form = BadImages(on_bad_image), chosen_format(form)
+    placed(out, corruption_sets(names, severities, seed), form, source), _check_source(source)
 
     from ..changing import change_pictures, corruption_changes
     from ..adapters.evaluate import Pictures
@@ -76,6 +80,32 @@ def corrupt(
     pictures = Pictures(source, bad, SMALLEST)
     tell_left_out(bad)
     _say_changed(out, change_pictures(pictures, out, corruption_changes(names, severities, seed), form))
+
+
+def _check_source(source):
+    "Raise `DataError` for a folder without pictures; what is left out is told when they are read."
+    import warnings
+
+    from ..images.decoding import Tree
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        Tree(source, loose=True)
+
+
+def _check_like(names, like):
+    "Raise what is wrong with the pictures that others are to be like, as far as it can be told."
+    from ..base.errors import DataError
+    from ..base.extras import missing_modules
+
+    if like is not None and not like.exists():
+        raise DataError(f"--like: no picture and no folder of pictures at {like}")
+    alike = [name for name in names if name in ("colours", "stylized")]
+    if alike and like is None and "skimage" in missing_modules("figures"):
+        raise ImportError(
+            f"{alike[0]} needs other pictures: name one, or a folder, with --like; scikit-image's come with "
+            f"pip install 'advbn[figures]'"
+        )
 
 
 @app.command(rich_help_panel=ANYWHERE)
@@ -122,16 +152,14 @@ def restyle(
     into OUT, several into OUT/NAME.
 
     Example: advbn restyle photographs filtered --name sutro,edges"""
-    from ..base.errors import DataError
-    from ..base.files import check_apart
     from ..base.names import SEARCHED, check_evaluation, chosen_format, chosen_styles
-    from ..images.decoding import BadImages, Tree
+    from ..base.sets import placed, restyled_sets
+    from ..images.decoding import BadImages
 
     names, bad = chosen_styles(name), BadImages(on_bad_image)
-    searches = {*SEARCHED} & {*names}
-    chosen_format(form), check_apart(source, out), Tree(source, loose=True)
-    if like is not None and not like.exists():
-        raise DataError(f"no picture and no folder of pictures at {like}")
+    searches, form = {*SEARCHED} & {*names}, chosen_format(form)
+    placed(out, restyled_sets(names, like, model, after, eps), form, source), _check_source(source)
+    _check_like(names, like)
     if searches:
         check_evaluation(model, [weights])
 
@@ -186,8 +214,11 @@ def make_set(
     """Write the profile's test images, perturbed and decoded, as an ImageFolder tree.
 
     Example: advbn make-set sets/advbn"""
-    from ..base.config import load_params
     from ..base.errors import ParameterError
+
+    if kind not in ("advbn", "reconstructed", "stylized"):
+        raise ParameterError(f"--kind is {kind!r}; allowed are advbn, reconstructed and stylized")
+    params = project_params()
     from ..evidence.testing import made_from
     from ..images.writing import make_set
     from ..shifts.styles import adversarial, reconstructed, style_images, stylized
@@ -195,9 +226,7 @@ def make_set(
     from ..training.run import check_seed, load_data, setting_of, styles_folder
     from ..training.train import load_autoencoder, picture_attack
 
-    if kind not in ("advbn", "reconstructed", "stylized"):
-        raise ParameterError(f"--kind is {kind!r}; allowed are advbn, reconstructed and stylized")
-    setting = setting_of(load_params())
+    setting = setting_of(params)
     check_seed(setting, seed)
     data = load_data(setting)
     device = build_accelerator().device

@@ -15,6 +15,7 @@ from .options import (
     check_given,
     kept_table,
     on_bad_option,
+    project_params,
     save_option,
     seed_option,
     tell_left_out,
@@ -169,12 +170,12 @@ def export(
     """Write a trained network's plain weights, as torchvision or timm load them.
 
     Example: advbn export advbn robust.pt --branch adversarial"""
-    from ..base.config import load_params
+    params = project_params(method=method)
     from ..base.errors import ParameterError
     from ..networks.weights import save_state
     from ..training.run import load_network, resolve
 
-    run = resolve(load_params(), method, seed)
+    run = resolve(params, method, seed)
     if branch not in run.method.branches:
         raise ParameterError(f"--branch is {branch!r}; {method} has {' and '.join(run.method.branches)}")
     save_state(load_network(run, branch=branch).state_dict(), out)
@@ -192,6 +193,8 @@ def import_official(
     """Turn a checkpoint of the official code into plain torchvision weights.
 
     Example: advbn import-official checkpoint.pth.tar --out weights"""
+    if not file.is_file():
+        raise FileNotFoundError(f"no checkpoint at {file}")
     from ..networks.official import read_official
     from ..networks.weights import save_state
 

@@ -66,6 +66,17 @@ def tell_left_out(bad):
         )
 
 
+def project_params(profile=None, method=None, **network):
+    """`params.yaml` of the clone, checked, and that it has a `method`: before anything heavy is loaded, as
+    `load_params` and `Params.row` do it."""
+    from ..base.config import load_params
+
+    found = load_params(profile, **network)
+    if method is not None:
+        found.row(method)
+    return found
+
+
 def kept_table(params, columns, *parts) -> Path:
     """Where rows are kept under results/; raises `DataError` before any work if there are others, and
     `OSError` if nothing can be written there."""

@@ -8,7 +8,7 @@ import typer
 from ..base.extras import check_logger
 from .app import IN_A_CLONE, app
 from .complete import complete_profiles, complete_seeds
-from .options import METHOD, kept_table, log_option, save_option, seed_option, told
+from .options import METHOD, kept_table, log_option, project_params, save_option, seed_option, told
 
 
 def _data_pin(root: Path) -> Optional[str]:
@@ -96,12 +96,11 @@ def pretrain(
 
     Example: accelerate launch -m advbn pretrain --seed 0"""
     check_logger(log)
-    from ..base.config import load_params
+    params = project_params(**({"head": head} if head else {}))
     from ..base.rows import EPOCHS
     from ..training.run import check_networks, resolve
     from ..training.train import clear_progress, pretrain
 
-    params = load_params(**({"head": head} if head else {}))
     path = kept_table(params, EPOCHS, "training", "pretrained.csv") if save else None
     check_networks(params)
     run = resolve(params, "standard", seed)
@@ -121,12 +120,11 @@ def train(
 
     Example: accelerate launch -m advbn train advbn --seed 0 --save"""
     check_logger(log)
-    from ..base.config import load_params
+    params = project_params(method=method)
     from ..base.rows import EPOCHS
     from ..training.run import resolve
     from ..training.train import clear_progress, train
 
-    params = load_params()
     run = resolve(params, method, seed)
     path = kept_table(params, EPOCHS, "training", f"{run.name}.csv") if save else None
     found = train(run, log)
@@ -154,12 +152,11 @@ def seed(
     check_logger(log)
     import time
 
-    from ..base.config import load_params
+    params, began = project_params(profile), time.perf_counter()
     from ..notebooks import record_stage
     from ..seeds import run_seed
     from ..training.run import check_networks, check_seed, resolve
 
-    params, began = load_params(profile), time.perf_counter()
     runs = [resolve(params, name, number) for name in params.methods]
     check_seed(runs[0].setting, number)
     check_networks(params)

@@ -163,7 +163,7 @@ def labels_explained(targets: Any) -> Iterator[None]:
             f"build_model(..., head='new')"
         ) from None
 
-
+# %% ../../nbs/method/08_network.ipynb #d62e06b0
 def branch_loss(
     head: nn.Module,
     branch: str,

@@ -159,13 +159,26 @@ class Published(NamedTuple):
     load: Callable
 
 # %% ../../nbs/networks/02_models.ipynb #59badcec
+def _downloaded(load, what):
+    "What `load()` gives. Raises `OSError` that says what to do where there is no network."
+    try:
+        return load()
+    except OSError as error:  # of urllib, of requests, of huggingface_hub
+        reason = " ".join(str(error).split())[:120]
+        raise OSError(
+            f"the weights {what} could not be downloaded ({reason}); where there is no network, name a file "
+            f"that holds them"
+        ) from None
+
+
 def _of_torchvision(weights, model):
     "One of torchvision's sets of weights of its network `model`."
     wanted = weights.transforms()
     preprocessing = Preprocessing(
         wanted.mean, wanted.std, *wanted.crop_size, *wanted.resize_size, wanted.interpolation.value
     )
-    load = partial(torchvision.models.get_model, model, weights=weights)
+    get = partial(torchvision.models.get_model, model, weights=weights)
+    load = partial(_downloaded, get, f"{weights.name} of {model}")
     return Published(len(weights.meta["categories"]), preprocessing, load)
 
 # %% ../../nbs/networks/02_models.ipynb #458062af
@@ -173,7 +186,7 @@ def _of_timm(cfg, name):
     "timm's weights that are called `name`, with the tag, and described by `cfg`."
     import timm
 
-    load = partial(timm.create_model, name, pretrained=True)
+    load = partial(_downloaded, partial(timm.create_model, name, pretrained=True), name)
     return Published(cfg.num_classes, from_timm(cfg.to_dict()), load)
 
 # %% ../../nbs/networks/02_models.ipynb #11a56f4d

@@ -70,7 +70,7 @@ def run_flops(row: Row, classes: int, size: int) -> float:
     where nothing is trained. Rows that differ in labels and strengths alone are counted once, and of an
     attack of many steps one and two."""
     steps = getattr(getattr(row.method, "layer", None), "steps", 0)
-    if steps > 2 and row.method.options.get("steps") == steps:
+    if steps > 2 and (row.method.options or {}).get("steps") == steps:
         one, two = (run_flops(_with_steps(row, number), classes, size) for number in (1, 2))
         return one + (steps - 1) * (two - one)
 

@@ -210,11 +210,7 @@ def resolve(params: Params, row: Row | str, seed: int) -> Run:
 # %% ../../nbs/training/03_run.ipynb #8594b49a
 def find_row(params: Params, name: str) -> Row:
     "The row of the main table called `name`; raises `ParameterError` with the nearest name."
-    rows = params.rows()
-    if name not in rows:
-        hint = did_you_mean(name, rows)
-        raise ParameterError(f"no method {name!r} in params.yaml; there are {', '.join(rows)}{hint}")
-    return rows[name]
+    return params.row(name)
 
 
 def all_seeds(params: Params, row: Row | str) -> list:

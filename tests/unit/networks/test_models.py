@@ -144,3 +144,16 @@ def test_the_packages_network_names_photographs():
         found = model(normalize(photographs.images, wanted)).argmax(1)
     right = found == torch.tensor(imagenet_numbers(photographs.classes))[photographs.targets]
     assert right.float().mean() > 0.15  # chance is 0.001
+
+
+@pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/resnet18"])
+def test_a_download_that_fails_says_what_to_do(name, monkeypatch):
+    from urllib.error import URLError
+
+    def fails(*arguments, **options):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr(torchvision.models, "get_model", fails)
+    monkeypatch.setattr(timm, "create_model", fails)
+    with pytest.raises(OSError, match="could not be downloaded .*not known.*; where there is no network, name a file"):
+        build_model(name, 1000, "DEFAULT")

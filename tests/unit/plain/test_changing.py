@@ -192,7 +192,7 @@ def test_a_search_needs_a_network():
 def test_corrupt_and_restyle_say_what_they_have_done(flat, tmp_path, run):
     words = ["corrupt", flat, tmp_path / "out", "--name", "fog,frost", "--severity", "1-2"]
     status, said, _ = run(*words)
-    assert status == 0 and "12 images in 4 folders" in said and "MB, the source has" in said
+    assert status == 0 and "12 images in 4 folders" in said and "kB, the source has" in said
     assert "12 images are written" in said.replace("12 images written", "12 images are written")
     assert "are all there already; 0 images written" in run(*words)[1]
     status, said, _ = run("restyle", flat, tmp_path / "styles", "--name", "sutro,edges")
