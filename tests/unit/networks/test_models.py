@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+import torchvision
 from lite_profile import HALF, LITE
 
 from advbn.base.errors import WeightsError
