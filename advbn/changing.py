@@ -104,7 +104,9 @@ def attacked(search: Searched, images: torch.Tensor, eps: float) -> torch.Tensor
 def search_with(name: str, weights: str, after: str) -> Searched:
     "A `Searched` of the network `name`, see `load_network`, with its `weights`, whatever its classes are."
     full = name if "/" in name or name in NETWORKS else f"torchvision/{name}"
-    return Searched(load_network(name, weights, outputs_of(full, weights)), after, name)
+    search = Searched(load_network(name, weights, outputs_of(full, weights)), after, name)
+    search.network  # a wrong place is told now, before pictures are read
+    return search
 
 
 def _change(name, styles, search, eps):
