@@ -157,5 +157,7 @@ def test_a_download_that_fails_says_what_to_do(name, monkeypatch):
 
     monkeypatch.setattr(torchvision.models, "get_model", fails)
     monkeypatch.setattr(timm, "create_model", fails)
-    with pytest.raises(OSError, match="could not be downloaded .*not known.*; where there is no network, name a file"):
+    with pytest.raises(
+        OSError, match="could not be downloaded .*not known.*; where there is no network, name a file"
+    ):
         build_model(name, 1000, "DEFAULT")
