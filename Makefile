@@ -100,4 +100,4 @@ release: dist docs  ## what a release's page gets, in dist/: those, site, result
 	python -m advbn.release
 
 clean: ## remove what can be made again, but for the environment
-	rm -rf executed progress predictions shifted checkpoints data data.partial data.before build dist _docs *.egg-info .pytest_cache .hypothesis .dvc/cache .dvc/tmp
+	rm -rf executed progress logs predictions shifted checkpoints data data.partial data.before build dist _docs *.egg-info .pytest_cache .hypothesis .dvc/cache .dvc/tmp

@@ -4,7 +4,6 @@ import ast
 import json
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import threading
@@ -16,6 +15,7 @@ from pathlib import Path
 from .base.config import Params, load_params
 from .base.errors import Interrupted, ParameterError, did_you_mean
 from .base.files import project_root
+from .base.machine import gpus, processor
 
 
 def notebook_parameters(path: Path) -> dict:
@@ -70,21 +70,6 @@ def check_parameters(path: Path, given: dict) -> dict:
     return {name: _convert(name, text, known[name]) for name, text in given.items()}
 
 
-def _first(lines, key):
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")
-
-
-def _processor() -> str:
-    """The CPU's name, its cores, and where it tells the widest vectors it computes with; on those depends how
-    sums are rounded, and names in the cloud do not say it."""
-    cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text().splitlines() if cpu.exists() else []
-    name = _first(lines, "model name") or platform.processor() or platform.machine()
-    flags = _first(lines, "flags").split()
-    vectors = [words for flag, words in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in flags]
-    return ", ".join([name, f"{os.cpu_count()} cores", *vectors[:1]])
-
-
 def surroundings() -> dict:
     "Hardware, versions and commit; what lies under results/ does not make a commit another one."
     versions = {}
@@ -93,11 +78,6 @@ def surroundings() -> dict:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "not installed"
-    gpus = (
-        _said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
-        if shutil.which("nvidia-smi")
-        else []
-    )
     changed = _said(
         "git",
         "-C",
@@ -112,8 +92,8 @@ def surroundings() -> dict:
         ":!README.md",
     )
     return {
-        "Processor": _processor(),
-        "GPU": ", ".join(gpus) or "none",
+        "Processor": processor(),
+        "GPU": ", ".join(gpus()) or "none",
         "Python": platform.python_version(),
         "Packages": ", ".join(f"{k} {v}" for k, v in versions.items()),
         "Commit": (_said("git", "-C", str(project_root()), "rev-parse", "--short=12", "HEAD") or "not known")

@@ -27,15 +27,15 @@ def _test_images(setting, seed: int):
             make_tests(setting, own)
 
 
-def run_seed(runs: list):
+def run_seed(runs: list, log: str | None = None):
     """Pretrain, then train and test every one of `runs`, the methods of one seed; yields the name of each
-    step that was done.
+    step that was done. `log` is a logger of `build_accelerator`.
 
     Rows, what is right, and checkpoints are kept after each step, and what is kept is not done again: so a
     table of many hours can be stopped at any time, and divided over days, cores and machines."""
     setting, seed, results = runs[0].setting, runs[0].seed, runs[0].setting.results
     if not setting.checkpoint(runs[0].start, seed).exists():
-        keep_rows(pretrain(runs[0]), results / "training" / "pretrained.csv")
+        keep_rows(pretrain(runs[0], log), results / "training" / "pretrained.csv")
         clear_progress(setting, runs[0].start, seed)
         yield f"pretraining, seed {seed}"
     paths = {run.name: results / "runs" / f"{run.name}.csv" for run in runs}
@@ -43,7 +43,7 @@ def run_seed(runs: list):
     if wanted:
         _test_images(setting, seed)
     for run in wanted:
-        history, table, predictions = train_and_evaluate(run)
+        history, table, predictions = train_and_evaluate(run, log)
         keep_rows(history, results / "training" / f"{run.name}.csv")
         keep_right(results / "right" / f"{run.name}.npz", {seed: predictions})
         keep_rows(table, paths[run.name])  # the last: it says that all of it is there

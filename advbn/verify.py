@@ -78,6 +78,16 @@ def _git(root, *words) -> bytes:
     return done.stdout
 
 
+def as_committed(folder: Path) -> bool:
+    """Whether what lies in a folder of results, but for its page, is what is committed; not where there is no
+    git to ask."""
+    try:
+        changed = _git(folder, "status", "--porcelain", "--", ".").decode().splitlines()
+    except ParameterError:
+        return False
+    return all(line.endswith("report.html") for line in changed)
+
+
 def read_revision(root: Path, profile: str, revision: str = "HEAD") -> tuple:
     """The files of a profile's results as Git has them in a `revision`, and the commit's short name.
 

@@ -70,6 +70,7 @@ def on_config(config):
     ]
     config.nav = [
         {"advbn": "index.md"},
+        {"Recipes": pages("recipes")},
         *({heading: pages(part)} for part, heading in PARTS.items()),
         {"Explore": pages("explore")},
         {"Choices": pages("choices")},

@@ -601,13 +601,13 @@ def _looked_at(tree, bad, least):
 
 # %% ../../nbs/adapters/02_evaluate.ipynb #4356b34e
 class Pictures:
-    """The pictures of a tree, each in its own size, read when asked for: `names`, a length, and `[positions]`
-    gives those `Images`, which must be of one size.
+    """The pictures of a tree, with or without classes, each in its own size, read when asked for: `names`, a
+    length, and `[positions]` gives those `Images`, which must be of one size.
 
     One with a side under `least` pixels counts as one that cannot be read."""
 
     def __init__(self, root: Path, bad: BadImages | None = None, least: int = LEAST):
-        self.tree = Tree(root)
+        self.tree = Tree(root, loose=True)
         self.samples, sizes = _looked_at(self.tree, bad or BadImages(), least)
         if not self.samples:
             raise DataError(f"no image under {root} can be read")

@@ -12,11 +12,16 @@ from pathlib import Path
 
 import torch.nn.functional as F
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel, TrainerCallback
 
+from ..base.extras import lacking
 from ..method.dual_batchnorm import BRANCHES
 from ..method.network import prepare
 from ..networks.weights import save_state
+
+try:
+    from transformers import PretrainedConfig, PreTrainedModel, TrainerCallback
+except ModuleNotFoundError as error:
+    raise lacking(error.name, "advbn.adapters.huggingface") from None
 
 # %% ../../nbs/adapters/08_huggingface.ipynb #55e299c1
 def _logits_alone(model):

@@ -12,12 +12,17 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback
 from torch import nn
 
+from ..base.extras import lacking
 from ..method.dual_batchnorm import BRANCHES
 from ..method.network import prepare
 from ..networks.weights import load_state
+
+try:
+    from lightning.pytorch import Callback
+except ModuleNotFoundError as error:
+    raise lacking(error.name, "advbn.adapters.lightning") from None
 
 # %% ../../nbs/adapters/07_lightning.ipynb #889131c9
 class _Swap:

@@ -189,6 +189,14 @@ class Params(Section):
             for name, row in self._short_rows(base, self.methods_of(study))
         }
 
+    def row(self, name: str) -> Row:
+        "The row of the main table called `name`; raises `ParameterError` with the nearest name."
+        rows = self.rows()
+        if name not in rows:
+            hint = did_you_mean(name, rows)
+            raise ParameterError(f"no method {name!r} in params.yaml; there are {', '.join(rows)}{hint}")
+        return rows[name]
+
     def methods_of(self, study: str) -> dict:
         "All methods of a study: those of every base, and its own."
         return self.base_methods | self.studies[study].methods

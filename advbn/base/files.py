@@ -2,13 +2,14 @@
 
 import glob
 import hashlib
+import json
 import os
 import re
 import socket
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import Busy, DataError
+from .errors import Busy, DataError, ParameterError
 
 
 def project_root(start: str | Path = ".") -> Path:
@@ -105,6 +106,53 @@ def file_digest(path: Path) -> str:
         while part := file.read(1 << 20):
             digest.update(part)
     return digest.hexdigest()
+
+
+def check_apart(source: Path, out: Path):
+    """Raise a `ParameterError` if what is made of the pictures in the folder `source` could not go to the
+    folder `out`: it is the same one, lies in it, or holds it."""
+    source, out = Path(source), Path(out)
+    here, there = source.resolve(), out.resolve()
+    name = f"name a folder beside it, such as {source.with_name(f'{here.name}-changed')}"
+    if here == there:
+        raise ParameterError(f"{out} is the folder of the pictures themselves; {name}")
+    if here in there.parents:
+        raise ParameterError(f"{out} lies in {source} and would become one of its classes; {name}")
+    if there in here.parents:
+        raise ParameterError(f"{out} holds {source}, the pictures themselves; {name}")
+
+
+def check_settings(folder: Path, settings: dict):
+    """Raise a `FileExistsError` if there is something at `folder` that was not made with these settings; an
+    empty folder may be filled."""
+    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
+        return
+    stamp = folder / "settings.json"
+    if not stamp.is_file():
+        raise FileExistsError(
+            f"{folder} exists and was not made so: it has no {stamp.name}. Nothing in it was touched; name "
+            f"another folder"
+        )
+    kept = json.loads(stamp.read_text(encoding="utf-8"))
+    if kept != json.loads(json.dumps(settings)):
+        other = [k for k in {**kept, **settings} if kept.get(k) != settings.get(k)]
+        said = ", ".join(f"{k} {kept.get(k)!r} and not {settings.get(k)!r}" for k in other)
+        raise FileExistsError(
+            f"{folder} exists and was made with other settings: {said}; name another folder"
+        )
+
+
+_WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors")
+
+
+def is_weights_file(weights: str | None) -> bool:
+    """Is this a file of weights? Raises `FileNotFoundError` if it looks like one that is not there, and not
+    like the name of published weights."""
+    if not weights or Path(weights).is_file():
+        return bool(weights)
+    if os.sep in str(weights) or Path(weights).suffix.lower() in _WEIGHTS:
+        raise FileNotFoundError(f"no weights at {weights}")
+    return False
 
 
 @contextmanager

@@ -5,30 +5,22 @@ from typing import Annotated, Optional
 
 import typer
 
-from .app import app
+from .app import IN_A_CLONE, app
+from .complete import complete_models
 from .options import check_given
 
 OF_SPEED, OF_FIDELITY = "With step, corrupt, evaluate and scale", "With fidelity"
 
 
-def _severities(words: str) -> tuple:
-    "The severities of a list such as `1,3,5`, each once; raises `ParameterError` for anything else."
-    from ..base.errors import ParameterError
-
-    found = tuple(dict.fromkeys(word.strip() for word in words.split(",")))
-    if bad := [word for word in found if word not in ("1", "2", "3", "4", "5")]:
-        raise ParameterError(f"--severities has {bad[0]!r}; allowed are some of 1,2,3,4,5")
-    return tuple(map(int, found))
-
-
 def _bench_fidelity(model, weights, data, classes, images, severities, device) -> tuple:
     "Compare what a network recognises under both kinds of corruptions; `(table, what it says)`, kept."
     from ..base.errors import ParameterError
+    from ..base.names import chosen_severities
 
     options = {"--model": model, "--weights": weights, "--data": data}
     if missing := [option for option, value in options.items() if value is None]:
         raise ParameterError(f"bench fidelity needs {' and '.join(missing)}")
-    severities = _severities(severities)
+    severities = chosen_severities(severities, "--severities")
 
     from .. import fidelity as room
     from ..images.preprocessing import preprocessing_of
@@ -50,7 +42,7 @@ def _bench_fidelity(model, weights, data, classes, images, severities, device) -
     return table, f"{room.in_words(table)}\n{path}"
 
 
-@app.command()
+@app.command(rich_help_panel=IN_A_CLONE)
 def bench(
     context: typer.Context,
     what: Annotated[
@@ -80,7 +72,11 @@ def bench(
     repetitions: Annotated[int, typer.Option(help="Turns that count.", min=3, rich_help_panel=OF_SPEED)] = 7,
     model: Annotated[
         Optional[str],
-        typer.Option(help="Any torchvision network, or timm/NAME.", rich_help_panel=OF_FIDELITY),
+        typer.Option(
+            help="Any torchvision network, or timm/NAME.",
+            rich_help_panel=OF_FIDELITY,
+            autocompletion=complete_models,
+        ),
     ] = None,
     weights: Annotated[
         Optional[str],
@@ -108,8 +104,9 @@ def bench(
     ] = "1,3,5",
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ):
-    """Ratios of speed, measured in turns, or how far corruptions are those of ImageNet-C; kept under
-    results/bench/.
+    """Ratios of speed, or how far corruptions are those of ImageNet-C.
+
+    Measured in turns, and kept under results/bench/.
 
     Example: advbn bench step --network resnet50 --batch 8, or: advbn bench fidelity --model
     efficientnet_lite0 --weights package --data val"""
@@ -128,6 +125,9 @@ def bench(
             f"--network is {network!r}; the reference is written for torchvision's ResNets, such as "
             f"'resnet18'"
         )
+    from ..base.files import project_root
+
+    project_root()  # where what is measured is kept
     import torch
 
     if device not in ("cpu", "cuda") or (
@@ -210,4 +210,3 @@ def bench(
     path = rooms.write_bench(found, name)
     getattr(rooms, f"{what}_chart")(found).savefig(path.with_suffix(".png"), dpi=160)
     print(path.read_text() if json else f"{table}\n{said}\n{path}")
-

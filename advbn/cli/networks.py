@@ -6,17 +6,36 @@ from typing import Annotated, Optional
 
 import typer
 
-from .app import app
-from .options import OF_METHOD, OF_MODEL, check_given, kept_table, on_bad_option, save_option, seed_option, tell_left_out, told
+from .app import ANYWHERE, IN_A_CLONE, app
+from .complete import complete_methods, complete_models, complete_shifts
+from .options import (
+    OF_METHOD,
+    OF_MODEL,
+    check_given,
+    kept_table,
+    on_bad_option,
+    project_params,
+    save_option,
+    seed_option,
+    tell_left_out,
+    told,
+)
 
-@app.command()
+
+@app.command(rich_help_panel=ANYWHERE)
 def evaluate(
     context: typer.Context,
     method: Annotated[
-        Optional[str], typer.Argument(help="A method of params.yaml; or name a --model.")
+        Optional[str],
+        typer.Argument(
+            help="A method of params.yaml, in a clone; or name a --model.", autocompletion=complete_methods
+        ),
     ] = None,
     seed: seed_option(OF_METHOD) = 0,
-    model: Annotated[Optional[str], typer.Option(help="Any torchvision network, or timm/NAME.")] = None,
+    model: Annotated[
+        Optional[str],
+        typer.Option(help="Any torchvision network, or timm/NAME.", autocompletion=complete_models),
+    ] = None,
     weights: Annotated[
         Optional[str],
         typer.Option(help="Its state dict, or the name of published weights.", rich_help_panel=OF_MODEL),
@@ -37,7 +56,11 @@ def evaluate(
     ] = None,
     shifts: Annotated[
         str,
-        typer.Option(help="all, or some of clean,corruptions,instagram,sketch.", rich_help_panel=OF_MODEL),
+        typer.Option(
+            help="all, or some of clean,corruptions,instagram,sketch.",
+            rich_help_panel=OF_MODEL,
+            autocompletion=complete_shifts,
+        ),
     ] = "all",
     images: Annotated[
         Optional[int], typer.Option(help="Test on so many, drawn at random.", min=1, rich_help_panel=OF_MODEL)
@@ -71,6 +94,7 @@ def evaluate(
     Example: advbn evaluate advbn --seed 0, or: advbn evaluate --model resnet50 --weights weights.pt --data
     val --shifts all"""
     from ..base.errors import ParameterError
+    from ..base.names import check_evaluation
 
     if (method is None) == (model is None):
         raise ParameterError(
@@ -97,8 +121,6 @@ def evaluate(
         check_given(
             context, OF_MODEL, "a method of params.yaml; what is printed of a --model is kept by --json"
         )
-        from .beforehand import check_evaluation
-
         files = {"clean": weights, "adversarial": adversarial_weights}
         files = files if adversarial_weights else {model: weights}
         check_evaluation(model, filter(None, files.values()), data, shifts, classes)
@@ -122,10 +144,14 @@ def evaluate(
         print(found.to_json() if json else found)
 
 
-@app.command()
+@app.command(rich_help_panel=IN_A_CLONE)
 def export(
     method: Annotated[
-        str, typer.Argument(help="A method of params.yaml, or a folder or archive of save_pretrained.")
+        str,
+        typer.Argument(
+            help="A method of params.yaml, or a folder or archive of save_pretrained.",
+            autocompletion=complete_methods,
+        ),
     ],
     out: Annotated[Path, typer.Argument(help="File to write, or with --pretrained a folder.")],
     branch: Annotated[str, typer.Option(help="clean or adversarial.")] = "clean",
@@ -145,7 +171,9 @@ def export(
     ] = False,
 ):
     """Write a trained network's plain weights, as torchvision or timm load them, ONNX, or a folder with both
-    branches. Example: advbn export advbn robust.pt --branch adversarial"""
+    branches.
+
+    Example: advbn export advbn robust.pt --branch adversarial"""
     from ..base.errors import ParameterError
 
     if onnx and pretrained:
@@ -189,10 +217,9 @@ def export_folder(folder, out, branch, kind, size) -> str:
 
 def export_method(method, out, branch, seed, kind, size) -> str:
     "What `export` does with a method of `params.yaml`, in words."
-    from ..base.config import load_params
+    params = project_params(method=method)
     from ..training.run import load_network, resolve
 
-    params = load_params()
     run = resolve(params, method, seed)
     _has_branch(branch, run.method.branches, method)
     if kind == "pretrained":
@@ -219,7 +246,7 @@ def export_method(method, out, branch, seed, kind, size) -> str:
     return f"{run.network.name}, {run.setting.data.classes} classes"
 
 
-@app.command("import-official")
+@app.command("import-official", rich_help_panel=ANYWHERE)
 def import_official(
     file: Path,
     out: Annotated[Path, typer.Option(help="Folder for the weights.")] = Path("."),
@@ -227,8 +254,11 @@ def import_official(
         Optional[str], typer.Option(help="Architecture, where the file does not name it.")
     ] = None,
 ):
-    """Turn a checkpoint of the official code into plain torchvision weights. Example: advbn import-official
-    checkpoint.pth.tar --out weights"""
+    """Turn a checkpoint of the official code into plain torchvision weights.
+
+    Example: advbn import-official checkpoint.pth.tar --out weights"""
+    if not file.is_file():
+        raise FileNotFoundError(f"no checkpoint at {file}")
     from ..networks.official import read_official
     from ..networks.weights import save_state
 
@@ -240,4 +270,3 @@ def import_official(
         f"{found.arch}, cut after {found.after}"
         + (f", epoch {found.epoch}" if found.epoch is not None else "")
     )
-

@@ -2,9 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
+
+from .complete import complete_loggers, complete_methods, complete_seeds
 
 OF_METHOD, OF_MODEL = (
     "With a method of params.yaml",
@@ -13,7 +15,10 @@ OF_METHOD, OF_MODEL = (
 
 
 def seed_option(panel=None):
-    return Annotated[int, typer.Option(help="Seed of the network.", rich_help_panel=panel)]
+    return Annotated[
+        int,
+        typer.Option(help="Seed of the network.", rich_help_panel=panel, autocompletion=complete_seeds),
+    ]
 
 
 def on_bad_option(panel=None):
@@ -36,6 +41,20 @@ def save_option(panel=None):
     ]
 
 
+METHOD = Annotated[str, typer.Argument(help="A method of params.yaml.", autocompletion=complete_methods)]
+
+
+def log_option(panel=None):
+    return Annotated[
+        Optional[str],
+        typer.Option(
+            help="Tell losses and accuracy to tensorboard or dvclive, too, under logs/.",
+            rich_help_panel=panel,
+            autocompletion=complete_loggers,
+        ),
+    ]
+
+
 def tell_left_out(bad):
     "List what could not be read."
     if bad.found:
@@ -45,6 +64,17 @@ def tell_left_out(bad):
             sep="\n  ",
             file=sys.stderr,
         )
+
+
+def project_params(profile=None, method=None, **network):
+    """`params.yaml` of the clone, checked, and that it has a `method`: before anything heavy is loaded, as
+    `load_params` and `Params.row` do it."""
+    from ..base.config import load_params
+
+    found = load_params(profile, **network)
+    if method is not None:
+        found.row(method)
+    return found
 
 
 def kept_table(params, columns, *parts) -> Path:
@@ -84,4 +114,3 @@ def check_given(context, panel, instead):
             and context.get_parameter_source(option.name).name != "DEFAULT"
         ):
             raise ParameterError(f"{option.opts[0]} goes with {instead}")
-

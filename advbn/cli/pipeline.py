@@ -5,8 +5,11 @@ from typing import Annotated, Optional
 
 import typer
 
-from .app import app
-from .options import kept_table, save_option, seed_option, told
+from ..base.extras import check_logger
+from .app import IN_A_CLONE, app
+from .complete import complete_profiles, complete_seeds
+from .options import METHOD, kept_table, log_option, project_params, save_option, seed_option, told
+
 
 def _data_pin(root: Path) -> Optional[str]:
     "The hash that `data.dvc` pins, if `root` is the folder it stands beside."
@@ -16,13 +19,15 @@ def _data_pin(root: Path) -> Optional[str]:
     return yaml.safe_load(pin.read_text())["outs"][0]["md5"] if pin.exists() else None
 
 
-@app.command()
+@app.command(rich_help_panel=IN_A_CLONE)
 def data(
     root: Annotated[
         Optional[Path], typer.Option(help="Folder to build; by default the project's data/.")
     ] = None,
 ):
-    "Draw the embedded images. Example: advbn data"
+    """Draw the embedded images.
+
+    Example: advbn data"""
     from ..base.files import held, project_root
     from ..images.openmoji import build_openmoji, fingerprint
 
@@ -53,7 +58,10 @@ def _said(pairs, words) -> dict:
     }
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(
+    rich_help_panel=IN_A_CLONE,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
 def run(
     context: typer.Context,
     notebook: Path,
@@ -62,7 +70,9 @@ def run(
         typer.Option("-p", help="NAME=VALUE, once for each parameter; --NAME VALUE says the same."),
     ] = None,
 ):
-    "Execute a notebook with parameters. Example: advbn run nbs/stages/method.ipynb -p method=advbn"
+    """Execute a notebook with parameters.
+
+    Example: advbn run nbs/stages/method.ipynb -p method=advbn"""
     from ..base.config import load_params
     from ..notebooks import run_notebook
 
@@ -70,7 +80,7 @@ def run(
     print(run_notebook(notebook, _said(parameter or [], context.args)))
 
 
-@app.command()
+@app.command(rich_help_panel=IN_A_CLONE)
 def pretrain(
     seed: seed_option() = 0,
     save: save_option() = False,
@@ -80,79 +90,107 @@ def pretrain(
             help="new: put a new classifier on the weights of the profile's network, as head: new there."
         ),
     ] = None,
+    log: log_option() = None,
 ):
-    "Train the profile's network. Example: accelerate launch -m advbn pretrain --seed 0"
-    from ..base.config import load_params
+    """Train the profile's network.
+
+    Example: accelerate launch -m advbn pretrain --seed 0"""
+    check_logger(log)
+    params = project_params(**({"head": head} if head else {}))
     from ..base.rows import EPOCHS
     from ..training.run import check_networks, resolve
     from ..training.train import clear_progress, pretrain
 
-    params = load_params(**({"head": head} if head else {}))
     path = kept_table(params, EPOCHS, "training", "pretrained.csv") if save else None
     check_networks(params)
     run = resolve(params, "standard", seed)
-    found = pretrain(run)
+    found = pretrain(run, log)
     if told(found, found.tail(1).to_string(index=False), path):
         clear_progress(run.setting, run.start, seed)
 
 
-@app.command()
-def train(method: str, seed: seed_option() = 0, save: save_option() = False):
-    "Train a method of params.yaml. Example: accelerate launch -m advbn train advbn --seed 0 --save"
-    from ..base.config import load_params
+@app.command(rich_help_panel=IN_A_CLONE)
+def train(
+    method: METHOD,
+    seed: seed_option() = 0,
+    save: save_option() = False,
+    log: log_option() = None,
+):
+    """Train a method of params.yaml.
+
+    Example: accelerate launch -m advbn train advbn --seed 0 --save"""
+    check_logger(log)
+    params = project_params(method=method)
     from ..base.rows import EPOCHS
     from ..training.run import resolve
     from ..training.train import clear_progress, train
 
-    params = load_params()
     run = resolve(params, method, seed)
     path = kept_table(params, EPOCHS, "training", f"{run.name}.csv") if save else None
-    found = train(run)
+    found = train(run, log)
     if told(found, found.tail(1).to_string(index=False), path):
         clear_progress(run.setting, run.name, seed)
 
 
-@app.command()
+@app.command(rich_help_panel=IN_A_CLONE)
 def seed(
-    number: Annotated[int, typer.Argument(help="One of the seeds of params.yaml.")],
-    profile: Annotated[Optional[str], typer.Option(help="By default the one that params.yaml names.")] = None,
+    number: Annotated[
+        int, typer.Argument(help="One of the seeds of params.yaml.", autocompletion=complete_seeds)
+    ],
+    profile: Annotated[
+        Optional[str],
+        typer.Option(help="By default the one that params.yaml names.", autocompletion=complete_profiles),
+    ] = None,
+    log: log_option() = None,
 ):
-    """All of the main table for one seed: pretrain, train and test every method, and keep the rows. What is
-    kept is not done again; several seeds can run side by side. Example: advbn seed 0 --profile pacs"""
+    """All of the main table for one seed.
+
+    Pretrain, train and test every method, and keep the rows. What is kept is not done again; several seeds
+    can run side by side.
+
+    Example: advbn seed 0 --profile pacs"""
+    check_logger(log)
     import time
 
-    from ..base.config import load_params
+    params, began = project_params(profile), time.perf_counter()
     from ..notebooks import record_stage
     from ..seeds import run_seed
     from ..training.run import check_networks, check_seed, resolve
 
-    params, began = load_params(profile), time.perf_counter()
     runs = [resolve(params, name, number) for name in params.methods]
     check_seed(runs[0].setting, number)
     check_networks(params)
-    for step in run_seed(runs):
+    for step in run_seed(runs, log):
         seconds, began = time.perf_counter() - began, time.perf_counter()
         print(f"{step}: {seconds / 60:.1f} minutes", flush=True)
         record_stage(params, f"seed{number}", seconds, more=True)
     print(f"seed {number} of {params.profile} is kept")
 
 
-@app.command()
+@app.command(rich_help_panel=IN_A_CLONE)
 def plan(
     profile: Annotated[
-        Optional[str], typer.Option(help="A profile of params.yaml; by default the one it names.")
+        Optional[str],
+        typer.Option(
+            help="A profile of params.yaml; by default the one it names.", autocompletion=complete_profiles
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ):
-    """What a profile will do, how long it takes on this machine, and what is missing. Example: advbn plan
-    --profile imagenet"""
+    """What a profile will do, how long it takes on this machine, and what is missing.
+
+    Example: advbn plan --profile imagenet"""
     from ..base.config import load_params
-    from ..base.errors import ParameterError
-    from ..training.cost import disk_bytes, missing_sets, plan
+    from ..base.errors import ParameterError, did_you_mean
+    from ..base.machine import duration
 
     params = load_params()
     if profile and profile not in params.profiles:
-        raise ParameterError(f"--profile is {profile!r}; allowed are {', '.join(params.profiles)}")
+        hint = did_you_mean(profile, params.profiles)
+        raise ParameterError(f"--profile is {profile!r}; allowed are {', '.join(params.profiles)}{hint}")
+
+    from ..training.cost import device_in_words, disk_bytes, missing_sets, plan
+
     params = params.model_copy(update={"profile": profile or params.profile})
     stages, disk, missing = plan(params), disk_bytes(params), missing_sets(params)
     if json:
@@ -171,19 +209,21 @@ def plan(
         )
         return
     print(stages.to_string(index=False, float_format="{:.1f}".format))
-    hours = stages.minutes.sum() / 60
     print(
-        f"\nexpected: {f'{hours:.1f} hours' if hours > 2 else f'{60 * hours:.0f} minutes'} on this machine "
-        f"at least; reading, augmentation and start-up are left out"
+        f"\nexpected: {duration(60 * stages.minutes.sum())} at least, on this machine ({device_in_words()}); "
+        f"reading, augmentation and start-up are left out"
     )
     print("disk: " + ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in disk.items()))
     print("missing: " + ("nothing" if not missing else "\n         ".join(missing)))
 
 
-@app.command()
+@app.command(rich_help_panel=IN_A_CLONE)
 def status(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False):
-    """Whether the results that are kept still are what code, parameters and images give, for every profile;
-    exit status 1 if some are not. Example: advbn status"""
+    """Whether the results that are kept still are what code, parameters and images give.
+
+    For every profile; exit status 1 if some are not.
+
+    Example: advbn status"""
     from ..status import status
 
     found = status()
@@ -199,20 +239,23 @@ def status(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
     raise typer.Exit(1 if any(found.values()) else 0)
 
 
-@app.command()
+@app.command(rich_help_panel=IN_A_CLONE)
 def verify(
     profile: Annotated[
-        Optional[str], typer.Option(help="Whose results; by default the profile that params.yaml names.")
+        Optional[str],
+        typer.Option(
+            help="Whose results; by default the profile that params.yaml names.",
+            autocompletion=complete_profiles,
+        ),
     ] = None,
     against: Annotated[
         Optional[str],
         typer.Option(help="A Git revision, or a folder with somebody's results; by default HEAD."),
     ] = None,
 ):
-    """Whether the results of a run of one's own agree with the committed ones; exit status 1 if they do not,
-    or something is missing.
+    """Whether the results of a run of one's own agree with the committed ones.
 
-    Another kind of CPU rounds otherwise, and its digits are others. A difference is within its bound if two
+    Exit status 1 if they do not, or something is missing. Another kind of CPU rounds otherwise, and its digits are others. A difference is within its bound if two
     independent runs with the intervals of both tables differ by less in 95 of 100 cases. Of the hundreds of
     numbers in the tables some leave it by chance, so Holm's correction, at 4 %, says which are beyond chance;
     the primary outcome is decided by itself, at 1 %, and a changed verdict on it is always told. Neither
@@ -226,17 +269,25 @@ def verify(
     raise typer.Exit(0 if found.good else 1)
 
 
-@app.command()
+@app.command(rich_help_panel=IN_A_CLONE)
 def report():
-    "Write the page of results anew from the tables and figures under results/. Example: advbn report"
+    """Write the page of results anew from the tables and figures under results/.
+
+    Example: advbn report"""
     from ..base.config import load_params
     from ..base.files import project_root
     from ..page import build_page
+    from ..verify import as_committed
 
     params = load_params()
     out = project_root() / "results" / params.profile / "report.html"
     out.write_text(build_page(params), encoding="utf-8")
     print(out)
+    if as_committed(out.parent):
+        print(
+            "its numbers are the committed ones, which this clone came with; for your own: dvc repro, and "
+            "advbn verify compares them"
+        )
 
 
 def _size(paths) -> int:
@@ -244,7 +295,7 @@ def _size(paths) -> int:
     return sum(p.lstat().st_size for p in paths if p.is_file() and not p.is_symlink())
 
 
-@app.command()
+@app.command(rich_help_panel=IN_A_CLONE)
 def clean(
     yes: Annotated[bool, typer.Option("--yes", help="Remove them.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -260,7 +311,8 @@ def clean(
     from ..images.decoding import kept_listings
 
     root, freed, left = project_root(), {}, {}
-    for name in ("checkpoints", "progress", "shifted", "predictions", "executed", ".dvc/cache", ".dvc/tmp"):
+    made = ("checkpoints", "progress", "shifted", "predictions", "executed", "logs", ".dvc/cache", ".dvc/tmp")
+    for name in made:
         folder = root / name
         if not folder.is_dir():
             continue
@@ -292,4 +344,3 @@ def clean(
         f"{sum(freed.values()) / 1e6:9.1f} MB  "
         f"{'freed' if yes else 'would be freed; remove with: advbn clean --yes'}"
     )
-

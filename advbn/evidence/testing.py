@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Predictions', 'gathered', 'score', 'write_predictions', 'write_right', 'keep_right', 'read_right', 'all_cells',
-           'tested_seeds', 'made_from', 'make_tests', 'kept_tests', 'evaluate', 'train_and_evaluate']
+           'cell_count', 'tested_seeds', 'made_from', 'make_tests', 'kept_tests', 'evaluate', 'train_and_evaluate']
 
 # %% ../../nbs/evidence/03_testing.ipynb #ba03c601
 import hashlib
@@ -62,14 +62,15 @@ def gathered(seen: dict, targets: dict) -> Predictions:
     return Predictions(cells, tuple(targets), np.array([*targets.values()], np.int16), classes)
 
 # %% ../../nbs/evidence/03_testing.ipynb #e4486b9b
-def score(networks: dict, made, title: str) -> tuple:
-    """`(table, predictions)` of networks, as `{branch: network}`, on `(shift, cell, Images)`.
+def score(networks: dict, made, title: str, total: int | None = None) -> tuple:
+    """`(table, predictions)` of networks, as `{branch: network}`, on `(shift, cell, Images)`, of which there
+    are `total`, if that is known.
 
     The table has a row per branch and cell: branch, shift, cell, correct, images. The `Predictions` hold the
     top classes; the pieces of a cell are put together."""
     networks = {branch: for_inference(network) for branch, network in networks.items()}
     counts, seen, targets = {}, {}, {}
-    for shift, cell, images in tqdm(made, desc=title, unit="cell"):
+    for shift, cell, images in tqdm(made, desc=title, unit="cell", total=total):
         labels = images.targets.cpu()
         targets.update(zip(images.names, labels.tolist()))
         for branch, classes in predict_each(networks, images.images).items():
@@ -174,6 +175,14 @@ def all_cells(setting: Setting, data, seed: int, device="cpu", most: int | None 
     for shift, cell, images in published_cells(data, published, most):
         yield shift, cell, images.to(device)
 
+# %% ../../nbs/evidence/03_testing.ipynb #18508fdf
+def cell_count(setting: Setting, data) -> int:
+    "How many cells `all_cells` gives of images that come in one piece; of Sketch, line art or edges."
+    tested = _tested(setting)
+    published = [key for key in data.published if key[0] in tested]
+    made = {*tested} - {shift for shift, _ in published}
+    return len(published) + sum(len(SHIFTS[shift].cells) for shift in made) - ("sketch" in made)
+
 # %% ../../nbs/evidence/03_testing.ipynb #8a86dc7c
 _PAINTED = {"network", "after", "attack", "styles_sha256"}  # of pictures, what painted images depend on
 
@@ -216,7 +225,7 @@ def make_tests(setting: Setting, seed: int) -> pd.DataFrame:
     data = load_data(setting)
     accelerator = build_accelerator(timeout=setting.timeout)
     made = all_cells(setting, data, seed, accelerator.device, None if data.in_memory else 64)
-    bar = tqdm(made, desc=f"shifts, seed {seed}", unit="cell")
+    bar = tqdm(made, desc=f"shifts, seed {seed}", unit="cell", total=cell_count(setting, data))
     listed = store_cells(bar, _kept_at(setting, data, seed), made_from(setting, data, seed))
     list_left_out(setting, data, "shifts", seed, accelerator)
     return listed.assign(seed=seed)
@@ -257,7 +266,8 @@ def evaluate(run: Run) -> tuple:
         made = kept_tests(setting, data, run.seed)
     else:
         made = all_cells(setting, data, run.seed, accelerator.device)
-    table, predictions = score(networks, made, run.title)
+    total = cell_count(setting, data) if data.in_memory else None  # others come in pieces
+    table, predictions = score(networks, made, run.title, total)
     if accelerator.num_processes > 1 and not data.in_memory:
         table, predictions = _added_up(table, predictions)
     list_left_out(setting, data, run.name, run.seed, accelerator)
@@ -267,7 +277,7 @@ def evaluate(run: Run) -> tuple:
     return table.assign(method=run.name, seed=run.seed, source=source, accuracy=accuracy), predictions
 
 # %% ../../nbs/evidence/03_testing.ipynb #fab4f14f
-def train_and_evaluate(run: Run) -> tuple:
+def train_and_evaluate(run: Run, log: str | None = None) -> tuple:
     "`(rows per epoch, table, predictions)`: `train` a run and `evaluate` what it has become."
-    history = train(run)
+    history = train(run, log)
     return history, *evaluate(run)

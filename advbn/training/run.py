@@ -210,11 +210,7 @@ def resolve(params: Params, row: Row | str, seed: int) -> Run:
 # %% ../../nbs/training/03_run.ipynb #8594b49a
 def find_row(params: Params, name: str) -> Row:
     "The row of the main table called `name`; raises `ParameterError` with the nearest name."
-    rows = params.rows()
-    if name not in rows:
-        hint = did_you_mean(name, rows)
-        raise ParameterError(f"no method {name!r} in params.yaml; there are {', '.join(rows)}{hint}")
-    return rows[name]
+    return params.row(name)
 
 
 def all_seeds(params: Params, row: Row | str) -> list:
@@ -277,12 +273,24 @@ def build_network(name: str, section, data, scaled: int | None = None):
     model = build_model(name, len(data.classes), pinned_weights(section), section.head, data.classes)
     return remember(model, replace(preprocessing_of(model), **streamed_as(data), scaled=scaled))
 
+# %% ../../nbs/training/03_run.ipynb #8c53d86f
+def _made_by(run, method):
+    "The commands that train what is missing."
+    if run.base:
+        return f"it is made by: dvc repro bases@{run.setting.profile}-{run.base}"
+    there = run.setting.checkpoint(run.start, run.seed).is_file()
+    first = [] if there else [f"advbn pretrain --seed {run.seed}"]
+    then = [] if method == run.start else [f"advbn train {method} --seed {run.seed}"]
+    return f"it is made by: {' && '.join(first + then) or 'dvc repro'}"
+
 
 def load_network(run: Run, method: str | None = None, branch: str = "clean") -> torch.nn.Module:
     """The trained network of a run as a plain model in eval mode; `method` is another one's of the same seed,
     such as `run.start`."""
-    model = build_model(run.network.name, run.setting.data.classes)
     path = run.setting.checkpoint(method or run.name, run.seed, branch)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}; {_made_by(run, method or run.name)}")
+    model = build_model(run.network.name, run.setting.data.classes)
     return load_into(model, path).eval()
 
 # %% ../../nbs/training/03_run.ipynb #c9b4c4ef

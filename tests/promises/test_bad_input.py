@@ -429,7 +429,12 @@ def test_pictures_of_any_size_are_corrupted(folder, run):
     photo((60, 50), seed=5).save(folder / "images/cats/wide.jpg")
     assert (
         "7 images written"
-        in run("corrupt", folder / "images", folder / "out", "--name", "fog", "--severity", "2")[1]
+        in run(
+            "corrupt",
+            folder / "images",
+            folder / "out",
+            *["--name", "fog", "--severity", "2", "--format", "png"],
+        )[1]
     )
     wide = read_picture(folder / "out/cats/wide.png")
     names = [name for name, _ in Tree(folder / "images").samples]
@@ -692,8 +697,8 @@ def test_a_place_where_nothing_can_be_written_is_said_before_work(project, refus
     (project / "results").touch()
     refused(["train", "advbn", "--save"], "results")
     refused(
-        ["corrupt", project / "data/openmoji", ".", "--name", "fog"],
-        "exists and was made with other settings",
+        ["corrupt", project / "data/openmoji", "data", "--name", "fog"],
+        "the pictures themselves; name a folder beside it",
     )
 
 

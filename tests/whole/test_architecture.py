@@ -22,7 +22,7 @@ PARTS = (
 MAY_IMPORT = {part: PARTS[:place] for place, part in enumerate(PARTS)}
 BELOW = ("base",)  # the machinery, plain modules that all parts may import
 ABOVE = ("cli",)  # what may import everything
-BESIDE = ("explore", "stages", "choices")  # notebooks that are no rooms
+BESIDE = ("explore", "recipes", "stages", "choices")  # notebooks that are no rooms
 MODULES = sorted(p for p in (ROOT / "advbn").rglob("*.py") if p.name != "_modidx.py")
 ROOMS = sorted((ROOT / "nbs").glob("*/[0-9]*.ipynb"))
 NUMBERS = {(p.parent.name, p.stem[3:]): int(p.stem[:2]) for p in ROOMS}

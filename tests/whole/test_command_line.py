@@ -1,25 +1,23 @@
 """The command line in a process of its own: what it prints, one line for a slip, and its exit status."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
-import timm
 import torch
-import torchvision
 from conftest import ROOT, call
 from miniature_imagenet import picture
 
 from advbn.base.config import load_params
 from advbn import evaluate
 from advbn.adapters.evaluate import FolderReading
+from advbn.cli.app import ANYWHERE, app
 from advbn.training.cost import missing_sets, set_sizes
-from advbn.cli.beforehand import SHIFTS, SUFFIXES, networks_of
-from advbn.networks.models import _SUFFIXES, LIBRARIES, NETWORKS, build_model
+from advbn.networks.models import build_model
 from advbn.networks.weights import save_state
-from advbn.shifts.cells import made_alone
 
 
 def evaluated(*words):
@@ -80,47 +78,6 @@ def test_published_weights_are_tested_in_all_thousand_classes(tmp_path, run, ref
     refused(
         words, "have 1000 classes and the data 2", "list all of theirs with --classes", "--classes imagenet"
     )
-
-
-WITHOUT_TORCH = """
-import sys
-sys.modules["torch"] = None
-sys.argv = {words}
-from advbn.cli import main
-main()
-"""
-
-
-@pytest.mark.parametrize(
-    "words, said",
-    [
-        (["--model", "resnet81"], "no network 'resnet81'; the nearest are 'resnet18'"),
-        (["--model", "timm/resnet500"], "no network 'timm/resnet500'; the nearest are 'timm/resnet50"),
-        (["--model", "resnet18", "--weights", "nope.pt"], "no weights at nope.pt"),
-        (["--model", "resnet18", "--data", "/nowhere"], "no images at /nowhere"),
-        (["--model", "resnet18", "--shifts", "cleen"], "did you mean 'clean'"),
-        (["--model", "resnet18", "--classes", "nope.txt"], "no list of classes at nope.txt"),
-        (["--model", "timm/resnet50.a1_in1k"], "needs --weights and --data"),
-        (["advbn", "--shifts", "clean"], "--shifts goes with"),
-    ],
-)
-def test_a_slip_is_told_before_torch_is_loaded(words, said):
-    code = WITHOUT_TORCH.format(words=["advbn", "evaluate", *words])
-    done = call(sys.executable, "-c", code, cwd=ROOT, check=False)
-    assert done.returncode == 2 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1, (
-        done.stderr
-    )
-
-
-def test_what_is_known_without_torch_is_what_is_known_with_it():
-    torchvisions = {name.partition("/")[2] for name in LIBRARIES["torchvision"].names()}
-    assert (
-        {*torchvision.models.list_models(torchvision.models)} == torchvisions <= {*networks_of("torchvision")}
-    )
-    assert {*timm.list_models()} <= {*networks_of("timm")} and {*NETWORKS} >= {*networks_of("")} >= {
-        "small_resnet"
-    }
-    assert SHIFTS == made_alone() and SUFFIXES == _SUFFIXES
 
 
 def test_wrong_words_are_one_line():
@@ -238,3 +195,114 @@ def test_results_are_compared_where_neither_dvc_nor_torch_nor_images_are(tmp_pat
     assert said.splitlines()[-1].startswith(
         "Good news: " if command == "verify" else "advbn: status asks DVC"
     )
+
+
+def without_torch(*words, cwd, **environment):
+    "A command in a process in which torch cannot be loaded."
+    code = (
+        "import sys\n"
+        "sys.modules['torch'] = sys.modules['pandas'] = None\n"
+        f"sys.argv = {['advbn', *map(str, words)]}\n"
+        "from advbn.cli import main\n"
+        "main()"
+    )
+    return call(sys.executable, "-c", code, cwd=cwd, check=False, PYTHONPATH=str(ROOT), **environment)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("corrupt photos out --name fogg", "fog"),
+        ("corrupt photos out --name fog --severity 9", "allowed are some of 1,2,3,4,5"),
+        ("corrupt photos photos --name fog", "the folder of the pictures themselves"),
+        ("corrupt nowhere out --name fog", "no images at nowhere"),
+        ("restyle photos out --name sutra", "sutro"),
+        ("evaluate --model resnet50 --weights nope.pt --data photos", "no weights at nope.pt"),
+        ("evaluate --model resnet50 --weights DEFAULT --data photos --shifts cleen", "clean"),
+        ("evaluate --model resnett50", "'torchvision/resnet50'"),
+        ("evaluate --model resnet50 --weights DEFAULT --data nowhere", "no images at nowhere"),
+        ("evaluate --model timm/resnet500", "no network 'timm/resnet500'; the nearest are 'timm/resnet50"),
+        ("evaluate --model resnet18 --classes nope.txt", "no list of classes at nope.txt"),
+        ("evaluate --model timm/resnet50.a1_in1k", "needs --weights and --data"),
+        ("evaluate advbn --shifts clean", "--shifts goes with"),
+    ],
+)
+def test_a_slip_is_told_before_torch_is_loaded(emoji_folder, tmp_path, words, said):
+    (tmp_path / "photos").symlink_to(emoji_folder)
+    done = without_torch(*words.split(), cwd=tmp_path)
+    assert done.returncode == 2 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_commands_that_look_and_tell_need_no_torch(emoji_folder, tmp_path):
+    done = without_torch("check", emoji_folder, "--json", cwd=tmp_path)
+    assert done.returncode == 0 and json.loads(done.stdout)["images"] == 12, done.stderr
+    done = without_torch("doctor", cwd=tmp_path)
+    assert done.returncode == 0 and "--  project" in done.stdout, done.stderr
+    done = without_torch("--help", cwd=tmp_path)
+    assert done.returncode == 0 and "In a clone of the project" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words, offered",
+    [
+        ("advbn corrupt a b --name fo", ["fog"]),
+        ("advbn evaluate --model resnet15", ["resnet152"]),
+        ("advbn evaluate --shifts clean,sk", ["clean,sketch"]),
+        ("advbn plan --profile cif", ["cifar10"]),
+        ("advbn train fine", ["finetune"]),
+        ("advbn train advbn --log t", ["tensorboard"]),
+    ],
+)
+def test_a_shell_completes_words_without_torch(words, offered):
+    count = str(len(words.split()) - 1)
+    done = without_torch(cwd=ROOT, _ADVBN_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=count)
+    assert done.stdout.split() == offered, done.stderr
+
+
+EXAMPLES = [  # of commands that run anywhere, as their help shows them
+    example
+    for command in app.registered_commands
+    if command.rich_help_panel == ANYWHERE
+    for example in re.findall(
+        r"(?:Example|or): (advbn [^.]+?)(?:, or|$|\n\n)", " ".join(command.callback.__doc__.split())
+    )
+]
+
+
+def test_each_command_that_runs_anywhere_shows_an_example():
+    assert {example.split()[1] for example in EXAMPLES} >= {"corrupt", "restyle", "check", "doctor"}
+
+
+@pytest.mark.parametrize(
+    "example", [e for e in EXAMPLES if re.match("advbn (corrupt .*fog |restyle|check|doctor)", e)]
+)
+def test_an_example_of_the_help_runs_as_it_is_written(emoji_folder, tmp_path, run, monkeypatch, example):
+    shutil.copytree(emoji_folder, tmp_path / "photographs/train")
+    shutil.copytree(emoji_folder, tmp_path / "photographs/test")
+    monkeypatch.chdir(tmp_path)
+    status, said, err = run(*example.split()[1:])
+    assert status == (1 if "check" in example else 0), err  # these images stand on both sides
+    assert said.strip()
+
+
+def test_the_plan_ends_in_a_duration_and_a_machine(run, monkeypatch, params):
+    from advbn.training import cost
+
+    monkeypatch.chdir(ROOT)
+    table = cost.pd.DataFrame(
+        [{"stage": "pretrain", "runs": 1, "images": 2, "TFLOP": 3.0, "minutes": 9448000.0}]
+    )
+    monkeypatch.setattr(cost, "plan", lambda params: table)
+    status, said, _ = run("plan")
+    assert status == 0 and "expected: 18.0 years at least, on this machine (" in said and "cores" in said
+
+
+def test_a_report_of_committed_numbers_says_so(clone, run, monkeypatch):
+    from advbn import page
+
+    monkeypatch.setattr(page, "build_page", lambda params: "a page")
+    monkeypatch.chdir(clone)
+    monkeypatch.delenv("ADVBN_ROOT", raising=False)
+    assert "its numbers are the committed ones" in run("report")[1]
+    (clone / "results/openmoji/tables/robustness.md").write_text("one's own")
+    assert "committed" not in run("report")[1]

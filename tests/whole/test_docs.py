@@ -65,6 +65,7 @@ def test_every_link_leads_somewhere(site):
         "promises.html",
         "networks.html",
         "explore/styles.html",
+        *(f"recipes/{name}.html" for name in ("index", "finetune", "evaluate", "corrupt", "restyle")),
         "results/openmoji/report.html",
         "source/method/layer.py",
     } <= {*pages, "source/method/layer.py"}
@@ -96,6 +97,12 @@ def test_api_pages_have_signatures_and_sources(site):
         "adapters.lightning",
     ):
         assert "doc-heading" in (site / f"api/{name}.html").read_text(encoding="utf-8"), name
+
+
+@pytest.mark.parametrize("name", ["corrupt", "restyle", "evaluate"])
+def test_a_recipe_shows_its_pictures_and_its_commands(site, name):
+    page = (site / f"recipes/{name}.html").read_text(encoding="utf-8")
+    assert "data:image/jpeg;base64," in page and f"advbn</span> {name}" in page or f"advbn {name}" in page
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")

@@ -236,6 +236,7 @@ def test_every_shown_cell_ends_in_something_to_see():
         *NUMBERED,
         *sorted((ROOT / "nbs").glob("explore/*.ipynb")),
         *sorted((ROOT / "nbs").glob("choices/*.ipynb")),
+        *sorted((ROOT / "nbs").glob("recipes/*.ipynb")),
     ]:
         for i, cell in enumerate(nbformat.read(path, as_version=4).cells):
             if (

@@ -1,12 +1,24 @@
 """What is kept of each image: who was right on which cell."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from advbn.base.config import load_params
 from advbn.base.errors import DataError
-from advbn.evidence.testing import gathered, keep_right, read_right, score, write_right
+from advbn.evidence.testing import (
+    all_cells,
+    cell_count,
+    gathered,
+    keep_right,
+    read_right,
+    score,
+    write_right,
+)
 from advbn.images.batches import Images
+from advbn.training.run import load_data, setting_of
 
 CLASSES = ("a", "b", "c")
 
@@ -77,3 +89,10 @@ def test_a_seed_is_kept_beside_others(tmp_path):
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.npz"):
         read_right(tmp_path / "none.npz")
+
+
+def test_the_cells_of_a_bar_are_counted_beforehand():
+    setting = replace(setting_of(load_params()), pictures=None)
+    data = load_data(setting)
+    made = list(all_cells(setting, data, 0, most=24))
+    assert len(made) == cell_count(setting, data) > 90

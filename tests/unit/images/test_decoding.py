@@ -1,6 +1,7 @@
 """Folders of pictures, listed once."""
 
 import numpy as np
+import pytest
 
 from advbn.images.openmoji import write_png
 
@@ -59,3 +60,57 @@ def test_the_list_of_a_large_tree_is_kept_until_a_folder_changes(tmp_path, monke
     listing.write_bytes(listing.read_bytes()[:-10])  # cut short
     walks.clear()
     assert len(decoding.Tree(root)) == 7 and walks
+
+
+def test_pictures_beside_the_folders_are_a_class_for_who_asks(tmp_path):
+    from advbn.base.errors import DataError
+    from advbn.images.decoding import Tree
+
+    for name in ("b.png", "a.PNG", "dogs/0.png", "dogs/puppies/1.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write_png(tmp_path / name, np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / "text").mkdir()
+    tree = Tree(tmp_path, loose=True)
+    assert tree.classes == ["", "dogs"] and tree.targets == [0, 0, 1, 1]
+    assert [p.removeprefix(f"{tmp_path}/") for p, _ in tree.samples] == [
+        "a.PNG",
+        "b.png",
+        "dogs/0.png",
+        "dogs/puppies/1.png",
+    ]
+    with pytest.raises(DataError, match="Found no valid file for the classes text"):
+        Tree(tmp_path)
+    (tmp_path / "flat").mkdir()
+    with pytest.raises(DataError, match="no class folder in .*expected is a folder for each class"):
+        Tree(tmp_path / "flat")
+
+
+def test_a_tree_has_the_order_of_torchvisions(tmp_path):
+    from torchvision.datasets import ImageFolder
+
+    from advbn.images.decoding import Tree
+
+    for name in ("b/x/1.png", "b/2.png", "b-c/3.png", "b/x-y/4.JPG", "a/5.webp", "B/6.bmp", "b/.7.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    ours, theirs = Tree(tmp_path), ImageFolder(tmp_path)
+    assert (ours.samples, ours.classes, ours.class_to_idx, ours.targets) == (
+        theirs.samples,
+        theirs.classes,
+        theirs.class_to_idx,
+        theirs.targets,
+    )
+
+
+def test_a_set_of_domains_is_remarked_upon(tmp_path, run):
+    from advbn.images.decoding import inspect_folder
+
+    for domain in ("photo", "sketch"):
+        for name in ("dog", "cat"):
+            (tmp_path / domain / name).mkdir(parents=True)
+            write_png(tmp_path / domain / name / "0.png", np.full((8, 8, 3), len(domain + name), np.uint8))
+    (remark,) = inspect_folder(tmp_path)["remarks"]
+    assert "looks like a set of domains: photo, sketch" in remark and f"{tmp_path}/photo" in remark
+    assert inspect_folder(tmp_path / "photo")["remarks"] == []
+    status, said, _ = run("check", tmp_path)
+    assert status == 0 and remark in said

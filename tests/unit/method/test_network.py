@@ -406,3 +406,13 @@ def test_parts_are_modules(stem, head, what):
 def test_a_wrapped_network_is_refused_by_name():
     with pytest.raises(ValueError, match="DataParallel.*hand over its module"):
         prepare(nn.DataParallel(Net(conv_bn())), "module.bn")
+
+
+@pytest.mark.parametrize("layer", [{"steps": 1}, {"steps": 1, "recipe": "fast"}])
+def test_a_label_beyond_the_networks_classes_says_what_to_do(layer):
+    net = prepare(resnet18(num_classes=3), "layer1", **layer).train()
+    images = torch.randn(4, 3, 32, 32)
+    with pytest.raises(
+        ValueError, match="labels go up to 7, and the network tells fewer classes .* head='new'"
+    ):
+        net.losses(images, torch.tensor([0, 7, 1, 7]))

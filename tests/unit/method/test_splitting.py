@@ -12,6 +12,7 @@ import torchvision
 from torch import nn
 
 from advbn import prepare, split
+from advbn.method.splitting import first_stages
 
 # one cut each, at the end of a stage: (maker, path, input size)
 TORCHVISION = {
@@ -343,3 +344,27 @@ def test_flags_of_the_model_are_left_alone():
     before = [m.training for m in model.modules()]
     split(model, "layer1")
     assert [m.training for m in model.modules()] == before
+
+
+@pytest.mark.parametrize(
+    "make, stages",
+    [
+        ("resnet18", ["layer1", "layer2", "layer3"]),
+        ("efficientnet_b0", ["features.0", "features.1", "features.2"]),
+        ("convnext_tiny", ["features.0", "features.1", "features.2"]),
+    ],
+)
+def test_the_first_stages_are_proposed_where_no_name_is_near(make, stages):
+    model = getattr(torchvision.models, make)(num_classes=3)
+    assert first_stages(model) == stages
+    with pytest.raises(
+        ValueError, match=f"no module 'stage_one'; the first stages .* {', '.join(map(repr, stages))}"
+    ):
+        split(model, "stage_one")
+
+
+def test_another_networks_name_of_a_stage_is_answered_with_the_stages_of_this_one():
+    model = torchvision.models.efficientnet_b0(num_classes=3)
+    with pytest.raises(ValueError) as refused:
+        split(model, "layer1")
+    assert "'features.1'" in str(refused.value) and "'classifier'" not in str(refused.value)

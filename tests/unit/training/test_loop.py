@@ -24,6 +24,7 @@ from advbn.images.batches import (
 )
 from advbn.images.preprocessing import Preprocessing, remember
 from advbn.networks.models import build_model
+from advbn.training.distributed import build_accelerator
 from advbn.training.loop import build_optimizer, finetuning_net, fit, pretraining_net
 
 RECIPE = Training(epochs=2, batch_size=16, lr=0.02)
@@ -190,3 +191,30 @@ def test_training_takes_weights_of_five_axes():
         and net.head[3].weight.is_contiguous(memory_format=torch.channels_last)
         and net.head[1].weight.ndim == 5
     )
+
+
+@pytest.mark.parametrize("log", ["tensorboard", "dvclive"])
+def test_losses_are_told_to_a_logger_too_and_change_nothing(images, tmp_path, monkeypatch, log):
+    pytest.importorskip(log)
+    monkeypatch.chdir(tmp_path)
+    accelerator = build_accelerator(log=log, folder=tmp_path / "logs")
+    told, alone = (finetuning_net(model(), "layer1", {"steps": 1}) for _ in range(2))
+    loader = MemoryBatches(images, 16, seed=3)
+    history = fit(told, loader, RECIPE, 3, "advbn, seed 3", accelerator)
+    assert history == fit(alone, loader, RECIPE, seed=3)
+    assert all(torch.equal(a, b) for a, b in zip(told.state_dict().values(), alone.state_dict().values()))
+    assert accelerator.trackers == [] and sorted(p.name for p in tmp_path.iterdir()) == ["logs"]
+    (run,) = (tmp_path / "logs").iterdir()
+    assert run.name == "advbn-seed-3"
+    if log == "dvclive":
+        rows = (run / "plots/metrics/clean_loss.tsv").read_text().split()[2:]
+        steps, losses = map(int, rows[::2]), [float(x) for x in rows[1::2]]
+    else:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(run))
+        events.Reload()
+        steps, losses = zip(*((e.step, e.value) for e in events.Scalars("clean_loss")))
+    per_epoch = len(loader)
+    assert list(steps) == [per_epoch, 2 * per_epoch]
+    assert losses == pytest.approx([epoch["clean_loss"] for epoch in history], rel=1e-5)

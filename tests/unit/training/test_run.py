@@ -13,7 +13,7 @@ from advbn.base.errors import DataError, ParameterError
 from advbn.base.files import file_digest
 from advbn.images.preprocessing import Preprocessing
 from advbn.networks.models import wanted_by
-from advbn.training.run import check_networks, load_data, resolve, setting_of
+from advbn.training.run import base_runs, check_networks, load_data, load_network, resolve, setting_of
 from advbn.training.train import clear_progress, pretrain
 
 
@@ -175,3 +175,21 @@ def test_wrong_networks_and_cuts_of_any_table_are_found_before_training(change, 
     change(content)
     with pytest.raises(ParameterError, match=words):
         check_networks(parse_params(content))
+
+
+def test_a_checkpoint_that_is_missing_says_which_commands_train_it(tmp_path, monkeypatch):
+    run = resolve(load_params(), "advbn", 2)
+    base = base_runs(load_params(), "plain")[0][0]
+    monkeypatch.setenv("ADVBN_ROOT", str(tmp_path))
+    for method, words in (
+        (None, "advbn pretrain --seed 2 && advbn train advbn --seed 2"),
+        (run.start, "advbn pretrain --seed 2"),
+    ):
+        with pytest.raises(FileNotFoundError, match=f"no checkpoint at .*; it is made by: {words}$"):
+            load_network(run, method)
+    run.setting.checkpoint(run.start, 2).parent.mkdir(parents=True)
+    run.setting.checkpoint(run.start, 2).touch()
+    with pytest.raises(FileNotFoundError, match="it is made by: advbn train advbn --seed 2$"):
+        load_network(run)
+    with pytest.raises(FileNotFoundError, match="it is made by: dvc repro bases@openmoji-plain"):
+        load_network(base, base.start)

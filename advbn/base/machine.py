@@ -1,0 +1,72 @@
+"""The machine, as far as it can be told without loading anything."""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+
+def _first(key):
+    "What `/proc/cpuinfo` says of the first processor under a key; an empty text where it says nothing."
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(key):
+                return line.split(":", 1)[1].strip()
+    return ""
+
+
+def processor() -> str:
+    """The CPU's name, its cores, and where it tells the widest vectors it computes with; on those depends how
+    sums are rounded, and names in the cloud do not say it."""
+    name = _first("model name") or platform.processor() or platform.machine()
+    flags = _first("flags").split()
+    vectors = [words for flag, words in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in flags]
+    return ", ".join([name, f"{os.cpu_count()} cores", *vectors[:1]])
+
+
+def bf16_in_processor() -> bool | None:
+    """Whether the CPU multiplies bfloat16 itself; without, a step under autocast takes many times as long as
+    in float32. `None` where it does not say."""
+    flags = (_first("flags") or _first("Features")).split()
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & {*flags}) if flags else None
+
+
+def gpus() -> list:
+    "The names of NVIDIA's GPUs, as their driver tells them."
+    if not shutil.which("nvidia-smi"):
+        return []
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    with suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        return done.stdout.strip().splitlines() if done.returncode == 0 else []
+    return []
+
+
+def cuda_of_torch() -> str:
+    "The version of CUDA that torch is built for, read in its files; an empty text for none."
+    spec = find_spec("torch")
+    with suppress(OSError):
+        text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8") if spec else ""
+        if found := re.search(r"^cuda\b.*= *'([^']+)'", text, re.M):
+            return found[1]
+    return ""
+
+
+def memory() -> int:
+    "Bytes of memory, or 0 where the system does not say."
+    with suppress(ValueError, OSError, AttributeError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 0
+
+
+def duration(seconds: float) -> str:
+    "Seconds in the unit that one would say: minutes, hours, days or years."
+    units = (("years", 365.25 * 86400), ("days", 86400), ("hours", 3600), ("minutes", 60))
+    unit, length = next(((u, n) for u, n in units if seconds >= 2 * n), ("seconds", 1))
+    number = seconds / length
+    digits = 0 if unit in ("minutes", "seconds") or number >= 100 else 1
+    return f"{number:.{digits}f} {unit}"
