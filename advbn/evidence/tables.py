@@ -566,6 +566,11 @@ def told(section: Section | None) -> str:
         f"{key.replace('_', ' ')} {_words(value)}" for key, value in said if value not in (None, [], {}, "")
     )
 
+
+def _numbers(values) -> str:
+    "The numbers of three channels, once where they are equal."
+    return " ".join(f"{value:g}" for value in dict.fromkeys(values))
+
 # %% ../../nbs/evidence/05_tables.ipynb #56972b93
 def _augmentation(data) -> str:
     "How training images are changed, without what is left as it is."
@@ -575,11 +580,6 @@ def _augmentation(data) -> str:
     changes = {k: v for k, v in data.augment.model_dump().items() if v != nothing[k]} if data.augment else {}
     words = [k.replace("_", " ") + ("" if v is True else f" {v}") for k, v in changes.items()]
     return ", ".join(words) or "none"
-
-
-def _numbers(values) -> str:
-    "The numbers of three channels, once where they are equal."
-    return " ".join(f"{value:g}" for value in dict.fromkeys(values))
 
 
 def protocol_line(params: Params) -> str:
