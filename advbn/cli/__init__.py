@@ -1,6 +1,6 @@
 """`advbn COMMAND`: build the images, run a stage, train and evaluate."""
 
-from . import pipeline, networks, images, bench  # isort: skip  # in the order of the help
+from . import pipeline, networks, finetune, images, bench  # isort: skip  # in the order of the help
 from .app import app, main
 
-__all__ = ["app", "main", "pipeline", "networks", "images", "bench"]
+__all__ = ["app", "main", "pipeline", "networks", "finetune", "images", "bench"]

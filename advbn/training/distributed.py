@@ -43,18 +43,23 @@ def others_answering():
         ) from None
 
 # %% ../../nbs/training/01_distributed.ipynb #be150c2f
-def build_accelerator(precision: str = "no", timeout: int = 600):
+def build_accelerator(precision: str = "no", timeout: int = 600, cpu: bool = False):
     """An `Accelerator` for `precision` "no", "bf16" or "fp16", also where this process has used another one
     before.
 
-    `timeout` is for how many seconds a process waits for the others before it gives up."""
+    `timeout` is for how many seconds a process waits for the others before it gives up; `cpu` leaves a GPU
+    alone."""
     from accelerate import Accelerator, InitProcessGroupKwargs
-    from accelerate.state import AcceleratorState
+    from accelerate.state import AcceleratorState, PartialState
 
-    AcceleratorState._reset_state()
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    AcceleratorState._reset_state(
+        reset_partial_state=alone and cpu != PartialState._shared_state.get("_cpu", cpu)
+    )
     with others_answering():
         return Accelerator(
             mixed_precision=precision,
+            cpu=cpu,
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
         )
 

@@ -20,5 +20,6 @@ def test_every_public_name_says_what_it_is():
         "prepare",
         "corrupt",
         "mean_corruption_error",
+        "finetune",
     ]
     assert all(len(line) > 30 for line in first.values())
