@@ -631,7 +631,7 @@ def finetune_some(folder):
     from advbn.adapters.finetune import finetune
 
     torch.set_num_threads(1)
-    options = {"pretrain_epochs": 6, "epochs": 3, "batch_size": 16, "shifts": "clean", "workers": 1}
+    options = {"pretrain_epochs": 2, "epochs": 1, "batch_size": 16, "shifts": "clean", "workers": 1}
     try:
         finetune("small_resnet", folder / "images", out=folder / "robust", **options)
     except Interrupted:
@@ -654,6 +654,8 @@ def few_emoji(folder):
 def test_a_finetuning_of_ones_own_goes_on_to_the_last_bit(context, tmp_path):
     "Asked to stop in each of its stages in turn, then let end; beside it one that nobody asks."
     folders = [few_emoji(tmp_path / name) for name in ("whole", "stopped")]
+    whole = context.Process(target=finetune_some, args=folders[:1])
+    whole.start()
     stops = 0
     for stage in ("pretraining", "control", "advbn"):
         process = context.Process(target=finetune_some, args=folders[1:])
@@ -665,9 +667,9 @@ def test_a_finetuning_of_ones_own_goes_on_to_the_last_bit(context, tmp_path):
         process.join()
         stops += process.exitcode == 75
         assert process.exitcode in (0, 75)
-    for folder in folders:
-        process = context.Process(target=finetune_some, args=(folder,))
-        process.start()
+    last = context.Process(target=finetune_some, args=folders[1:])
+    last.start()
+    for process in (whole, last):
         process.join()
         assert process.exitcode == 0
     assert stops == 3
