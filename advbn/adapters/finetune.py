@@ -150,7 +150,7 @@ def _device(options):
         raise ParameterError("device is 'cuda'; there is no CUDA device, allowed are auto and cpu")
     return "cuda" if there and options.device != "cpu" else "cpu"
 
-# %% ../../nbs/adapters/03_finetune.ipynb #b7e39819
+# %% ../../nbs/adapters/03_finetune.ipynb #de87420a
 def _check_corrupted(wanted, division, options):
     "Raise a `ParameterError` for test images that are too small to be corrupted."
     side = wanted.size or min(division.test.images.shape[-2:])
@@ -160,36 +160,50 @@ def _check_corrupted(wanted, division, options):
             f"shifts, such as 'clean,sketch'"
         )
 
-# %% ../../nbs/adapters/03_finetune.ipynb #55a19c5e
+
+def _taken(start, size, images, options, device):
+    "What is taken where the options leave it open, `{option: (value, why)}`."
+    asked, given = "as asked", options
+    places = rules.cuts(start.model, size) if given.after is None else ()
+    after = given.after or places[0].path
+    batch, eps = (given.batch_size, asked), (given.eps, asked)
+    return {
+        "after": (after, _about_cut(places) or asked),
+        "batch_size": batch if given.batch_size else _batch(start, after, size, images, device),
+        "eps": rules.strength_for(start.model, after) if given.eps is None else eps,
+        "precision": rules.precision_for(device, given.precision),
+        "test_images": (given.test_images or (500 if device == "cpu" else None), f"at most, on a {device}"),
+    }
+
+# %% ../../nbs/adapters/03_finetune.ipynb #4f081c8a
 def choose(start: Start, division: holdout.Division, options: Options) -> Job:
     "The `Job` of a network and images, with everything chosen that the `options` leave open."
-    device, asked = _device(options), "as asked"
-    wanted = holdout.wanted_images(start.model, division, options)
+    device, wanted = _device(options), holdout.wanted_images(start.model, division, options)
     remember(start.model, wanted)
     _check_corrupted(wanted, division, options)
     size, images = seen_size(wanted, division), len(division.train.targets)
-    places = rules.cuts(start.model, size) if options.after is None else ()
-    after = options.after or places[0].path
-    batch = (options.batch_size, asked) if options.batch_size else _batch(start, after, size, images, device)
-    precision, about = rules.precision_for(device, options.precision)
-    most = options.test_images or (500 if device == "cpu" else None)
-    chosen = {"after": after, "batch_size": batch[0], "precision": precision, "test_images": most}
-    job = Job(start, wanted, division, options.model_copy(update=chosen), {})
-    said = {
-        "network": Choice(start.name, start.words),
-        "images": _about_images(division, most, asked if options.test_images else f"at most, on a {device}"),
-        "preprocessing": Choice(
-            str(wanted), asked if options.size else "the network's, or as large as they are"
-        ),
-        "cut": Choice(after, _about_cut(places) or asked),
-        "strength": _about_strength(options),
-        "batch": Choice(str(batch[0]), batch[1]),
-        "precision": Choice("float32" if precision == "no" else precision, about),
+    taken = _taken(start, size, images, options, device)
+    settled = options.model_copy(update={option: value for option, (value, _) in taken.items()})
+    job = Job(start, wanted, division, settled, {})
+    return replace(job, choices=_described(job, {option: why for option, (_, why) in taken.items()}))
+
+# %% ../../nbs/adapters/03_finetune.ipynb #43f580a3
+def _described(job, why):
+    "The choices of a job, name to `Choice`."
+    o, wanted = job.options, "the network's, or as large as they are"
+    precision = "float32" if o.precision == "no" else o.precision
+    return {
+        "network": Choice(job.start.name, job.start.words),
+        "images": _about_images(job.division, o.test_images, why["test_images"]),
+        "preprocessing": Choice(str(job.wanted), wanted),
+        "cut": Choice(o.after, why["after"]),
+        "strength": _about_strength(o.eps, why["eps"], o.recipe),
+        "batch": Choice(str(o.batch_size), why["batch_size"]),
+        "precision": Choice(precision, why["precision"]),
         **_about_recipes(job),
     }
-    return replace(job, choices=said)
 
-# %% ../../nbs/adapters/03_finetune.ipynb #6cbe51ac
+# %% ../../nbs/adapters/03_finetune.ipynb #6b823ca5
 def _about_images(division, most, why):
     trained, tested = len(division.train.targets), len(division.test.targets)
     shown = f", {most} of them {why}" if most and most < tested else ""
@@ -207,14 +221,10 @@ def _about_cut(places):
     return f"{first.channels} x {first.side} x {first.side}, stride {first.stride:g}{instead}"
 
 
-def _about_strength(options):
-    recipe = f"recipe {options.recipe}"
-    if options.eps == "auto":
-        return Choice("auto", f"chosen on held-out training images, {recipe}")
-    return Choice(
-        f"eps {1.1 if options.eps is None else options.eps:g}",
-        f"{'the paper' if options.eps is None else 'as asked'}; {recipe}",
-    )
+def _about_strength(eps, why, recipe):
+    if eps == "auto":
+        return Choice("auto", f"chosen on held-out training images; recipe {recipe}")
+    return Choice(f"eps {eps:g}", f"{why}; recipe {recipe}")
 
 # %% ../../nbs/adapters/03_finetune.ipynb #28a32955
 def _about_recipes(job):
@@ -312,11 +322,11 @@ def _plain(model, net, branch):
     plain.load_state_dict(net.export(branch))
     return plain.eval()
 
-# %% ../../nbs/adapters/03_finetune.ipynb #8b20e3f8
+# %% ../../nbs/adapters/03_finetune.ipynb #e4c7b85e
 def trained(job: Job, data, accelerator, folder: Path | None = None) -> Trained:
     """The networks of a job. With a `folder` each stage is kept there, and goes on where it was interrupted;
     the strength that was chosen is kept in it as `strength.csv`."""
-    model, rows, eps = job.start.model, {}, 1.1 if job.options.eps is None else job.options.eps
+    model, rows, eps = job.start.model, {}, job.options.eps
     if job.start.pretrain:
         with _kept_at(folder, "pretraining", accelerator) as progress:
             run = run_of(job, "pretraining")
@@ -605,7 +615,7 @@ def save(made: Finetuned, folder: Path) -> Path:
     write_text(report(made), folder / "report.html")
     return folder
 
-# %% ../../nbs/adapters/03_finetune.ipynb #09397cbd
+# %% ../../nbs/adapters/03_finetune.ipynb #79346af2
 def _given(model, images, test, options):
     "What was asked for, as far as a file can say it."
     name = model if isinstance(model, str) else fingerprint(model.state_dict())
@@ -614,7 +624,9 @@ def _given(model, images, test, options):
 
 
 def _keep_choices(out, given, job, complete=False):
-    chosen = {key: getattr(job.options, key) for key in ("after", "batch_size", "precision", "test_images")}
+    chosen = {
+        key: getattr(job.options, key) for key in ("after", "eps", "batch_size", "precision", "test_images")
+    }
     chosen["size"] = job.options.size or job.wanted.size
     kept = {"given": given, "chosen": chosen, "complete": complete}
     write_text(json.dumps(kept, indent=1) + "\n", out / "choices.json")

@@ -20,7 +20,7 @@ class Options(Section):
     )
     head: Literal["new"] | None = None  # a new classifier although the one of the weights would fit
     after: str | None = None  # where the network is cut
-    eps: NotNegative | Literal["auto"] | None = None  # how far statistics may go; None: 1.1, the paper's
+    eps: NotNegative | Literal["auto"] | None = None  # how far statistics may go
     recipe: Literal["faithful", "fast"] = "faithful"
     size: Annotated[int, Field(ge=8, le=4096)] | None = None  # pixels that the network is given
     resize: Annotated[int, Field(ge=8, le=8192)] | None = (

@@ -17,6 +17,7 @@ from advbn.training.choices import (
     pretraining_recipe,
     seconds_per_image,
     spatial,
+    strength_for,
 )
 from advbn.training.loop import finetuning_net, pretraining_net
 
@@ -47,6 +48,11 @@ def test_the_network_is_left_as_it_is_and_a_transformer_has_no_stage():
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     with pytest.raises(ValueError, match="VisionTransformer has no stage with features"):
         cuts(build_model("torchvision/vit_b_16", 5), 224)
+
+
+def test_features_that_are_not_rectified_are_moved_less():
+    assert strength_for(build_model("small_resnet", 5), "layer1")[0] == 1.1
+    assert strength_for(build_model("small_convnext", 5), "features.1")[0] == 0.5
 
 
 AMX, AVX512, OLD = frozenset({"avx512_bf16", "amx_bf16"}), frozenset({"avx512_bf16"}), frozenset({"avx2"})
