@@ -150,7 +150,7 @@ def _device(options):
         raise ParameterError("device is 'cuda'; there is no CUDA device, allowed are auto and cpu")
     return "cuda" if there and options.device != "cpu" else "cpu"
 
-# %% ../../nbs/adapters/03_finetune.ipynb #de87420a
+# %% ../../nbs/adapters/03_finetune.ipynb #10450dd5
 def _check_corrupted(wanted, division, options):
     "Raise a `ParameterError` for test images that are too small to be corrupted."
     side = wanted.size or min(division.test.images.shape[-2:])
@@ -166,13 +166,13 @@ def _taken(start, size, images, options, device):
     asked, given = "as asked", options
     places = rules.cuts(start.model, size) if given.after is None else ()
     after = given.after or places[0].path
-    batch, eps = (given.batch_size, asked), (given.eps, asked)
+    batch, eps, tests = ((value, asked) for value in (given.batch_size, given.eps, given.test_images))
     return {
         "after": (after, _about_cut(places) or asked),
         "batch_size": batch if given.batch_size else _batch(start, after, size, images, device),
         "eps": rules.strength_for(start.model, after) if given.eps is None else eps,
         "precision": rules.precision_for(device, given.precision),
-        "test_images": (given.test_images or (500 if device == "cpu" else None), f"at most, on a {device}"),
+        "test_images": tests if tests[0] else (500 if device == "cpu" else None, f"at most, on a {device}"),
     }
 
 # %% ../../nbs/adapters/03_finetune.ipynb #4f081c8a
@@ -600,13 +600,15 @@ def report(made: Finetuned) -> str:
         )
     )
 
-# %% ../../nbs/adapters/03_finetune.ipynb #4fa3aebd
+# %% ../../nbs/adapters/03_finetune.ipynb #3500be4f
 def save(made: Finetuned, folder: Path) -> Path:
     "What `Finetuned.save` does."
     for name, network in made.networks.items():
         save_state(network.state_dict(), folder / f"{FILES[name]}.safetensors")
     if hasattr(made.net, "save_pretrained"):
-        made.net.save_pretrained(folder / "advbn")
+        start, classes = made.job.start, made.job.division.classes
+        about = {"classes": classes, "table": made.table_text(), "limits": " ".join(LIMITS)}
+        made.net.save_pretrained(folder / "advbn", name=start.name if start.rebuilt else "own", **about)
     write_rows(made.table, folder / "table.csv")
     write_rows(made.job.division.listed, folder / "split.csv")
     write_rows(made.history, folder / "training.csv")
