@@ -100,11 +100,12 @@ def layer_options(options: Options, eps: float) -> dict:
     steps = {"step_size": round(eps / (3 if auto else 5.5), 4), "steps": 3 if auto else 6}
     return {**Layer().model_dump(), **steps, **recipe_options(options.recipe), "eps": eps}
 
-# %% ../../nbs/adapters/03_finetune.ipynb #001549b3
+# %% ../../nbs/adapters/03_finetune.ipynb #14e21ca3
 def run_of(job: Job, name: str, layer: dict | None = None) -> Run:
     "The `Run` of a stage of a job: of pretraining and the control without a `layer`."
     classes, (first, then) = job.division.classes, job.recipes()
-    said = {"name": "folder", "classes": len(classes), "augment": rules.augmentation_for(job.size)}
+    augment = rules.augmentation_for(job.size, job.options.augment)
+    said = {"name": "folder", "classes": len(classes), "augment": augment}
     data = Data.model_construct(root=str(getattr(job.division.train, "root", "")), **said)
     setting = Setting("finetune", (), data, job.wanted, None, None, 100, 600)
     layer = dict(layer or {})
@@ -187,7 +188,7 @@ def choose(start: Start, division: holdout.Division, options: Options) -> Job:
     job = Job(start, wanted, division, settled, {})
     return replace(job, choices=_described(job, {option: why for option, (_, why) in taken.items()}))
 
-# %% ../../nbs/adapters/03_finetune.ipynb #43f580a3
+# %% ../../nbs/adapters/03_finetune.ipynb #f87c2a69
 def _described(job, why):
     "The choices of a job, name to `Choice`."
     o, wanted = job.options, "the network's, or as large as they are"
@@ -196,6 +197,7 @@ def _described(job, why):
         "network": Choice(job.start.name, job.start.words),
         "images": _about_images(job.division, o.test_images, why["test_images"]),
         "preprocessing": Choice(str(job.wanted), wanted),
+        "augmentation": _about_augmentation(job),
         "cut": Choice(o.after, why["after"]),
         "strength": _about_strength(o.eps, why["eps"], o.recipe),
         "batch": Choice(str(o.batch_size), why["batch_size"]),
@@ -203,13 +205,22 @@ def _described(job, why):
         **_about_recipes(job),
     }
 
-# %% ../../nbs/adapters/03_finetune.ipynb #6b823ca5
+# %% ../../nbs/adapters/03_finetune.ipynb #76667abc
 def _about_images(division, most, why):
     trained, tested = len(division.train.targets), len(division.test.targets)
     shown = f", {most} of them {why}" if most and most < tested else ""
     where = f"in {division.apart}" if division.apart else "held out, alike ones on one side"
     return Choice(
         f"{trained} to train on, {tested} to test on{shown}", f"{len(division.classes)} classes; {where}"
+    )
+
+
+def _about_augmentation(job):
+    name = rules.augmentation_name(job.size, job.options.augment)
+    said = rules.AUGMENTATIONS[name].model_dump(exclude_defaults=True)
+    words = ", ".join(f"{key} {value}" for key, value in said.items())
+    return Choice(
+        name, f"{words or 'a flip'}; {'as asked' if job.options.augment else f'for {job.size} pixels'}"
     )
 
 
@@ -220,18 +231,19 @@ def _about_cut(places):
     instead = f"; or {', '.join(stage.path for stage in others)}" if others else ""
     return f"{first.channels} x {first.side} x {first.side}, stride {first.stride:g}{instead}"
 
-
+# %% ../../nbs/adapters/03_finetune.ipynb #a13f5b08
 def _about_strength(eps, why, recipe):
     if eps == "auto":
         return Choice("auto", f"chosen on held-out training images; recipe {recipe}")
     return Choice(f"eps {eps:g}", f"{why}; recipe {recipe}")
 
-# %% ../../nbs/adapters/03_finetune.ipynb #28a32955
+
 def _about_recipes(job):
     "The `Choice`s of pretraining and fine-tuning."
 
     def words(recipe):
-        return f"{recipe.epochs} epochs, learning rate {recipe.lr:g}, {recipe.schedule}"
+        epochs = f"{recipe.epochs} epoch{'s' if recipe.epochs > 1 else ''}"
+        return f"{epochs}, learning rate {recipe.lr:g}, {recipe.schedule}"
 
     first, then = job.recipes()
     needed = "it starts from random numbers"
@@ -240,11 +252,12 @@ def _about_recipes(job):
     before = Choice(words(first) if first else "none", needed)
     return {"pretraining": before, "fine-tuning": Choice(words(then), "control and AdvBN alike")}
 
-# %% ../../nbs/adapters/03_finetune.ipynb #71fac0db
+# %% ../../nbs/adapters/03_finetune.ipynb #970e4224
 OPTIONS = {  # which option of the command says otherwise
     "network": "--model, --weights, --head",
     "images": "--test, --held-out, --test-images",
     "preprocessing": "--size, --resize",
+    "augmentation": "--augment",
     "cut": "--after",
     "strength": "--eps, --recipe",
     "batch": "--batch-size",
@@ -388,24 +401,23 @@ def compared(right: dict, control: str = CONTROL) -> pd.DataFrame:
     columns = ["network", "shift", "images", "accuracy", "ci95", "difference", "difference_ci95", "p"]
     return pd.DataFrame(rows, columns=columns)
 
-# %% ../../nbs/adapters/03_finetune.ipynb #1b0b2fbd
+# %% ../../nbs/adapters/03_finetune.ipynb #6942c8b0
 def _headed(shift, apart):
     if shift == MEAN:
         return MEAN
     return ("As they are" if apart else "Clean") if shift == "clean" else title(shift)
 
 
+def _entry(row):
+    gain = "" if row.network == CONTROL else f" ({signed(row.difference, row.difference_ci95)})"
+    return measured(row.accuracy, row.ci95) + gain
+
+
 def table_text(table: pd.DataFrame, apart: str = "") -> Table:
-    "The table as people read it: a row per network, a column per shift; `apart` names a folder of tests."
-    shifts = [*dict.fromkeys(table["shift"])]
-    lines = []
-    for name, rows in table.groupby("network", sort=False):
-        line = [name]
-        for row in rows.itertuples():
-            gain = "" if name == CONTROL else f" ({signed(row.difference, row.difference_ci95)})"
-            line.append(measured(row.accuracy, row.ci95) + gain)
-        lines.append(line)
-    return Table([f"{table.images.iloc[0]} images", *(_headed(s, apart) for s in shifts)], lines)
+    "The table as people read it: a row per shift, a column per network; `apart` names a folder of tests."
+    groups = table.groupby("shift", sort=False)
+    lines = [[_headed(shift, apart), *map(_entry, rows.itertuples())] for shift, rows in groups]
+    return Table([f"{table.images.iloc[0]} images", *dict.fromkeys(table.network)], lines)
 
 # %% ../../nbs/adapters/03_finetune.ipynb #3cc31fd9
 def gains_chart(table: pd.DataFrame, apart: str = ""):
@@ -545,13 +557,13 @@ def _loading(made):
         f'load_into(net, "{FILES[ADVERSARIAL]}.safetensors").eval()',
     ]
 
-# %% ../../nbs/adapters/03_finetune.ipynb #c4745023
+# %% ../../nbs/adapters/03_finetune.ipynb #ed6a19ef
 def card(made: Finetuned) -> str:
     "What the weights are: Markdown."
     from advbn import __version__
 
     division = made.job.division
-    lines = [f"# {made.job.start.name}, robust to style by AdvBN", "", made.verdict, ""]
+    lines = [f"# {made.job.start.name}, fine-tuned by AdvBN", "", made.verdict, ""]
     lines += [table_text(made.table, division.apart).markdown(), ""]
     lines += [
         "In brackets the paired difference to the clean fine-tune; ± half of the 95 % interval over images.",
@@ -577,7 +589,7 @@ def _png(pixels, side=112):
     picture.resize((side, side), Image.Resampling.BICUBIC).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
-# %% ../../nbs/adapters/03_finetune.ipynb #b34ee69f
+# %% ../../nbs/adapters/03_finetune.ipynb #1c4e964a
 def report(made: Finetuned) -> str:
     "The page with verdict, table, choices and pictures that each network gets wrong: HTML in one file."
     from jinja2 import Environment
@@ -588,7 +600,7 @@ def report(made: Finetuned) -> str:
         Environment(autoescape=True, trim_blocks=True, keep_trailing_newline=True)
         .from_string(source)
         .render(
-            title=f"{made.job.start.name}, robust to style by AdvBN",
+            title=f"{made.job.start.name}, fine-tuned by AdvBN",
             verdict=made.verdict,
             table=table_text(made.table, made.job.division.apart),
             choices=made.choices,

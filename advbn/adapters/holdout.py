@@ -7,7 +7,7 @@ __all__ = ['SIDE', 'NEAR', 'MEMORY', 'perceptual_hash', 'hashes_of', 'part_of', 
            'remarks', 'Division', 'pictures_of', 'divide', 'Kept', 'OwnSet', 'OwnFolder', 'wanted_images', 'in_memory',
            'opened']
 
-# %% ../../nbs/adapters/01_holdout.ipynb #1fced94b
+# %% ../../nbs/adapters/01_holdout.ipynb #9e751e51
 import copy
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from ..base.errors import DataError
+from ..base.errors import DataError, ParameterError
 from ..images.augmentation import step_seed
 from ..base.finetuning import Options
 from ..images.batches import FolderBatches, FolderImages, Images, Reading, Share, mixed_order
@@ -342,9 +342,10 @@ def in_memory(tree: Tree, wanted: Preprocessing, workers: int = 0) -> Images:
     names = [name for part in parts for name in part.names]
     return Images(images, targets, tuple(names[i] for i in order.tolist()), tuple(tree.classes))
 
-# %% ../../nbs/adapters/01_holdout.ipynb #a6f6e5db
+# %% ../../nbs/adapters/01_holdout.ipynb #0d3da2e2
 def opened(division: Division, wanted: Preprocessing, options: Options) -> tuple:
-    "`(data, test)`: what is trained on, which gives batches, and what is tested on."
+    """`(data, test)`: what is trained on, which gives batches, and what is tested on. Raises `ParameterError`
+    for another augmentation of images that are streamed than theirs."""
     train, test = division.train, division.test
     if isinstance(test, Images):
         tested = Kept(test[mixed_order(len(test))[: options.test_images].sort().values])
@@ -355,4 +356,9 @@ def opened(division: Division, wanted: Preprocessing, options: Options) -> tuple
         return OwnSet(train), tested
     if 3 * wanted.size**2 * len(train.samples) <= MEMORY:
         return OwnSet(in_memory(train, wanted, options.workers)), tested
+    if options.augment not in (None, "photographs"):
+        raise ParameterError(
+            f"augment is {options.augment!r}, and so many images are streamed, cropped and flipped; "
+            f"allowed are 'photographs' and a smaller size"
+        )
     return OwnFolder(train, options.workers, division.bad), tested

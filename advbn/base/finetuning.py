@@ -26,6 +26,7 @@ class Options(Section):
     resize: Annotated[int, Field(ge=8, le=8192)] | None = (
         None  # the shorter side before the middle is cut out
     )
+    augment: Literal["photographs", "drawings", "none"] | None = None  # see `advbn.training.choices`
     batch_size: Annotated[int, Field(ge=2)] | None = None  # of all processes together
     epochs: Count | None = None
     lr: Positive | None = None

@@ -87,6 +87,10 @@ def finetune(
         Optional[int],
         typer.Option(help="The shorter side before the middle is cut out.", rich_help_panel=CHOSEN),
     ] = None,
+    augment: Annotated[
+        Optional[str],
+        typer.Option(help="photographs, drawings or none: how images are changed.", rich_help_panel=CHOSEN),
+    ] = None,
     batch_size: Annotated[
         Optional[int], typer.Option(help="Images of a step, of all processes.", rich_help_panel=CHOSEN)
     ] = None,

@@ -200,7 +200,7 @@ def test_ones_own_images_become_a_robust_network(notebook, project, browser):
     assert "cut            layer1" in said and "advbn-adversarial.safetensors" in said
     page = browser.new_page()
     page.goto((out / "report.html").as_uri())
-    assert page.inner_text(".verdict") == verdict and page.locator("table").first.locator("tr").count() == 4
+    assert page.inner_text(".verdict") == verdict and page.locator("table").first.locator("tr").count() == 6
     assert page.locator("figure img").count() >= 12 and page.evaluate(
         "[...document.images].every(image => image.complete && image.naturalWidth > 50)"
     )

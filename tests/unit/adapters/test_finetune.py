@@ -223,6 +223,8 @@ def test_streamed_images_are_trained_on_as_well(folder, monkeypatch):
     monkeypatch.setattr(room, "MEMORY", 1000)
     made = finetune("small_resnet", folder, tell=lambda line: None, **{**SHORT, "shifts": "clean"})
     assert len(made.history) == 3 and made.history.clean_loss.notna().all()
+    with pytest.raises(ParameterError, match="so many images are streamed, cropped and flipped"):
+        finetune("small_resnet", folder, tell=lambda line: None, augment="none", **SHORT)
 
 
 def answers(gain, n=400, seed=0):

@@ -100,8 +100,9 @@ def test_rates_go_with_the_batch_and_what_is_given_is_taken():
     }
     assert pretraining_recipe(64, True, None, None).epochs < pretraining_recipe(64, False, None, None).epochs
     images = torch.rand(2, 3, 16, 16)
-    for size in (40, 224):
-        assert augment_batch(images, augmentation_for(size), torch.Generator()).shape == images.shape
+    for size, asked in ((40, None), (224, None), (40, "none")):
+        changed = augment_batch(images, augmentation_for(size, asked), torch.Generator())
+        assert torch.allclose(changed, images, atol=1e-5) is (asked == "none")
 
 
 def test_a_step_is_timed_on_a_copy():
