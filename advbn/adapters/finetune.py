@@ -8,12 +8,13 @@ __all__ = ['CONTROL', 'CLEAN', 'ADVERSARIAL', 'OPTIONS', 'MEAN', 'SHOWN', 'FILES
            'table_text', 'gains_chart', 'verdict_of', 'Mistake', 'mistakes', 'Finetuned', 'card', 'report', 'save',
            'expected_seconds', 'finetune']
 
-# %% ../../nbs/adapters/03_finetune.ipynb #120a1006
+# %% ../../nbs/adapters/03_finetune.ipynb #465fb59f
 import base64
 import copy
 import io
 import json
 import time
+import warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -176,7 +177,7 @@ def _taken(start, size, images, options, device):
         "test_images": tests if tests[0] else (500 if device == "cpu" else None, f"at most, on a {device}"),
     }
 
-# %% ../../nbs/adapters/03_finetune.ipynb #4f081c8a
+# %% ../../nbs/adapters/03_finetune.ipynb #2b470b18
 def choose(start: Start, division: holdout.Division, options: Options) -> Job:
     "The `Job` of a network and images, with everything chosen that the `options` leave open."
     device, wanted = _device(options), holdout.wanted_images(start.model, division, options)
@@ -184,6 +185,11 @@ def choose(start: Start, division: holdout.Division, options: Options) -> Job:
     _check_corrupted(wanted, division, options)
     size, images = seen_size(wanted, division), len(division.train.targets)
     taken = _taken(start, size, images, options, device)
+    precision, why = taken["precision"]
+    if options.precision not in ("auto", precision):
+        warnings.warn(
+            f"precision is {options.precision!r}, and training stays with float32: {why}", stacklevel=2
+        )
     settled = options.model_copy(update={option: value for option, (value, _) in taken.items()})
     job = Job(start, wanted, division, settled, {})
     return replace(job, choices=_described(job, {option: why for option, (_, why) in taken.items()}))

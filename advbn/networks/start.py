@@ -83,7 +83,7 @@ def with_new_classifier(model: nn.Module, classes: int, outputs: int) -> nn.Modu
     model.set_submodule(path, new.to(old.weight))
     return model
 
-# %% ../../nbs/networks/05_start.ipynb #119b47f5
+# %% ../../nbs/networks/05_start.ipynb #f6e2f952
 def _fitted(model, name, classes, options, words):
     "The `Start` of a network whose classifier may be another one's."
     outputs = _outputs(model, preprocessing_of(model).size or options.size or 64)
@@ -92,7 +92,18 @@ def _fitted(model, name, classes, options, words):
     model = with_new_classifier(model, len(classes), outputs)
     return Start(model, name, f"{words}, with a new classifier", True, False, True)
 
-# %% ../../nbs/networks/05_start.ipynb #dfd4b679
+
+def _not_loaded(name, weights, error):
+    "The error for weights that are not there: a file's own, or what is needed to download published ones."
+    if isinstance(error, FileNotFoundError) and str(error).startswith("no weights at"):
+        return error
+    reason = " ".join(str(error).split())[:160]
+    return OSError(
+        f"weights {weights!r} of {name} could not be loaded; they are downloaded once, which needs a network "
+        f"connection; else name a file with a state dict: {reason}"
+    )
+
+# %% ../../nbs/networks/05_start.ipynb #5253d219
 def _with_weights(name, classes, options):
     "The `Start` of a network by name with weights: the first classifier that can be made of theirs."
     heads = ["new"] if options.head else [None, "new"]
@@ -111,6 +122,8 @@ def _with_weights(name, classes, options):
         except ValueError:
             if head == heads[-1]:
                 raise
+        except OSError as error:
+            raise _not_loaded(name, options.weights, error) from None
         else:
             return Start(
                 model, name, f"weights {options.weights}, with {said[head]}", True, True, head == "new"

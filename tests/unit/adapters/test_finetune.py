@@ -217,6 +217,15 @@ def test_the_strength_is_chosen_on_training_images(folder, tmp_path):
     assert made.choices["strength"].value == f"eps {best:g}" and "pretraining" not in {*made.history.run}
 
 
+def test_a_precision_that_the_device_lacks_is_said_and_not_taken(folder):
+    options = {**SHORT, "shifts": "clean", "device": "cpu", "precision": "fp16"}
+    with pytest.warns(
+        UserWarning, match="precision is 'fp16', and training stays with float32: fp16 needs a GPU"
+    ):
+        made = finetune("small_resnet", folder, tell=lambda line: None, **options)
+    assert made.choices["precision"].value == "float32"
+
+
 def test_streamed_images_are_trained_on_as_well(folder, monkeypatch):
     from advbn.adapters import holdout as room
 

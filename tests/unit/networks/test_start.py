@@ -88,6 +88,18 @@ def test_slips_are_said(name, weights, said):
         start_network(name, PETS, Options(weights=weights))
 
 
+def test_weights_that_cannot_be_downloaded_say_what_is_needed(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with pytest.raises(
+        OSError, match="weights 'DEFAULT' of torchvision/resnet18 could not be loaded; they are"
+    ):
+        start_network("resnet18", PETS, Options(weights="DEFAULT"))
+    with pytest.raises(FileNotFoundError, match="no weights at nowhere.pt"):
+        start_network("resnet18", PETS, Options(weights="nowhere.pt"))
+
+
 def test_the_hub_without_a_network_says_what_is_needed(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
