@@ -6,6 +6,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # for editors and type checkers; nothing of it is imported when a program runs
     from .adapters.evaluate import evaluate as evaluate
+    from .adapters.finetune import finetune as finetune
     from .evidence.evaluation import mean_corruption_error as mean_corruption_error
     from .method.dual_batchnorm import DualBatchNorm2d as DualBatchNorm2d
     from .method.dual_batchnorm import convert_dual_batchnorm as convert_dual_batchnorm
@@ -33,6 +34,7 @@ _PUBLIC = {  # and where each is, for those who run it
     "EXTRA_CORRUPTIONS": "shifts.corruptions",
     "mean_corruption_error": "evidence.evaluation",
     "evaluate": "adapters.evaluate",
+    "finetune": "adapters.finetune",
 }
 
 

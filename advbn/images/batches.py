@@ -371,13 +371,13 @@ def _streamed(loader, shares, epoch, start):
 
 # %% ../../nbs/images/05_batches.ipynb #81ad1ebd
 class FolderBatches(_Batches):
-    """Training batches streamed from an ImageFolder tree at `root`: RandomResizedCrop to `size` pixels, flip
-    and one of `POLICIES`. A batch is smaller by the images that could not be read, if `reading.bad` leaves
-    them out."""
+    """Training batches streamed from an ImageFolder tree, or the folder of one: RandomResizedCrop to `size`
+    pixels, flip and one of `POLICIES`. A batch is smaller by the images that could not be read, if
+    `reading.bad` leaves them out."""
 
     def __init__(self, root, size, batch_size, seed, policy="none", share=Share(), reading=Reading()):
         check_policy(policy)
-        self.tree = Tree(root, upright=reading.upright)
+        self.tree = root if isinstance(root, Tree) else Tree(root, upright=reading.upright)
         self.count = len(self.tree)
         check_batch_size(batch_size, self.count, share.world)
         self.batch_size, self.seed, self.policy = batch_size, seed, policy

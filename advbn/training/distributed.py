@@ -51,19 +51,24 @@ def build_accelerator(
     timeout: int = 600,  # seconds that a process waits for the others before it gives up
     log: str | None = None,  # "tensorboard" or "dvclive": what a training tells its losses, too
     folder: Path | None = None,  # where it writes them, a folder for each run
+    cpu: bool = False,  # leave a GPU alone
 ):
     """An `accelerate.Accelerator`, also where this process has used another one before. Raises
     `ParameterError` for another logger, and `ImportError` for one that is not installed."""
     check_logger(log)
     from accelerate import Accelerator, InitProcessGroupKwargs
-    from accelerate.state import AcceleratorState
+    from accelerate.state import AcceleratorState, PartialState
 
-    AcceleratorState._reset_state()
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    AcceleratorState._reset_state(
+        reset_partial_state=alone and cpu != PartialState._shared_state.get("_cpu", cpu)
+    )
     with others_answering():
         return Accelerator(
             mixed_precision=precision,
             log_with=log,
             project_dir=str(folder or "logs") if log else None,
+            cpu=cpu,
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
         )
 

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -623,3 +624,57 @@ def test_a_stage_asked_to_stop_takes_its_workers_along(clone, number):
     for k in kept:
         for file in clone.glob(f"progress/openmoji/{k.name}*"):
             file.unlink()
+
+
+def finetune_some(folder):
+    "A fine-tuning of one's own from a folder of emoji; its table ends in `folder`."
+    from advbn.adapters.finetune import finetune
+
+    torch.set_num_threads(1)
+    options = {"pretrain_epochs": 2, "epochs": 1, "batch_size": 16, "shifts": "clean", "workers": 1}
+    try:
+        finetune("small_resnet", folder / "images", out=folder / "robust", **options)
+    except Interrupted:
+        os._exit(75)
+
+
+def few_emoji(folder):
+    "Every twentieth emoji, as a folder of one's own."
+    for number, path in enumerate(sorted((ROOT / "data/openmoji").rglob("*.png"))):
+        if not number % 20:
+            (folder / "images" / path.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, folder / "images" / path.parent.name)
+    return folder
+
+
+@pytest.mark.promise(
+    "Interrupted work",
+    "a fine-tuning of one's own that is stopped by Ctrl-C goes on, by the same command, to the same last bit",
+)
+def test_a_finetuning_of_ones_own_goes_on_to_the_last_bit(context, tmp_path):
+    "Asked to stop in each of its stages in turn, then let end; beside it one that nobody asks."
+    folders = [few_emoji(tmp_path / name) for name in ("whole", "stopped")]
+    whole = context.Process(target=finetune_some, args=folders[:1])
+    whole.start()
+    stops = 0
+    for stage in ("pretraining", "control", "advbn"):
+        process = context.Process(target=finetune_some, args=folders[1:])
+        process.start()
+        owner = folders[1] / "robust/progress" / f"{stage}.owner"
+        while process.is_alive() and not owner.exists():
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGINT)
+        process.join()
+        stops += process.exitcode == 75
+        assert process.exitcode in (0, 75)
+    last = context.Process(target=finetune_some, args=folders[1:])
+    last.start()
+    for process in (whole, last):
+        process.join()
+        assert process.exitcode == 0
+    assert stops == 3
+    files = [sorted((folder / "robust").glob("*.safetensors")) for folder in folders]
+    assert len(files[0]) == 3
+    for one, other in zip(*files):
+        assert one.read_bytes() == other.read_bytes()
+    assert (folders[0] / "robust/table.csv").read_text() == (folders[1] / "robust/table.csv").read_text()

@@ -460,3 +460,33 @@ def test_processes_share_the_images_and_count_none_twice(imagenet):
         for r in (0, 1)
     ]
     assert len(sum(names, [])) == len(set(sum(names, []))) == 6
+
+
+@pytest.mark.promise(
+    "Several processes", "a fine-tuning of one's own runs on several, and one of them writes"
+)
+@pytest.mark.slow
+def test_a_finetuning_of_ones_own_in_two_processes(tmp_path):
+    words = ["--data", ROOT / "data/openmoji", "--model", "small_resnet", "--out", tmp_path / "robust"]
+    words += [
+        "--pretrain-epochs",
+        1,
+        "--epochs",
+        1,
+        "--eps",
+        "auto",
+        "--shifts",
+        "clean",
+        "--test-images",
+        100,
+    ]
+    done = subprocess.run(
+        [sys.executable, *IN_TWO, "-m", "advbn", "finetune", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("report.html") == 1 and done.stdout.count("| 100 images |") == 1
+    assert len(pd.read_csv(tmp_path / "robust/strength.csv")) == 3 and (tmp_path / "robust/card.md").exists()

@@ -21,5 +21,6 @@ def test_every_public_name_says_what_it_is():
         "corrupt",
         "mean_corruption_error",
         "evaluate",
+        "finetune",
     ]
     assert all(len(line) > 30 for line in first.values())

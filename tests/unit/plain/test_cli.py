@@ -15,6 +15,7 @@ COMMANDS = (
     "seed",
     "make-set",
     "export",
+    "finetune",
     "clean",
     "corrupt",
     "restyle",
