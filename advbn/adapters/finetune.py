@@ -28,7 +28,7 @@ from PIL import Image
 from torch import nn
 
 # %% ../../nbs/adapters/04_finetune.ipynb #5d8a67a6
-from .evaluate import chosen_shifts
+from .sources import chosen_shifts
 from . import holdout
 from ..base.errors import Interrupted, ParameterError
 from ..base.files import held, write_text
