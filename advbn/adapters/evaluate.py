@@ -181,12 +181,21 @@ def _check_labels(labels, classes, name, source):
         allowed = f"{name} tells {classes} classes apart, so that labels are 0 to {classes - 1}"
         raise DataError(f"{source} has the label {odd[-1]}; {allowed}")
 
-# %% ../../nbs/adapters/02_evaluate.ipynb #a54d4a92
+# %% ../../nbs/adapters/02_evaluate.ipynb #2b5c2021
+def _listed(parts, outputs, classes):
+    "The classes of a network, if they are known: those listed, else those of a part that has so many."
+    there = (part.source.classes for part in parts if len(part.source.classes or ()) == outputs)
+    found = next(there, None) if classes is None else classes
+    is_found = classes is None and found is not None
+    return None if is_found and outputs == 1000 and in_imagenet(found) else found
+
+# %% ../../nbs/adapters/02_evaluate.ipynb #0cff6de2
 def _answered(tested, parts, classes, reading, device):
     "`({name: _Answers}, is any class list ImageNet's?)` of networks, `{name: Tested}`, on all `parts`."
     answers = {name: _Answers() for name in tested}
+    lists = {name: _listed(parts, one.outputs, classes) for name, one in tested.items()}
     fits = {
-        (name, number): matched(part.source.classes, one.outputs, classes, part.source.name)
+        (name, number): matched(part.source.classes, one.outputs, lists[name], part.source.name)
         for name, one in tested.items()
         for number, part in enumerate(parts)
     }
@@ -273,7 +282,7 @@ def over_pairs(own: pd.DataFrame, other: pd.DataFrame, kind: str = "accuracy") -
     own, other = _with_more(own, (1, 0)), _with_more(other, (0, 1))
     return _estimated(_scaled(kind, own) - _scaled(kind, other), 2)
 
-# %% ../../nbs/adapters/02_evaluate.ipynb #54a3423c
+# %% ../../nbs/adapters/02_evaluate.ipynb #15bf3a14
 def _plus_minus(value, half, form=""):
     "A number and half of its interval, with a digit behind the point, two where it is surer than that."
     digits = 2 if half < 0.1 else 1
@@ -469,7 +478,7 @@ def _panel(ax, numbers, labels, value, half, colours):
     ax.tick_params(labelsize=8, length=0)
     ax.spines[["top", "right", "left"]].set_visible(False)
 
-# %% ../../nbs/adapters/02_evaluate.ipynb #338079e7
+# %% ../../nbs/adapters/02_evaluate.ipynb #557cf080
 def evaluation_chart(evaluation: Evaluation):
     "A figure: the accuracy of each network, row by row, and its difference to the control; 95 % intervals."
     try:

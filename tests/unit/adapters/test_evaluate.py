@@ -247,6 +247,8 @@ def test_a_folder_with_some_of_imagenets_classes_is_recognised(tmp_path, names):
         found = evaluate(model, images, "clean")
         assert found.imagenet and found.right["Thousand"]["clean", "clean"].all()
     assert not evaluate(Thousand((0, 1, 2)), tmp_path, "clean").right["Thousand"]["clean", "clean"].all()
+    both = evaluate({"all": model, "three": build_model("small_resnet", 3)}, tmp_path, "clean")
+    assert both.right["all"]["clean", "clean"].all() and not both.imagenet
     (tmp_path / names[0]).rename(tmp_path / "trout")
     with pytest.raises(
         DataError, match="3 classes, of which 2 are ImageNet's and 'trout' is not.*--classes imagenet"
@@ -296,6 +298,19 @@ def test_published_sets_are_a_shift_each(emoji_folder, emoji_network, tmp_path):
     images = found.numbers.set_index("row").images
     assert images["instagram"] == 12 and images["mean of the shifts"] == 24  # faces are images of their own
     assert {*evaluate(emoji_network, sets, "faces,clean", reading=HERE).table.index} == {"clean", "faces"}
+    some = shutil.copytree(emoji_folder, tmp_path / "some")
+    shutil.rmtree(next(some.iterdir()))
+    fewer = evaluate(emoji_network, sets | {"some": some}, reading=HERE)
+    names = fewer.names["SmallResNet"]["some", "all"]
+    first = dict(
+        zip(fewer.names["SmallResNet"]["clean", "clean"], fewer.right["SmallResNet"]["clean", "clean"])
+    )
+    known = [first[name.removeprefix("some/").removesuffix(".png")] for name in names]
+    assert len(names) == 8 and fewer.right["SmallResNet"]["some", "all"].tolist() == known
+    (some / "zebra").mkdir()
+    shutil.copy(next(some.rglob("*.png")), some / "zebra")
+    with pytest.raises(DataError, match="has the class 'zebra'; the network knows 3 classes"):
+        evaluate(emoji_network, sets | {"some": some}, reading=HERE)
     with pytest.raises(ValueError, match="shifts has 'sketch'; allowed are all, clean, instagram, faces"):
         evaluate(emoji_network, sets, "sketch", reading=HERE)
 
