@@ -10,7 +10,7 @@ from pathlib import Path
 from . import __version__
 from .adapters.pretrained import packed, trained_network
 from .base.config import load_params
-from .base.errors import DataError
+from .base.errors import DataError, ParameterError, did_you_mean
 from .base.files import file_digest, project_root, write_text
 from .evidence.figures import WITHHELD
 from .evidence.tables import paper_text
@@ -52,7 +52,7 @@ def notes(version: str = __version__) -> str:
     """What CHANGELOG says of a version, in Markdown, under its heading; raises `DataError` if it says
     nothing."""
     text = (project_root() / "CHANGELOG.md").read_text(encoding="utf-8")
-    found = re.search(rf"^## {re.escape(version)}\b.*?(?=^## |\Z)", text, re.M | re.S)
+    found = re.search(rf"^## {re.escape(version)}(?=[\s,]).*?(?=^## |\Z)", text, re.M | re.S)
     if not found:
         raise DataError(f"CHANGELOG.md has no heading '## {version}'; write down what changed")
     return found[0].strip() + "\n"
@@ -75,10 +75,9 @@ def _archived(run, params, folder) -> Path:
 def weights(profile: str, folder: Path) -> tuple[list, list]:
     """`(archives, what is missing)`: the trained networks of a recorded profile's main table, of its first
     seed, each with its card, written into `folder`."""
-    params = load_params(profile)
     if not (project_root() / "results" / profile / "metrics.json").exists():
         return [], [f"{profile}: nothing is recorded under results/{profile}"]
-    archives, missing = [], []
+    params, archives, missing = load_params(profile), [], []
     for row in params.rows().values():
         run = resolve(params, row, params.seeds[0])
         if not run.method.trains:
@@ -108,9 +107,11 @@ def release(folder: Path, profiles: list | None = None) -> tuple[list, list]:
     Archives of the same content are the same files. Raises `DataError` for what has not been built, before
     anything is written."""
     root, files, text = project_root(), built(folder), notes()
+    known = load_params().profiles
     profiles = photograph_profiles() if profiles is None else profiles
-    for profile in profiles:
-        load_params(profile)  # of a slip in a name it raises an error
+    if unknown := [name for name in profiles if name not in known]:
+        near = did_you_mean(unknown[0], known)
+        raise ParameterError(f"no profile {unknown[0]!r} in params.yaml; there are {', '.join(known)}{near}")
     if not (root / "_docs" / "index.html").exists():
         raise DataError("no site in _docs/; make docs builds it, and make release calls that first")
     files.append(packed(root / "_docs", folder / f"advbn-{__version__}-site.zip"))
