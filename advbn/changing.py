@@ -68,7 +68,7 @@ class Searched:
 
     model: torch.nn.Module
     after: str
-    name: str = ""  # of the network, for what is kept
+    name: str = ""  # of the network and its weights, for what is kept
 
     @cached_property
     def network(self) -> tuple:
@@ -104,7 +104,8 @@ def attacked(search: Searched, images: torch.Tensor, eps: float) -> torch.Tensor
 def search_with(name: str, weights: str, after: str) -> Searched:
     "A `Searched` of the network `name`, see `load_network`, with its `weights`, whatever its classes are."
     full = name if "/" in name or name in NETWORKS else f"torchvision/{name}"
-    search = Searched(load_network(name, weights, outputs_of(full, weights)), after, name)
+    model = load_network(name, weights, outputs_of(full, weights))
+    search = Searched(model, after, f"{name}, {weights}")
     search.network  # a wrong place is told now, before pictures are read
     return search
 

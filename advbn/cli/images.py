@@ -158,7 +158,8 @@ def restyle(
 
     names, bad = chosen_styles(name), BadImages(on_bad_image)
     searches, form = {*SEARCHED} & {*names}, chosen_format(form)
-    placed(out, restyled_sets(names, like, model, after, eps), form, source), _check_source(source)
+    sets = restyled_sets(names, like, f"{model}, {weights}", after, eps)
+    placed(out, sets, form, source), _check_source(source)
     _check_like(names, like)
     if searches:
         check_evaluation(model, [weights])

@@ -23,6 +23,8 @@ from advbn.adapters.evaluate import Pictures
 from advbn.base.errors import ParameterError
 from advbn.images.decoding import read_picture
 from advbn.images.preprocessing import Preprocessing, remember
+from advbn.networks.models import build_model
+from advbn.networks.weights import save_state
 from advbn.shifts.filters import edges, instagram
 
 
@@ -216,3 +218,24 @@ def test_slips(flat, refused, monkeypatch, words, said):
     monkeypatch.chdir(flat.parent)
     refused(words, said)
     assert not (flat.parent / "out").exists()
+
+
+def test_the_command_searches_with_the_network_that_is_named_and_goes_on(
+    flat, tmp_path, run, refused, monkeypatch
+):
+    torch.manual_seed(0)
+    save_state(build_model("small_resnet", 3).state_dict(), tmp_path / "net.pt")
+    from advbn import changing
+
+    monkeypatch.setattr(
+        changing, "searched", lambda encode, features, start: start
+    )  # 100 steps are many here
+    words = ["restyle", flat, tmp_path / "out", "--name", "advbn", "--model", "small_resnet"]
+    words += ["--weights", tmp_path / "net.pt", "--after", "layer1"]
+    assert "3 images written" in run(*words)[1] and "0 images written" in run(*words)[1]
+    kept = json.loads((tmp_path / "out/settings.json").read_text())
+    assert kept["network"] == f"small_resnet, {tmp_path / 'net.pt'}" and kept["after"] == "layer1"
+    refused([*words, "--eps", "0.3"], "made with other settings: eps 1.1 and not 0.3")
+    words[2] = tmp_path / "other"
+    refused([*words[:-1], "layr1"], "no module 'layr1'; the nearest are 'layer1'")
+    assert not list(tmp_path.glob("other*"))
