@@ -651,13 +651,16 @@ def few_emoji(folder):
     "Interrupted work",
     "a fine-tuning of one's own that is stopped by Ctrl-C goes on, by the same command, to the same last bit",
 )
-def test_a_finetuning_of_ones_own_goes_on_to_the_last_bit(context, tmp_path):
-    "Asked to stop in each of its stages in turn, then let end; beside it one that nobody asks."
+@pytest.mark.parametrize(
+    "stages", ["advbn", pytest.param("pretraining control advbn", marks=pytest.mark.slow)], ids=str
+)
+def test_a_finetuning_of_ones_own_goes_on_to_the_last_bit(context, tmp_path, stages):
+    "Asked to stop in these of its stages in turn, then let end; beside it one that nobody asks."
     folders = [few_emoji(tmp_path / name) for name in ("whole", "stopped")]
     whole = context.Process(target=finetune_some, args=folders[:1])
     whole.start()
     stops = 0
-    for stage in ("pretraining", "control", "advbn"):
+    for stage in stages.split():
         process = context.Process(target=finetune_some, args=folders[1:])
         process.start()
         owner = folders[1] / "robust/progress" / f"{stage}.owner"
@@ -672,7 +675,7 @@ def test_a_finetuning_of_ones_own_goes_on_to_the_last_bit(context, tmp_path):
     for process in (whole, last):
         process.join()
         assert process.exitcode == 0
-    assert stops == 3
+    assert stops == len(stages.split())
     files = [sorted((folder / "robust").glob("*.safetensors")) for folder in folders]
     assert len(files[0]) == 3
     for one, other in zip(*files):

@@ -142,8 +142,12 @@ def test_readme_commands_exist():
     for command in commands:
         if command.startswith("make "):
             run("make", "-n", *command.split()[1:], cwd=ROOT)
+        elif command.startswith("advbn "):
+            _, name, *options = command.split()
+            known = run(sys.executable, "-m", "advbn", name, "--help", cwd=ROOT)
+            assert [option for option in options[::2] if option not in known] == []
         else:
-            assert command == "pip install ."
+            assert command in ("pip install .", "pip install '.[finetune]'")
             run(
                 sys.executable,
                 "-m",
