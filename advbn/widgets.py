@@ -20,7 +20,8 @@ from .images.preprocessing import preprocessing_of
 from .method.layer import AdvBN
 from .method.splitting import split
 from .method.statistics import renormalize
-from .networks.models import build_model, imagenet_ids
+from .images.classes import imagenet_ids
+from .networks.models import build_model
 from .shifts.cells import SHIFTS
 from .training.run import load_data, setting_of
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NETWORKS', 'WEIGHTS', 'LIBRARIES', 'SmallResNet', 'SmallVGG', 'small_densenet', 'small_efficientnet',
            'small_convnext', 'register_network', 'Published', 'lite_name', 'efficientnet_lite0', 'published_weights',
-           'wanted_by', 'check_weights', 'imagenet_ids', 'imagenet_numbers', 'build_model', 'outputs_of']
+           'wanted_by', 'check_weights', 'imagenet_numbers', 'build_model', 'outputs_of']
 
 # %% ../../nbs/networks/02_models.ipynb #c33c7416
 import importlib.util
@@ -23,6 +23,7 @@ from ..base.errors import did_you_mean
 from ..base.extras import lacking, optional
 from ..base.files import is_weights_file
 from ..base.names import no_network
+from ..images.classes import imagenet_ids
 from ..images.preprocessing import IMAGENET, Preprocessing, from_timm, recorded, remember
 from .weights import load_into, load_state
 
@@ -408,13 +409,6 @@ def _with_new_head(model, name, classes):
 
 # %% ../../nbs/networks/02_models.ipynb #c3379143
 @lru_cache(maxsize=1)
-def imagenet_ids() -> tuple:
-    "The WordNet ids of ImageNet's 1000 classes, such as `n01440764`, in the order of its networks' outputs."
-    return tuple(
-        optional("timm.data", "the list of ImageNet's classes", "photographs").ImageNetInfo().label_names()
-    )
-
-
 def imagenet_numbers(names) -> list:
     """The outputs of ImageNet's networks for classes, WordNet ids. Raises `ValueError` with the nearest for
     others."""

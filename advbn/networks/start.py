@@ -15,7 +15,8 @@ from torch import nn
 from ..base.finetuning import Options
 from ..images.augmentation import step_seed
 from ..images.preprocessing import preprocessing_of, remember
-from .models import NETWORKS, build_model, imagenet_ids
+from ..images.classes import imagenet_ids
+from .models import NETWORKS, build_model
 
 # %% ../../nbs/networks/05_start.ipynb #2481c792
 class Start(NamedTuple):

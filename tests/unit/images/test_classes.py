@@ -4,9 +4,15 @@ import pytest
 import torchvision
 from timm.data import ImageNetInfo
 
-from advbn.images.classes import class_names, imagenet_classes, imagenet_number, in_imagenet, matched
+from advbn.images.classes import (
+    class_names,
+    imagenet_classes,
+    imagenet_ids,
+    imagenet_number,
+    in_imagenet,
+    matched,
+)
 from advbn.base.errors import DataError
-from advbn.networks.models import imagenet_ids
 
 
 def test_the_list_of_the_package_is_the_libraries():
