@@ -251,6 +251,8 @@ class Portable(PyTorchModelHubMixin, library_name="advbn", tags=["advbn", "robus
         self, folder: str | Path, *, config: None = None, model_card_kwargs: dict | None = None, **about: Any
     ) -> Path:
         "Write a `folder` for `from_pretrained`: see `advbn.adapters.pretrained.save_folder`."
+        if config is not None:
+            raise ValueError("config.json is made of the network; say classes=, data= and so on, not config=")
         said = {**(model_card_kwargs or {}), **about}
         return above("adapters.pretrained.save_folder")(self, folder, **said)
 

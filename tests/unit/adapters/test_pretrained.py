@@ -502,6 +502,7 @@ def test_what_nobody_has_said_is_said_to_be_unknown(written):
         ({"license": "mit"}, "is told 'license'; allowed are name, classes.*did you mean 'licence'"),
         ({"classes": ["cat"]}, "classes are 1 names, and the network has 5 outputs"),
         ({"data": 5}, "data: Input should be a valid string"),
+        ({"config": {}}, "config.json is made of the network"),
     ],
     ids=lambda case: str(case)[:20],
 )
