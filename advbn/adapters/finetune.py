@@ -717,7 +717,8 @@ def finetune(
     options, out = checked_options(options), None if out is None else Path(out)
     chosen_shifts(options.shifts)  # an error for a slip
     device, given = _device(options), _given(model, images, test, options)
-    accelerator = build_accelerator(rules.precision_for(device, options.precision)[0], cpu=device == "cpu")
+    precision, logs = rules.precision_for(device, options.precision)[0], Path(out) / "logs" if out else None
+    accelerator = build_accelerator(precision, log=options.log, folder=logs, cpu=device == "cpu")
     first = accelerator.is_main_process
     before = _shared(kept_choices(out, given).get("chosen", {}) if out and first else {}, accelerator)
     with _goes_on(out if first else None):

@@ -38,6 +38,7 @@ class Options(Section):
     shifts: str = "all"  # or some, such as "clean,corruptions"
     test_images: Count | None = None  # test on so many; None: 500 on a CPU, all on a GPU
     on_bad_image: OnBadImage = "error"
+    log: Literal["tensorboard", "dvclive"] | None = None  # to whom losses and accuracy are told, too
     workers: Annotated[int, Field(ge=0)] = 2  # that read images
     seed: Annotated[int, Field(ge=0)] = 0
 

@@ -5,8 +5,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from .app import app
-from .options import on_bad_option
+from .app import ANYWHERE, app
+from .options import log_option, on_bad_option
 
 CHOSEN, TESTED = "In place of what is chosen", "How it is tested"
 
@@ -52,7 +52,7 @@ def _strength(eps):
         raise ParameterError(f"--eps is {eps!r}; allowed are auto and a number, such as 1.1") from None
 
 
-@app.command()
+@app.command(rich_help_panel=ANYWHERE)
 def finetune(
     context: typer.Context,
     data: Annotated[Path, typer.Option(help="Your images: a folder with a folder for each class.")],
@@ -117,6 +117,7 @@ def finetune(
         Optional[int],
         typer.Option(help="Test on so many; 500 on a CPU, all on a GPU.", rich_help_panel=TESTED),
     ] = None,
+    log: log_option() = None,
     on_bad_image: on_bad_option() = "error",
 ):
     """Make a network robust on your images: a clean control and AdvBN, compared on every shift, with a verdict,
