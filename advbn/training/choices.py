@@ -208,11 +208,11 @@ def seconds_per_image(net: AdvBNNet, size: int, images: int = 8) -> float:
     device = next(net.parameters()).device
     batch = torch.randn(images, 3, size, size, device=device)
     targets, taken = torch.zeros(images, dtype=torch.long, device=device), []
-    for _ in range(2):  # the first one warms up
+    for _ in range(4):  # the first one warms up, and others may be disturbed
         began = time.perf_counter()
         float(sum(loss.detach() for loss in net.losses(batch, targets, backward=torch.Tensor.backward)))
         taken.append(time.perf_counter() - began)
-    return taken[-1] / images
+    return min(taken) / images
 
 
 def duration(seconds: float) -> str:
