@@ -28,7 +28,8 @@ from PIL import Image
 from torch import nn
 
 # %% ../../nbs/adapters/04_finetune.ipynb #5d8a67a6
-from .sources import chosen_shifts
+from .evaluate import evaluate
+from .sources import FolderReading, chosen_shifts
 from . import holdout
 from ..base.errors import Interrupted, ParameterError
 from ..base.files import held, write_text
@@ -39,13 +40,12 @@ from ..base.sections import Data, Layer, Method, Network
 from ..evidence.evaluation import predict
 from ..evidence.intervals import contributions, holm
 from ..evidence.tables import Table, measured, signed
-from ..evidence.testing import score
 from ..images.batches import Images, mixed_order
 from ..images.preprocessing import Preprocessing, preprocessing_of, remember
 from ..method.network import AdvBNNet, recipe_options
 from ..networks.start import Start, start_network
 from ..networks.weights import save_state
-from ..shifts.cells import SHIFTS, Tested, cells, title
+from ..shifts.cells import SHIFTS, Tested, title
 from ..shifts.corruptions import CORRUPTIONS, SMALLEST, corrupt
 from ..training import choices as rules
 from ..training.distributed import build_accelerator
@@ -368,14 +368,11 @@ def trained(job: Job, data, accelerator, folder: Path | None = None) -> Trained:
 
 # %% ../../nbs/adapters/04_finetune.ipynb #03e73404
 def answers(networks: dict, test, names, device, workers: int = 0) -> dict:
-    "`{network: right}`, a row for each image and a column for each `(shift, cell)`, see `contributions`."
-    on_device = {name: copy.deepcopy(network).to(device) for name, network in networks.items()}
-    pieces = test.pieces(workers=workers)
-    shown = (cell for numbers, piece in pieces for cell in cells(piece.to(device), numbers, names))
-    found = score(on_device, shown, "evaluation")[1]
-    columns = pd.MultiIndex.from_tuples([tuple(cell.split("/", 1)) for cell in found.cells])
-    right = {name: np.where(found.right(name) == 255, np.nan, found.right(name)) for name in networks}
-    return {name: pd.DataFrame(r.T.astype(float), found.names, columns) for name, r in right.items()}
+    "`{network: right}`, a row for each image and a column for each `(shift, cell)`, see `evaluate`."
+    shown = test.images if isinstance(test, holdout.Kept) else test
+    copies = {name: copy.deepcopy(network) for name, network in networks.items()}
+    found = evaluate(copies, shown, names, reading=FolderReading(workers=workers), device=device)
+    return {name: found.values(name) for name in networks}
 
 
 def _estimate(values):
