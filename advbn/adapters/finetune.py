@@ -719,8 +719,7 @@ def finetune(
     options, out = checked_options(options), None if out is None else Path(out)
     chosen_shifts(options.shifts)  # an error for a slip
     device, given = _device(options), _given(model, images, test, options)
-    precision, logs = rules.precision_for(device, options.precision)[0], Path(out) / "logs" if out else None
-    accelerator = build_accelerator(precision, log=options.log, folder=logs, cpu=device == "cpu")
+    accelerator = _accelerator(device, options, out)
     first = accelerator.is_main_process
     before = _shared(kept_choices(out, given).get("chosen", {}) if out and first else {}, accelerator)
     with _goes_on(out if first else None):
@@ -735,6 +734,12 @@ def finetune(
         return done
 
 # %% ../../nbs/adapters/04_finetune.ipynb #04ee3f24
+def _accelerator(device, options, out):
+    "The accelerator for what is asked for; its loggers write into the folder `out`."
+    precision, logs = rules.precision_for(device, options.precision)[0], Path(out) / "logs" if out else None
+    return build_accelerator(precision, log=options.log, folder=logs, cpu=device == "cpu")
+
+
 def _begin(job, tested, accelerator, out, given, tell):
     "Say what was chosen and how long it will take, and keep it."
     for line in (said(job.choices), *job.division.remarks):
