@@ -104,7 +104,9 @@ def test_the_report_has_every_table_of_results():
     for profile in RECORDED:
         page = (ROOT / "results" / profile / "report.html").read_text(encoding="utf-8")
         for table in sorted((ROOT / "results" / profile / "tables").glob("*.md")):
-            cells = re.findall(r"\d+\.\d ± \d+\.\d", table.read_text().split("\n\n")[0])
+            ours = table.read_text().partition("\nPublished")[0]
+            rows = "".join(line for line in ours.splitlines() if line.startswith("| "))
+            cells = re.findall(r"\d+\.\d ± \d+\.\d", rows)
             assert cells and [c for c in cells if c not in page] == [], table
 
 
