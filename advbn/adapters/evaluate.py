@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEAN', 'ERROR', 'MCE', 'NUMBERS', 'load_network', 'network_for', 'own_preprocessing', 'named_networks', 'Tested',
-           'over_images', 'over_pairs', 'Answers', 'Evaluation', 'evaluation_chart', 'evaluate', 'summary', 'Pictures']
+           'over_images', 'over_pairs', 'Answers', 'Evaluation', 'evaluation_chart', 'evaluate', 'evaluation_of',
+           'Pictures']
 
 # %% ../../nbs/adapters/02_evaluate.ipynb #41e58995
 import copy
@@ -24,8 +25,9 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
 from ..base.errors import DataError, WeightsError, did_you_mean
-from ..evidence.evaluation import ALEXNET, mean_corruption_error, mean_error, predict, predict_each
+from ..evidence.evaluation import ALEXNET, predict, predict_each
 from ..evidence.intervals import Estimate, contributions
+from ..evidence.testing import Predictions
 from ..images.batches import Images
 from ..images.decoding import LEAST, BadImages, ImageError, Tree
 from ..images.preprocessing import Preprocessing, preprocessing_of
@@ -571,26 +573,16 @@ def evaluate(
     return replace(found, tested_on=_from_where(images, parts, reading), control=control)
 
 # %% ../../nbs/adapters/02_evaluate.ipynb #06839e1f
-def summary(table: pd.DataFrame, imagenet: bool = False) -> pd.DataFrame:
-    """Accuracy in percent, a row per shift and per corruption (mean over severities) and a column per
-    network, then the mean corruption error without normalisation and, if the classes are ImageNet's, mCE
-    against AlexNet."""
-    rows = {}
-    for name, found in table.groupby("branch", sort=False):
-        column = {}
-        for shift, cells_ in found.groupby("shift", sort=False):
-            column[shift] = cells_.accuracy.mean()
-            if shift == "corruptions":
-                errors = {
-                    c: (1 - cells_[cells_.cell.str.startswith(f"{c}/")].accuracy / 100).tolist()
-                    for c in CORRUPTIONS
-                }
-                column.update({f"  {c}": 100 - 100 * sum(e) / len(e) for c, e in errors.items()})
-                column["  mean error, unnormalised"] = mean_error(errors)
-                if imagenet:
-                    column["  mCE against AlexNet"] = mean_corruption_error(errors)
-        rows[name] = column
-    return pd.DataFrame(rows)
+def evaluation_of(predictions: Predictions, tested_on: str, control: str | None = None) -> Evaluation:
+    """The `Evaluation` of what `advbn.evidence.testing.evaluate` returns, its branches as networks; cells may
+    show some of the images."""
+    names, right, of = np.array(predictions.names, dtype=object), {}, {}
+    cells = [tuple(cell.split("/", 1)) for cell in predictions.cells]
+    for branch in predictions.classes:
+        found = dict(zip(cells, predictions.right(branch)))
+        right[branch] = {cell: values[values < 255] == 1 for cell, values in found.items()}
+        of[branch] = {cell: names[values < 255] for cell, values in found.items()}
+    return Evaluation(right, of, {}, tested_on, False, control if control in right else None)
 
 # %% ../../nbs/adapters/02_evaluate.ipynb #bc43b25c
 def _looked_at(tree, bad, least):

@@ -105,6 +105,7 @@ def evaluate(
         check_given(
             context, OF_METHOD, "--model; a method of params.yaml is tested on the images of its profile"
         )
+        from ..adapters.evaluate import evaluation_of
         from ..base.config import load_params
         from ..base.rows import CELLS
         from ..evidence.testing import evaluate, keep_right
@@ -114,8 +115,8 @@ def evaluate(
         run = resolve(params, method, seed)
         path = kept_table(params, CELLS, "runs", f"{run.name}.csv") if save else None
         found, predictions = evaluate(run)
-        table = found.groupby(["branch", "shift"], sort=False).accuracy.mean().unstack(sort=False)
-        if told(found, table.to_json(indent=1) if json else table.round(2).to_string(), path) and path:
+        shown = evaluation_of(predictions, f"{run.title}, the test images of {params.profile}", "clean")
+        if told(found, shown.to_json() if json else shown, path) and path:
             keep_right(run.setting.results / "right" / f"{run.name}.npz", {seed: predictions})
     else:
         check_given(
