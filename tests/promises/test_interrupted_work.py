@@ -353,9 +353,11 @@ def write_set(folder):
     "a half-written set of images or of shifts is redone or continued, never taken for complete",
 )
 def test_half_written_sets(context, tmp_path):
-    written_ = []
+    written_, begun = [], False
     for kills in killed_until_done(context, write_set, tmp_path, pause=(0.8, 1.6)):
-        assert (tmp_path / "set").exists() == (not (tmp_path / "set.partial").exists())
+        there = [(tmp_path / name).exists() for name in ("set", "set.partial")]
+        begun = begun or any(there)  # a busy machine may kill it before it has read what it is made from
+        assert sum(there) == begun
         written_.append(len(list(tmp_path.rglob("[!.]*.png"))))
     assert kills >= 2 and written_ == sorted(written_) and written_[-1] == 475  # what was there is kept
     made, images = read_images(tmp_path / "set"), read_images(ROOT / "data/sketch")[range(0, 1898, 4)]

@@ -24,7 +24,6 @@ ELSEWHERE = {
     "make docs": "see test_docs",
     "make release": "see test_release",
     "pip install .": "see test_package",
-    "pip install '.[finetune]'": "the extra alone is another; see test_package",
     "dvc repro": "what `make reproduce-all` calls",
     "twine upload": "that publishes",
     "advbn import-official checkpoint.pth.tar": "see test_official",
