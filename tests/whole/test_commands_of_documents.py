@@ -31,6 +31,7 @@ ELSEWHERE = {
     "advbn verify": "see test_verify",
     "advbn seed 0 --profile pacs": "it needs PACS; see test_pipeline",
     "advbn evaluate --model resnet50 --weights weights.pt --data val --shifts all": "see test_command_line",
+    "advbn finetune --data data/openmoji --model small_resnet --out robust": "see test_recipes and test_lab",
 }
 
 

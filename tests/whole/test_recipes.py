@@ -12,7 +12,6 @@ from nbclient import NotebookClient
 from advbn.cli import app
 
 RECIPES = {p.stem: p for p in sorted((ROOT / "nbs/recipes").glob("*.ipynb")) if p.stem != "index"}
-QUICK = ("corrupt",)  # `make test` runs it, `make test-slow` the others
 COMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands}
 
 
@@ -30,9 +29,8 @@ def printed(cell):
     return "".join(output.text for output in cell.get("outputs", ()) if output.output_type == "stream")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in RECIPES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_runs_as_it_is_written(name, tmp_path, monkeypatch):
     if name not in COMMANDS:
         pytest.skip(f"no command {name}")

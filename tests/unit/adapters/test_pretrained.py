@@ -598,17 +598,17 @@ def test_timm_takes_a_branch_as_a_checkpoint(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The default weight initialization")
-def test_every_network_of_torchvision_is_recognised_and_no_other():
-    "But for the largest, which would take long to build, and are of the same classes."
+def test_torchvisions_networks_are_recognised_and_no_other():
+    "Every third; the largest, which would take long to build, are of the same classes."
     large = ("128gf", "32gf", "16gf", "vit_", "vgg1", "wide", "_l", "b7", "swin_b", "swin_v2_b")
     names = torchvision.models.list_models(torchvision.models)
-    tried = [name for name in names if not any(word in name for word in large)]
+    tried = [name for name in names if not any(word in name for word in large)][::3]
     for name in tried:
         model = torchvision.models.get_model(name, num_classes=5)
         kind = f"{type(model).__module__}.{type(model).__qualname__}"
         assert of_torchvision(kind, model.state_dict(), 5) == [f"torchvision/{name}"]
         assert of_torchvision(kind, {**model.state_dict(), "more": torch.ones(1)}, 5) == []
-    assert len(tried) > 45
+    assert len(tried) > 15
 
 
 @pytest.mark.slow
