@@ -35,9 +35,11 @@ from ..method.dual_batchnorm import Dual
 from ..method.folding import for_inference
 from ..method.network import AdvBNNet
 from ..networks.models import NETWORKS, build_model, published_weights
+from .sources import FolderReading, classes_under, opened, shown
+
+# %% ../../nbs/adapters/02_evaluate.ipynb #790f5aee
 from ..shifts.corruptions import CORRUPTIONS
 from ..images.classes import IMAGENETS, LIST_THEM, class_names, in_imagenet, matched
-from .sources import FolderReading, classes_under, opened, shown
 
 # %% ../../nbs/adapters/02_evaluate.ipynb #17c5850f
 def load_network(name: str, weights: str, classes: int, names=()) -> nn.Module:
