@@ -39,6 +39,7 @@ from .sources import FolderReading, classes_under, opened, shown
 
 # %% ../../nbs/adapters/02_evaluate.ipynb #790f5aee
 from ..shifts.corruptions import CORRUPTIONS
+from ..base.extras import optional
 from ..images.classes import IMAGENETS, LIST_THEM, class_names, in_imagenet, matched
 
 # %% ../../nbs/adapters/02_evaluate.ipynb #17c5850f
@@ -485,10 +486,7 @@ def _panel(ax, numbers, labels, value, half, colours):
 # %% ../../nbs/adapters/02_evaluate.ipynb #557cf080
 def evaluation_chart(evaluation: Evaluation):
     "A figure: the accuracy of each network, row by row, and its difference to the control; 95 % intervals."
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError:
-        raise ImportError("a chart needs matplotlib: pip install 'advbn[figures]'") from None
+    plt = optional("matplotlib.pyplot", "a chart", "figures")
     labels = [label for label in evaluation.table.index if label not in (ERROR, MCE)]
     names = [*evaluation.right]
     colours = dict(zip(names, (plt.get_cmap("tab10")(i % 10) for i in range(len(names)))))

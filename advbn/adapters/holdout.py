@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from ..base.errors import DataError, ParameterError
 from ..images.augmentation import step_seed
+from ..base.extras import optional
 from ..base.finetuning import Options
 from ..images.batches import FolderBatches, FolderImages, Images, Reading, Share, mixed_order
 from ..images.datasets import MemorySet
@@ -37,12 +38,7 @@ SIDE = 16  # frequencies in each direction
 def perceptual_hash(picture: Image.Image) -> np.ndarray:
     """Bits `[256]` that nearly equal pictures share, by `imagehash.phash`; colours do not count. Raises
     `ImportError` if imagehash is not installed."""
-    try:
-        import imagehash
-    except ImportError:
-        raise ImportError(
-            "to find pictures that nearly equal each other needs imagehash: pip install 'advbn[finetune]'"
-        ) from None
+    imagehash = optional("imagehash", "finding pictures that nearly equal each other", "finetune")
     return imagehash.phash(picture, SIDE).hash.flatten()
 
 # %% ../../nbs/adapters/03_holdout.ipynb #4633857a

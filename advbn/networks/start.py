@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ..base.extras import optional
 from ..base.finetuning import Options
 from ..images.augmentation import step_seed
 from ..images.preprocessing import preprocessing_of, remember
@@ -32,10 +33,7 @@ class Start(NamedTuple):
 # %% ../../nbs/networks/05_start.ipynb #84af60cf
 def _of_hub(name):
     "A network of timm's from a repository of the Hugging Face hub, with its weights."
-    try:
-        import timm
-    except ImportError:
-        raise ImportError("a network of the hub needs timm: pip install 'advbn[photographs]'") from None
+    timm = optional("timm", "a network of the hub", "photographs")
     try:
         return timm.create_model(f"hf-hub:{name}", pretrained=True)
     except Exception as error:  # no network, no such repository, none of timm's: each has its own
