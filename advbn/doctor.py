@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .base.extras import EXTRAS, missing_modules
 from .base.files import project_root
-from .base.machine import bf16_in_processor, cuda_of_torch, gpus, memory, processor
+from .base.machine import BF16, TILES, cuda_of_torch, gpus, memory, processor, processor_flags
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
 LITTLE_DISK = 5e9  # bytes; the 75 folders of all corruptions of a thousand photographs take about as much
@@ -53,13 +53,16 @@ def _cuda():
     return Finding("CUDA", "no GPU of NVIDIA's", False, cost)
 
 
-def _bf16():
-    there = bf16_in_processor()
-    if there:
-        return Finding("bf16", "the processor has it: precision bf16 is worth a try")
-    found = "the processor does not have it" if there is False else "the processor does not say"
+def _bf16(flags=None):
+    "What `training.choices.precision_for` will say, without loading torch."
+    flags = processor_flags() if flags is None else flags
+    if TILES in flags:
+        return Finding("bf16", "the processor multiplies it in tiles: precision auto takes it")
+    if BF16 & flags:
+        return Finding("bf16", "the processor has it, without tiles: precision auto stays with float32")
+    found = "the processor does not have it" if flags else "the processor does not say"
     cost = "precision bf16 is for GPUs here; on the processor it was eleven times slower than float32"
-    return Finding("bf16", found, there is None, cost)
+    return Finding("bf16", found, not flags, cost)
 
 
 def _sizes(folder):

@@ -52,9 +52,10 @@ def checked_options(given: dict) -> Options:
 
 
 def wishes(model: str, images, test, options: Options) -> dict:
-    "What a fine-tuning was asked for, as `choices.json` keeps it; `images` are a folder or a digest."
+    """What a fine-tuning was asked for, as `choices.json` keeps it; `images` are a folder or a digest. Who is
+    told of it and how many read images are left out: with others it is the same fine-tuning."""
     data, apart = (str(Path(p).resolve()) if p and Path(p).is_dir() else p for p in (images, test))
-    return {"model": model, "images": data, "test": apart, **options.model_dump()}
+    return {"model": model, "images": data, "test": apart, **options.model_dump(exclude={"log", "workers"})}
 
 
 def kept_choices(out: Path, given: dict) -> dict:

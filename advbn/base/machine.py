@@ -23,16 +23,17 @@ def processor() -> str:
     """The CPU's name, its cores, and where it tells the widest vectors it computes with; on those depends how
     sums are rounded, and names in the cloud do not say it."""
     name = _first("model name") or platform.processor() or platform.machine()
-    flags = _first("flags").split()
+    flags = processor_flags()
     vectors = [words for flag, words in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in flags]
     return ", ".join([name, f"{os.cpu_count()} cores", *vectors[:1]])
 
 
-def bf16_in_processor() -> bool | None:
-    """Whether the CPU multiplies bfloat16 itself; without, a step under autocast takes many times as long as
-    in float32. `None` where it does not say."""
-    flags = (_first("flags") or _first("Features")).split()
-    return bool({"avx512_bf16", "amx_bf16", "bf16"} & {*flags}) if flags else None
+BF16, TILES = frozenset({"avx512_bf16", "amx_bf16", "bf16"}), "amx_bf16"  # as Linux calls what has bfloat16
+
+
+def processor_flags() -> frozenset:
+    "What the CPU says that it can do; empty where it does not say it."
+    return frozenset((_first("flags") or _first("Features")).split())
 
 
 def gpus() -> list:

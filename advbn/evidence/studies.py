@@ -13,7 +13,7 @@ import pandas as pd
 from ..base.config import Params
 from ..base.rows import EPOCHS
 from ..base.workers import side_by_side
-from .testing import kept_tests, score
+from .testing import cell_count, kept_tests, score
 from ..shifts.cells import SHIFTS, columns, meets
 from ..training.distributed import build_accelerator
 from ..training.run import Run, attack_settings, load_data, load_network, use_threads
@@ -79,7 +79,8 @@ def short_run(run: Run) -> tuple:
         networks[branch] = plain.eval().to(accelerator.device)
     name = f"{run.base}/{run.name}"
     made = kept_tests(run.setting, data, run.seed, lambda shift, cell: shift in columns())
-    table, predictions = score(networks, shortened(run, data, made), f"{name}, seed {run.seed}")
+    total = cell_count(run.setting, data, columns())
+    table, predictions = score(networks, shortened(run, data, made), f"{name}, seed {run.seed}", total)
     table = table.assign(run=name, seed=run.seed, accuracy=100 * table.correct / table.images)
     return table, {f"{name}/{run.seed}": predictions}
 

@@ -176,9 +176,10 @@ def all_cells(setting: Setting, data, seed: int, device="cpu", most: int | None 
         yield shift, cell, images.to(device)
 
 # %% ../../nbs/evidence/03_testing.ipynb #18508fdf
-def cell_count(setting: Setting, data) -> int:
-    "How many cells `all_cells` gives of images that come in one piece; of Sketch, line art or edges."
-    tested = _tested(setting)
+def cell_count(setting: Setting, data, among=None) -> int:
+    """How many cells `all_cells` gives, of the shifts `among` if some are named, of images that come in one
+    piece; of Sketch, line art or edges."""
+    tested = [shift for shift in _tested(setting) if among is None or shift in among]
     published = [key for key in data.published if key[0] in tested]
     made = {*tested} - {shift for shift, _ in published}
     return len(published) + sum(len(SHIFTS[shift].cells) for shift in made) - ("sketch" in made)

@@ -6,7 +6,6 @@ import shutil
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 import torchvision
@@ -22,11 +21,10 @@ from advbn.adapters.evaluate import (
     FolderReading,
     evaluation_of,
     load_network,
-    over_images,
-    over_pairs,
     own_preprocessing,
 )
 from advbn.base.errors import DataError
+from advbn.evidence.comparison import over_images
 from advbn.evidence.evaluation import predict
 from advbn.evidence.testing import Predictions
 from advbn.images.batches import read_images
@@ -164,43 +162,6 @@ def test_the_chart_has_a_point_for_each_row_and_network(found):
     x, _ = accuracy.containers[0][0].get_data()
     assert len(x) == len(labels) and x[1] == numbers.value["one", "corruptions"]
     plt.close(figure)
-
-
-def table_of(right, cells=1):
-    "A table of images that are right or not in all of so many cells."
-    columns = pd.MultiIndex.from_product([["corruptions"], [f"fog/{c}" for c in range(cells)]])
-    return pd.DataFrame(np.repeat(np.array(right, float)[:, None], cells, 1), columns=columns)
-
-
-def test_an_image_counts_once_however_many_cells_show_it():
-    right = [1, 1, 0, 1, 1, 0, 1, 1, 1, 0]
-    one, many = over_images(table_of(right)), over_images(table_of(right, 75))
-    assert (one.mean, one.seeds) == (70, 10) and many.half_width == pytest.approx(one.half_width)
-    added = np.array([*right, 1, 1, 0, 0])
-    assert one.standard_error == pytest.approx(100 * added.std(ddof=1) / 14**0.5)
-    assert over_images(table_of(right * 100)).half_width == pytest.approx(
-        100 * 1.962 * (0.21 / 1000) ** 0.5, rel=0.01
-    )
-
-
-def test_few_images_that_are_all_right_have_an_interval():
-    for n in (1, 16):
-        assert over_images(table_of([1] * n)).half_width > 60 / (n + 3)
-        same = over_pairs(table_of([1] * n), table_of([1] * n))
-        assert same.mean == 0 and same.half_width > 60 / (n + 3)
-
-
-def test_differences_are_of_the_images_that_both_have_seen():
-    own, other = table_of([1, 1, 0, 1]), table_of([0, 1, 0, 0])
-    assert over_pairs(own.iloc[:3], other.iloc[1:]).mean == 0 and over_pairs(own, other).mean == 50
-
-
-def test_several_networks_are_more_than_intervals_of_their_own():
-    "Paired: what both find easy cancels."
-    random = np.random.default_rng(0)
-    easy = random.random(200) < 0.5
-    own, other = table_of(easy), table_of(easy ^ (random.random(200) < 0.02))
-    assert over_pairs(own, other).half_width < 0.5 * over_images(own).half_width
 
 
 def test_a_prepared_network_is_its_two_branches(emoji_folder, emoji_network):

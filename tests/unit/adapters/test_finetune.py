@@ -11,19 +11,15 @@ from conftest import ROOT
 
 import advbn
 from advbn.adapters.finetune import (
-    ADVERSARIAL,
-    CLEAN,
-    CONTROL,
     FILES,
-    MEAN,
-    compared,
+    Countdown,
     finetune,
     layer_options,
     run_of,
-    verdict_of,
 )
 from advbn.base.errors import DataError, ParameterError
 from advbn.base.finetuning import Options
+from advbn.evidence.comparison import ADVERSARIAL, CLEAN, CONTROL, MEAN, verdict_of
 from advbn.evidence.evaluation import predict, top1_accuracy
 from advbn.images.batches import read_images
 from advbn.images.openmoji import write_png
@@ -236,59 +232,18 @@ def test_streamed_images_are_trained_on_as_well(folder, monkeypatch):
         finetune("small_resnet", folder, tell=lambda line: None, augment="none", **SHORT)
 
 
-def answers(gain, n=400, seed=0):
-    "Right answers of three networks, the adversarial branch with a `gain` on the shifts."
-    rng = np.random.default_rng(seed)
-    columns = pd.MultiIndex.from_tuples([("clean", "clean"), ("corruptions", "fog/1"), ("sketch", "edges")])
-    ease = rng.random((n, 1))
-
-    def network(bonus):
-        return pd.DataFrame(
-            (ease + 0.1 * rng.random((n, 3)) < 0.6 + np.array([0, bonus, bonus])) * 1.0, columns=columns
-        )
-
-    return {CONTROL: network(0), CLEAN: network(0), ADVERSARIAL: network(gain)}
-
-
-def test_intervals_are_those_over_images():
-    right = answers(0.05)
-    table = compared(right).set_index(["network", "shift"])
-    fog, sketch = (
-        right[ADVERSARIAL][c] - right[CONTROL][c] for c in (("corruptions", "fog/1"), ("sketch", "edges"))
-    )
-    row = table.loc[ADVERSARIAL, "corruptions"]
-    assert row.difference == pytest.approx(100 * fog.mean())
-    assert row.difference_ci95 == pytest.approx(196 * fog.std() / 20)
-    mean = table.loc[ADVERSARIAL, MEAN]
-    assert mean.difference == pytest.approx(50 * (fog.mean() + sketch.mean()))
-    assert mean.difference_ci95 == pytest.approx(98 * (fog + sketch).std() / 20)
-    assert table.loc[CONTROL, "clean"].difference == 0 and np.isnan(table.loc[CONTROL, "clean"].p)
-
-
-@pytest.mark.parametrize(
-    "gain, start",
-    [
-        (0.1, "Take AdvBN's adversarial branch: +"),
-        (0.0, "AdvBN bought nothing that 400 test images show on the mean of the shifts: "),
-    ],
-)
-def test_the_verdict_says_which_branch_or_that_nothing_was_bought(gain, start):
-    said = verdict_of(compared(answers(gain)))
-    assert said.startswith(start) and said.endswith(".") and len(re.findall(r"±", said)) == 2
-
-
-def test_the_verdict_can_be_against_both():
-    right = answers(-0.1)
-    right[CLEAN] = right[ADVERSARIAL]
-    assert verdict_of(compared(right)).startswith(
-        "Keep the clean fine-tune: AdvBN lost on the mean of the shifts, -"
-    )
-
-
-def test_without_a_difference_nobody_wins_by_chance_too_often():
-    "Two branches, no difference: a verdict for one of them in at most 1 of 40, with room for the draw."
-    won = sum(verdict_of(compared(answers(0.0, 120, seed))).startswith("Take") for seed in range(50))
-    assert won <= 6
+def test_what_is_left_is_told_at_each_stage_by_the_pace_so_far(done):
+    clock, told = iter([0.0, 0.0, 30.0, 70.0]), []
+    countdown = Countdown({"control": 10, "AdvBN": 40, "evaluation": 50}, told.append, lambda: next(clock))
+    for stage in ("control", "AdvBN", "evaluation"):
+        countdown.starts(stage)
+    assert told == [
+        "control (1 of 3), about 100 seconds left of all",
+        "AdvBN (2 of 3), about 4 minutes left of all",
+        "evaluation (3 of 3), about 70 seconds left of all",
+    ]
+    stages = [re.match(r"(\w+) \((\d) of 4\), about \d+ ", line) for line in done[2]]
+    assert [m[1] for m in stages if m] == ["pretraining", "control", "AdvBN", "evaluation"]
 
 
 def test_the_layer_and_the_run_are_what_was_chosen(done):

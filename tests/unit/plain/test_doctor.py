@@ -3,8 +3,10 @@
 import json
 import sys
 
+import pytest
+
 from advbn.base.extras import EXTRAS
-from advbn.doctor import Finding, as_text, findings
+from advbn.doctor import Finding, _bf16, as_text, findings
 
 
 def test_each_thing_is_found_or_its_cost_is_said(root, monkeypatch):
@@ -14,6 +16,16 @@ def test_each_thing_is_found_or_its_cost_is_said(root, monkeypatch):
     assert {f"extra {name}" for name in EXTRAS} <= {*found}
     assert found["torch"].fine and found["project"].found == str(root) and found["data openmoji"].fine
     assert all(finding.fine or finding.cost for finding in found.values())
+
+
+@pytest.mark.parametrize("flags", [{"avx512_bf16", "amx_bf16"}, {"avx512_bf16"}, {"bf16"}, {"avx2"}, set()])
+def test_bf16_is_told_as_training_takes_it(flags):
+    "The doctor does not load torch, and says what `precision_for` does."
+    from advbn.training.choices import precision_for
+
+    said, flags = _bf16(frozenset(flags)).found, frozenset(flags)
+    assert ("auto takes it" in said) is (precision_for("cpu", "auto", flags)[0] == "bf16")
+    assert ("has it" in said or "in tiles" in said) is (precision_for("cpu", "bf16", flags)[0] == "bf16")
 
 
 def test_outside_of_a_clone(tmp_path, monkeypatch):

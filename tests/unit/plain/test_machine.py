@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from advbn.base.machine import bf16_in_processor, cuda_of_torch, duration, memory, processor
+from advbn.base.machine import cuda_of_torch, duration, memory, processor, processor_flags
 
 
 @pytest.mark.parametrize(
@@ -28,4 +28,4 @@ def test_the_build_of_torch_is_read_in_its_files():
 
 
 def test_what_is_there():
-    assert "cores" in processor() and memory() > 1e8 and bf16_in_processor() in (True, False, None)
+    assert "cores" in processor() and len(processor_flags()) != 1 and memory() > 1e8

@@ -1,4 +1,4 @@
-"""What is chosen for a network and a machine: cut, precision, batch, duration."""
+"""What is chosen for a network and a machine: cut, precision, batch."""
 
 import pytest
 import torch
@@ -10,7 +10,6 @@ from advbn.training.choices import (
     augmentation_for,
     batch_for,
     cuts,
-    duration,
     finetuning_recipe,
     kept_bytes,
     precision_for,
@@ -111,14 +110,6 @@ def test_a_step_is_timed_on_a_copy():
     assert seconds_per_image(net, 32) > 0
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())
-
-
-@pytest.mark.parametrize(
-    "seconds, said",
-    [(40, "40 seconds"), (89, "89 seconds"), (90, "1.5 minutes"), (7000, "1.9 hours"), (4e6, "46 days")],
-)
-def test_durations_are_said_as_people_do(seconds, said):
-    assert duration(seconds) == said
 
 
 def test_a_single_layer_can_be_a_cut_where_there_is_no_stage():
