@@ -1,6 +1,7 @@
 """`params.yaml` says everything about a run, and a slip in it stops the run before it starts."""
 
 import copy
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -279,11 +280,15 @@ def _joined(within, keys):
 
 
 def explain(
-    error: ValidationError, source: str = "params.yaml", model: type = Params, within: str = ""
+    error: ValidationError,
+    source: str = "params.yaml",
+    model: type = Params,
+    within: str = "",
+    called=str,
 ) -> str:
     """The first problem: key, value and what is allowed; of several the next as well, and how many there are.
 
-    `within` is the key of the section that was checked, if it was not all of it."""
+    `within` is the key of the section that was checked, if it was not all of it; a key is `called` so."""
     lines = []
     for problem in error.errors():
         key = _joined(within, problem["loc"])
@@ -306,9 +311,10 @@ def explain(
                 f"{source}: {_joined(within, where)} has {problem['input']!r}; allowed are {allowed}"
             )
         else:
-            lines.append(
-                f"{source}: {key} is {problem['input']!r}; {problem['msg'][0].lower()}{problem['msg'][1:]}"
-            )
+            told, expected = problem["msg"], problem.get("ctx", {}).get("expected", "")
+            hint = did_you_mean(problem["input"], re.findall("'([^']+)'", str(expected)), cutoff=0.6)
+            told = f"{called(key)} is {problem['input']!r}; {told[0].lower()}{told[1:]}{hint}"
+            lines.append(f"{source}: {told}")
     return "\n".join(lines if len(lines) < 3 else [lines[0], f"{lines[1]} (and {len(lines) - 2} more)"])
 
 

@@ -27,6 +27,8 @@ EXTRAS = {
     "huggingface": Extra(("transformers",), "no model for Hugging Face's Trainer"),
     "tensorboard": Extra(("tensorboard",), "no --log tensorboard"),
     "dvclive": Extra(("dvclive",), "no --log dvclive"),
+    "finetune": Extra(("imagehash",), "advbn finetune cannot tell pictures that nearly equal each other"),
+    "onnx": Extra(("onnx", "onnxruntime", "onnxscript"), "no export to ONNX"),
     "notebooks": Extra(
         ("nbformat", "papermill", "dvc", "ipywidgets", "jupyterlab"), "no pipeline, and no notebooks"
     ),
@@ -63,6 +65,17 @@ def optional(module: str, what: str, extra: str | None = None):
 def missing_modules(extra: str) -> list:
     "The modules of an extra that are not installed."
     return [module for module in EXTRAS[extra].modules if find_spec(module) is None]
+
+
+def require(what: str, *extras: str):
+    """Raise one `ImportError` for all modules of the `extras` that `what` needs and that are not installed,
+    with the command that installs them."""
+    lacks = {extra: missing for extra in extras if (missing := missing_modules(extra))}
+    if lacks:
+        packages = dict.fromkeys(_CALLED.get(m, m.replace("_", "-")) for of in lacks.values() for m in of)
+        verb = "which is" if len(packages) == 1 else "which are"
+        cure = f"pip install 'advbn[{','.join(lacks)}]'"
+        raise ImportError(f"{what} needs {', '.join(packages)}, {verb} not installed: {cure}")
 
 
 LOGGERS = ("tensorboard", "dvclive")  # what a training can tell its losses to

@@ -43,12 +43,18 @@ class Options(Section):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-def checked_options(given: dict) -> Options:
-    "`Options` from what is given; raises `ParameterError` with the nearest spelling for slips."
+def as_option(field: str) -> str:
+    "What a field of `Options` is called on the command line."
+    return f"--{field.replace('_', '-')}"
+
+
+def checked_options(given: dict, called=str) -> Options:
+    """`Options` from what is given; raises `ParameterError` with the nearest spelling for slips, in which a
+    field is `called` so."""
     try:
         return Options.model_validate({key: value for key, value in given.items() if value is not None})
     except ValidationError as error:
-        raise ParameterError(explain(error, "finetune", Options)) from None
+        raise ParameterError(explain(error, "finetune", Options, called=called)) from None
 
 
 def wishes(model: str, images, test, options: Options) -> dict:
@@ -60,7 +66,8 @@ def wishes(model: str, images, test, options: Options) -> dict:
 
 def kept_choices(out: Path, given: dict) -> dict:
     """What an earlier call with the same wishes has left in `choices.json` of the folder `out`: `given`,
-    `chosen`, and whether it is `complete`; empty for the first one.
+    what was `taken` where these leave it open, and why, the seconds that are `expected` of each stage, those
+    that have `ended`, and whether it is `complete`; empty for the first one.
 
     Raises `ParameterError` if `out` was begun with other wishes or holds something else."""
     file = out / "choices.json"
@@ -70,12 +77,13 @@ def kept_choices(out: Path, given: dict) -> dict:
         return {}
     try:
         kept = json.loads(file.read_text(encoding="utf-8"))
-        other = [key for key in given if kept["given"].get(key) != given[key]]
+        before = kept["given"]
+        other = [f"{k} {before.get(k)!r}, now {given[k]!r}" for k in given if before.get(k) != given[k]]
     except (ValueError, KeyError, AttributeError):
         raise ParameterError(f"{file} is damaged; remove {out}, or name another folder") from None
     if other:
         raise ParameterError(
-            f"{out} was begun with other wishes ({', '.join(other)}); the same go on there, others need "
+            f"{out} was begun with other wishes ({'; '.join(other)}); the same go on there, others need "
             f"another folder"
         )
     return kept

@@ -70,4 +70,5 @@ def duration(seconds: float) -> str:
     unit, length = next(((u, n) for u, n in units if seconds >= 2 * n), ("seconds", 1))
     number = seconds / length
     digits = 0 if unit in ("minutes", "seconds") or number >= 100 else 1
-    return f"{number:.{digits}f} {unit}"
+    text = f"{number:.{digits}f} {unit}"
+    return "1 second" if text == "1 seconds" else text

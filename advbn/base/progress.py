@@ -5,11 +5,13 @@ import io
 import json
 import signal
 import threading
+import time
 import warnings
 from pathlib import Path
 
 from .errors import Interrupted
 from .files import held
+from .machine import duration
 from .registry import loaded_extensions
 
 
@@ -164,3 +166,36 @@ class Progress:
                 f"{self.asked or 'another process was asked to stop'}: stopped after step {step}; the same "
                 f"command goes on from there"
             )
+
+
+class Countdown:
+    """Tells at the start of each stage of a long call how much is left of all of it: the `expected` seconds
+    of what is still to come, `{stage: seconds}` in their order, times how much longer than expected took what
+    is done. Stages that an earlier call has `ended` are passed over in silence; `keep` is given the list of
+    all that have ended."""
+
+    def __init__(self, expected: dict, tell, ended=(), keep=lambda ended: None, now=time.monotonic):
+        self.expected, self.tell, self.ended, self.keep = expected, tell, tuple(ended), keep
+        self.now, self.began = now, now()
+
+    def starts(self, stage: str):
+        "The `stage` begins, and those before it are done."
+        names = [*self.expected]
+        place = names.index(stage)
+        if stage in self.ended:
+            return
+        self.keep(names[:place])
+        done = sum(self.expected[name] for name in names[:place] if name not in self.ended)
+        pace = max((self.now() - self.began) / done, 0.5) if done else 1.0  # a part may have been kept
+        left = pace * sum(self.expected[name] for name in names[place:] if name not in self.ended)
+        self.tell(f"{stage} ({place + 1} of {len(names)}), about {duration(left)} left of all")
+
+
+class _Silent(Countdown):
+    "Tells nothing."
+
+    def starts(self, stage: str):
+        pass
+
+
+SILENT = _Silent({}, print)

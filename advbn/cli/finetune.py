@@ -1,5 +1,8 @@
 """The command for one's own images: from a folder and a network to a robust one."""
 
+import math
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -27,29 +30,51 @@ def _check_folders(data, test, out):
             raise ParameterError(f"--out: {out} lies in {folder}; name a folder beside it")
     if test is not None and test.resolve() == data.resolve():
         raise ParameterError("--test is the folder of --data; leave it out, and a part is held out")
+    _check_out(out)
 
 
-def _check_weights(model, weights):
-    "Raise `FileNotFoundError` for a file of weights that is not there, before anything is imported."
+def _check_out(out):
+    "Raise `ParameterError` for a folder that cannot be made; nothing is left of the trial."
     from ..base.errors import ParameterError
 
-    if weights and ("/" in weights or Path(weights).suffix in (".pt", ".pth", ".safetensors", ".bin")):
-        if not Path(weights).is_file():
-            raise FileNotFoundError(f"--weights: no file {weights}")
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ParameterError(f"--out: {out} cannot be a folder: {error.strerror.lower()}") from None
+    finally:
+        for folder in missing:
+            if folder.is_dir():
+                folder.rmdir()
+
+
+def _check_network(model, weights):
+    "Raise what is wrong with the words for a network and its weights, before anything is imported."
+    from ..base.errors import ParameterError
+    from ..base.extras import require
+    from ..base.files import is_weights_file
+    from ..base.names import check_network
+
+    is_weights_file(weights)
     if model.startswith("hub:") and (weights or model.count("/") != 1):
         raise ParameterError(
             f"--model is {model!r}; allowed is hub:OWNER/NAME, which brings its weights along"
         )
+    needed = {"efficientnet_lite0": ["photographs"]}.get(model, [])
+    needed += ["timm"] if model.startswith(("timm/", "hub:")) else []
+    require("finetune with this network" if needed else "finetune", "finetune", *needed)
+    check_network(model)
 
 
 def _strength(eps):
     "`--eps` as a number, `auto` or nothing."
     from ..base.errors import ParameterError
 
-    try:
-        return eps if eps in (None, "auto") else float(eps)
-    except ValueError:
-        raise ParameterError(f"--eps is {eps!r}; allowed are auto and a number, such as 1.1") from None
+    with suppress(ValueError):
+        found = eps if eps in (None, "auto") else float(eps)
+        if found in (None, "auto") or 0 <= found < math.inf:
+            return found
+    raise ParameterError(f"--eps is {eps!r}; allowed are auto and a number from 0, such as 1.1")
 
 
 @app.command(rich_help_panel=ANYWHERE)
@@ -121,16 +146,23 @@ def finetune(
     on_bad_image: on_bad_option() = "error",
 ):
     """Make a network robust on your images: a clean control and AdvBN, compared on every shift, with a verdict,
-    a report and a card. Ctrl-C, and the same command goes on.
+    a report and a card. Ctrl-C, and the same command goes on. Published weights are downloaded once.
 
     Example: advbn finetune --data photos --model torchvision/resnet50 --weights DEFAULT --out robust"""
-    from ..base.finetuning import checked_options, kept_choices, wishes
+    from ..base.errors import ParameterError
+    from ..base.extras import check_logger
+    from ..base.finetuning import as_option, checked_options, kept_choices, wishes
+    from ..base.names import MADE_ALONE, chosen
 
     options = {k: v for k, v in context.params.items() if k not in ("data", "model", "out", "test")}
     options["eps"] = _strength(eps)
-    given = wishes(model, data, test, checked_options(options))
+    given = wishes(model, data, test, checked_options(options, as_option))
+    chosen(shifts, MADE_ALONE, "--shifts", {"all": MADE_ALONE})
+    if size and resize and resize < size:
+        raise ParameterError(f"--resize is {resize} and --size {size}; the shorter side cannot be shorter")
+    check_logger(log)
     _check_folders(data, test, out)
-    _check_weights(model, weights)
+    _check_network(model, weights)
     if kept_choices(out, given).get("complete"):
         print((out / "card.md").read_text(encoding="utf-8"))
         print(f"{out} was complete; another one needs another folder")
@@ -138,6 +170,6 @@ def finetune(
 
     from ..adapters.finetune import finetune as run
 
-    done = run(model, data, test, out, **options)
+    done = run(model, data, test, out, partial(print, flush=True), **options)
     if done is not None:
         print(f"\n{done}\n\n{out / 'report.html'}\n{out / 'card.md'}")

@@ -6,7 +6,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from .app import ANYWHERE, IN_A_CLONE, app
+from .app import ANYWHERE, app
 from .complete import complete_methods, complete_models, complete_shifts
 from .options import (
     OF_METHOD,
@@ -91,8 +91,8 @@ def evaluate(
     """Accuracy on every shift: of a method that was trained here, or of any network on any folder of images,
     with its 95 % interval over these.
 
-    Example: advbn evaluate advbn --seed 0, or: advbn evaluate --model resnet50 --weights weights.pt --data
-    val --shifts all"""
+    Example: advbn evaluate --model resnet50 --weights weights.pt --data val --shifts all, or, in a clone:
+    advbn evaluate advbn --seed 0"""
     from ..base.errors import ParameterError
     from ..base.names import check_evaluation
 
@@ -145,12 +145,12 @@ def evaluate(
         print(found.to_json() if json else found)
 
 
-@app.command(rich_help_panel=IN_A_CLONE)
+@app.command(rich_help_panel=ANYWHERE)
 def export(
     method: Annotated[
         str,
         typer.Argument(
-            help="A method of params.yaml, or a folder or archive of save_pretrained.",
+            help="A folder or archive of save_pretrained, or, in a clone, a method of params.yaml.",
             autocompletion=complete_methods,
         ),
     ],
@@ -174,7 +174,8 @@ def export(
     """Write a trained network's plain weights, as torchvision or timm load them, ONNX, or a folder with both
     branches.
 
-    Example: advbn export advbn robust.pt --branch adversarial"""
+    Example: advbn export robust/advbn robust.pt --branch adversarial, or, in a clone: advbn export advbn
+    robust.pt"""
     from ..base.errors import ParameterError
 
     if onnx and pretrained:

@@ -276,10 +276,11 @@ def report():
     Example: advbn report"""
     from ..base.config import load_params
     from ..base.files import project_root
+
+    params = load_params()
     from ..page import build_page
     from ..verify import as_committed
 
-    params = load_params()
     out = project_root() / "results" / params.profile / "report.html"
     out.write_text(build_page(params), encoding="utf-8")
     print(out)

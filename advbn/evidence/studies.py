@@ -77,9 +77,8 @@ def short_run(run: Run) -> tuple:
         if net:
             plain.load_state_dict(net.export(branch))
         networks[branch] = plain.eval().to(accelerator.device)
-    name = f"{run.base}/{run.name}"
+    name, total = f"{run.base}/{run.name}", cell_count(run.setting, data, columns())
     made = kept_tests(run.setting, data, run.seed, lambda shift, cell: shift in columns())
-    total = cell_count(run.setting, data, columns())
     table, predictions = score(networks, shortened(run, data, made), f"{name}, seed {run.seed}", total)
     table = table.assign(run=name, seed=run.seed, accuracy=100 * table.correct / table.images)
     return table, {f"{name}/{run.seed}": predictions}

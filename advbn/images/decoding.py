@@ -106,7 +106,7 @@ class BadImages:
     def note(self, path, reason: str):
         "Say that the file at `path` could not be read, for a `reason` that names it."
         if self.policy == "error":
-            raise ImageError(f"{reason}; on_bad_image: skip leaves such files out")
+            raise ImageError(f"{reason}; on_bad_image: skip (--on-bad-image skip) leaves such files out")
         self.found[str(path)] = reason
 
     def report(self) -> str:

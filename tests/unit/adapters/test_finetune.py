@@ -12,7 +12,6 @@ from conftest import ROOT
 import advbn
 from advbn.adapters.finetune import (
     FILES,
-    Countdown,
     finetune,
     layer_options,
     run_of,
@@ -125,11 +124,13 @@ def test_mistakes_are_mistakes(done):
 
 def test_the_same_call_takes_the_networks_from_there_and_another_is_refused(done, folder):
     made, out, _ = done
-    again = finetune("small_resnet", folder, out=out, tell=lambda line: None, **SHORT)
+    told = []
+    again = finetune("small_resnet", folder, out=out, tell=told.append, **SHORT)
+    assert again.choices == made.choices and not any("left of all" in line for line in told)
     for name, network in again.networks.items():
         assert all(torch.equal(a, b) for a, b in zip(network.parameters(), made.networks[name].parameters()))
     pd.testing.assert_frame_equal(again.table, made.table)
-    with pytest.raises(ParameterError, match=r"was begun with other wishes \(epochs, seed\)"):
+    with pytest.raises(ParameterError, match=r"with other wishes \(epochs 1, now 2; seed 0, now 1\)"):
         finetune("small_resnet", folder, out=out, **{**SHORT, "epochs": 2, "seed": 1})
     with pytest.raises(ParameterError, match="holds other files"):
         finetune("small_resnet", folder, out=folder, **SHORT)
@@ -144,22 +145,33 @@ def test_the_command_makes_the_same_and_says_when_it_is_complete(done, folder, r
     assert json.loads((tmp_path / "robust/choices.json").read_text())["complete"]
     status, said, _ = run(*words)
     assert status == 0 and made.verdict in said and "was complete" in said
-    refused([*words, "--epochs", 2], "was begun with other wishes (epochs)")
+    refused([*words, "--epochs", 2], "was begun with other wishes (epochs 1, now 2)")
 
 
 @pytest.mark.parametrize(
     "words, said",
     [
         (["--data", "nowhere"], "--data: no folder nowhere"),
-        (["--weights", "nope.pt"], "--weights: no file nope.pt"),
+        (["--weights", "nope.pt"], "no weights at nope.pt"),
         (["--eps", "much"], "--eps is 'much'; allowed are auto and a number"),
-        (["--recipe", "fats"], "recipe is 'fats'; input should be 'faithful' or 'fast'"),
+        (["--eps", "-1"], "--eps is '-1'; allowed are auto and a number from 0"),
+        (
+            ["--recipe", "fats"],
+            "--recipe is 'fats'; input should be 'faithful' or 'fast'; did you mean 'fast'?",
+        ),
+        (
+            ["--on-bad-image", "skp"],
+            "--on-bad-image is 'skp'; input should be 'error' or 'skip'; did you mean 'skip'?",
+        ),
+        (["--log", "tensorbord"], "did you mean 'tensorboard'?"),
+        (["--resize", "8"], "--resize is 8 and --size 40"),
+        (["--out", "{data}/../file"], "file cannot be a folder: "),
         (["--out", "{data}/robust"], "lies in"),
-        (["--epochs", "0"], "epochs is 0"),
+        (["--epochs", "0"], "--epochs is 0"),
         (["--test", "{data}"], "--test is the folder of --data"),
         (["--model", "hub:resnet"], "allowed is hub:OWNER/NAME"),
         (["--shifts", "sketchy"], "did you mean 'sketch'"),
-        (["--model", "small_resnett"], "no network 'torchvision/small_resnett'"),
+        (["--model", "small_resnett"], "no network 'small_resnett'; the nearest are 'small_resnet'"),
         (["--after", "layer9"], "has no module 'layer9'; the nearest are 'layer"),
         (["--test", "{other}"], "has the class 'zebra'; the network knows 9 classes"),
     ],
@@ -167,10 +179,16 @@ def test_the_command_makes_the_same_and_says_when_it_is_complete(done, folder, r
 def test_slips_are_told_before_anything_is_trained(folder, tmp_path, refused, words, said):
     (tmp_path / "other/zebra").mkdir(parents=True)
     write_png(tmp_path / "other/zebra/z.png", np.zeros((40, 40, 3), np.uint8))
-    given = {"--data": str(folder), "--model": "small_resnet", "--out": str(tmp_path / "robust")}
+    (folder / "../file").write_text("a file")
+    given = {
+        "--data": str(folder),
+        "--model": "small_resnet",
+        "--out": str(tmp_path / "robust"),
+        "--size": "40",
+    }
     given |= {words[0]: words[1].format(data=folder, other=tmp_path / "other")}
     refused(["finetune", *(word for pair in given.items() for word in pair)], said)
-    assert not list(tmp_path.rglob("*.pt"))
+    assert not list(tmp_path.rglob("*.pt")) and not (tmp_path / "robust").exists()
 
 
 def test_an_unknown_option_has_its_nearest_spelling(folder):
@@ -232,18 +250,12 @@ def test_streamed_images_are_trained_on_as_well(folder, monkeypatch):
         finetune("small_resnet", folder, tell=lambda line: None, augment="none", **SHORT)
 
 
-def test_what_is_left_is_told_at_each_stage_by_the_pace_so_far(done):
-    clock, told = iter([0.0, 0.0, 30.0, 70.0]), []
-    countdown = Countdown({"control": 10, "AdvBN": 40, "evaluation": 50}, told.append, lambda: next(clock))
-    for stage in ("control", "AdvBN", "evaluation"):
-        countdown.starts(stage)
-    assert told == [
-        "control (1 of 3), about 100 seconds left of all",
-        "AdvBN (2 of 3), about 4 minutes left of all",
-        "evaluation (3 of 3), about 70 seconds left of all",
-    ]
+def test_what_is_left_is_told_at_each_stage(done):
     stages = [re.match(r"(\w+) \((\d) of 4\), about \d+ ", line) for line in done[2]]
     assert [m[1] for m in stages if m] == ["pretraining", "control", "AdvBN", "evaluation"]
+    assert json.loads((done[1] / "choices.json").read_text())["expected"].keys() == {
+        m[1] for m in stages if m
+    }
 
 
 def test_the_layer_and_the_run_are_what_was_chosen(done):

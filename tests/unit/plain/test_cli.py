@@ -55,8 +55,8 @@ def test_the_help_says_where_a_command_runs_and_what_runs_anywhere():
         {name for name in COMMANDS if re.search(rf"(?m)^\W*{name} ", part)}
         for part in (anywhere.split("Anywhere")[1], clone)
     )
-    assert {"corrupt", "restyle", "check", "evaluate", "doctor", "import-official"} <= anywhere
-    assert {"data", "train", "plan", "report", "verify", "bench", "export"} <= clone
+    assert {"corrupt", "restyle", "check", "evaluate", "export", "doctor", "import-official"} <= anywhere
+    assert {"data", "train", "plan", "report", "verify", "bench"} <= clone
     assert anywhere | clone == {*COMMANDS} and not anywhere & clone
     assert "advbn corrupt photographs foggy --name fog" in " ".join(text.split())
 

@@ -7,7 +7,7 @@ import tomllib
 import pytest
 
 from advbn.base.errors import ParameterError
-from advbn.base.extras import EXTRAS, check_logger, extra_of, lacking, missing_modules, optional
+from advbn.base.extras import EXTRAS, check_logger, extra_of, lacking, missing_modules, optional, require
 
 CALLED = {"skimage": "scikit-image"}  # modules that are not called as their packages
 
@@ -76,3 +76,14 @@ def test_loggers():
 def test_what_an_extra_lacks(monkeypatch):
     monkeypatch.setitem(EXTRAS, "made up", EXTRAS["timm"]._replace(modules=("json", "no_such_module")))
     assert missing_modules("made up") == ["no_such_module"]
+
+
+def test_all_that_is_lacking_is_told_at_once(monkeypatch):
+    require("it", "figures")
+    monkeypatch.setattr("advbn.base.extras.find_spec", lambda name: None)
+    with pytest.raises(
+        ImportError, match=r"^it needs imagehash, timm, which are .*'advbn\[finetune,timm\]'$"
+    ):
+        require("it", "finetune", "timm")
+    with pytest.raises(ImportError, match=r"^it needs imagehash, which is not installed"):
+        require("it", "finetune")

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from advbn.base.errors import Busy, Interrupted
-from advbn.base.progress import Progress, fingerprint, read_checked, write_checked
+from advbn.base.progress import SILENT, Countdown, Progress, fingerprint, read_checked, write_checked
 
 
 def test_a_file_that_is_cut_short_is_passed_over_with_its_name(tmp_path):
@@ -62,3 +62,30 @@ def test_a_fingerprint_knows_names_types_and_values():
     ]
     assert fingerprint(state) == fingerprint({"a": torch.arange(3.0)})
     assert len({fingerprint(s) for s in [state, *others]}) == 5
+
+
+def test_what_is_left_is_told_at_each_stage_by_the_pace_so_far():
+    clock, told, ended = iter([0.0, 30.0, 70.0]), [], []
+    expected = {"control": 10, "AdvBN": 40, "evaluation": 50}
+    countdown = Countdown(expected, told.append, keep=ended.append, now=lambda: next(clock))
+    for stage in expected:
+        countdown.starts(stage)
+    assert told == [
+        "control (1 of 3), about 100 seconds left of all",
+        "AdvBN (2 of 3), about 4 minutes left of all",
+        "evaluation (3 of 3), about 70 seconds left of all",
+    ]
+    assert ended == [[], ["control"], ["control", "AdvBN"]]
+
+
+def test_stages_that_an_earlier_call_has_ended_are_passed_over():
+    clock, told = iter([0.0, 1.0, 2.0]), []
+    expected = {"control": 10, "AdvBN": 40, "evaluation": 50}
+    countdown = Countdown(expected, told.append, ["control"], now=lambda: next(clock))
+    for stage in expected:
+        countdown.starts(stage)
+    assert told == [
+        "AdvBN (2 of 3), about 90 seconds left of all",
+        "evaluation (3 of 3), about 25 seconds left of all",  # much of AdvBN was kept
+    ]
+    SILENT.starts("anything")
