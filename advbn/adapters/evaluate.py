@@ -53,12 +53,12 @@ def load_network(name: str, weights: str, classes: int, names=()) -> nn.Module:
     return build_model(name, classes, weights, "classes" if names else None, names).eval()
 
 # %% ../../nbs/adapters/02_evaluate.ipynb #72a3e73c
-def network_for(name: str, weights: str, folder: Path, listed: Path | None = None) -> tuple:
-    """`(network, its classes)` as `load_network` loads it, for the images of `folder`; the classes are those
-    of the list, else `None`, for the folder's or, if these are among them, ImageNet's.
+def network_for(name: str, weights: str, images, listed: Path | None = None) -> tuple:
+    """`(network, its classes)` as `load_network` loads it, for `images`, see `classes_under`; the classes
+    are those of the list, else `None`, for the folder's or, if these are among them, ImageNet's.
 
     Raises what `load_network` raises, and says how to list the classes if they seem to be others."""
-    names = class_names(folder, listed) if listed else classes_under(folder)
+    names = class_names(images, listed) if listed else classes_under(images)
     if not listed and len(names) != 1000 and in_imagenet(names):
         try:
             return load_network(name, weights, 1000), None

@@ -281,9 +281,18 @@ def domains_of(folder: Path) -> dict:
     return there if is_set else {}
 
 
-def classes_under(folder: Path) -> tuple:
-    "The classes of a folder's images, of one domain if it has domains. Raises the errors of `class_names`."
-    return class_names(next(iter(domains_of(folder).values()), folder))
+def classes_under(images) -> tuple:
+    """The classes of a folder's images, of one domain if it has domains, or of the first of the published
+    sets `{shift: folder}`. Raises the errors of `class_names`."""
+    sets = images if isinstance(images, Mapping) else domains_of(images)
+    if not sets:
+        return class_names(images)
+    shift, folder = next(iter(sets.items()))
+    if shift == "corruptions" and any(Path(folder).glob("*.npy")):
+        return CIFAR10
+    if shift == "instagram":
+        folder = Path(folder) / instagram_filters(folder)[0]
+    return class_names(_cell_folder(folder) if shift == "corruptions" else folder)
 
 # %% ../../nbs/adapters/01_sources.ipynb #77ff658c
 def chosen_shifts(words="all", known=None) -> tuple:

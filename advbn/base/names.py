@@ -147,17 +147,42 @@ def check_network(name: str):
         raise no_network(name, [*networks_of(""), *own, *also])
 
 
-def check_evaluation(
-    model: str, weights=(), data: Path | None = None, shifts: str = "all", classes: Path | None = None
-):
-    """Raise what is wrong with the words of an evaluation, as far as names and files can tell: an unknown
-    network, missing files and folders, an unknown shift."""
+SETS = ("clean", "corruptions", "instagram", "sketch", "stylized")  # what is published as images of its own
+
+
+def named_sets(words: str, option: str = "--data"):
+    """A folder, or the `{shift: folder}` of such words as `clean=val,corruptions=imagenet-c`. Raises
+    `ParameterError` for an unknown shift, and `DataError` for a folder that is not there."""
+    if "=" not in words or Path(words).exists():
+        sets = {"": Path(words)}
+    else:
+        pairs = [word.partition("=") for word in words.split(",")]
+        chosen(",".join(shift for shift, *_ in pairs), SETS, option)
+        sets = {shift.strip(): Path(folder) for shift, _, folder in pairs}
+    for folder in sets.values():
+        if not folder.is_dir():
+            raise DataError(f"no images at {folder}; expected is a folder with a folder for each class")
+    return sets.get("", sets)
+
+
+def _shifts_of(sets) -> tuple:
+    "The shifts that can be chosen of a folder, or of `{shift: folder}`."
+    if isinstance(sets, dict):
+        return tuple(sets)
+    from .sections import DOMAINS  # which brings pydantic along
+
+    there = (shift for folder, shift in DOMAINS.items() if sets and (sets / folder).is_dir())
+    return (*MADE_ALONE, *there)
+
+
+def check_evaluation(model: str, weights=(), shifts: str = "all", classes: Path | None = None, sets=None):
+    """Raise what is wrong with the words of an evaluation of `sets`, see `named_sets`, as far as names and
+    files can tell: an unknown network, missing files, an unknown shift."""
     check_network(model)
     for file in weights:
         is_weights_file(file)
-    if data is not None and not Path(data).is_dir():
-        raise DataError(f"no images at {data}; expected is a folder with a folder for each class")
     if classes is not None and str(classes) != "imagenet" and not Path(classes).is_file():
         raise DataError(f"no list of classes at {classes}; expected is a file, a name per line, or imagenet")
     if shifts != "all":
-        chosen(shifts, MADE_ALONE, "--shifts", {"all": MADE_ALONE})
+        known = _shifts_of(sets)
+        chosen(shifts, known, "--shifts", {"all": known})

@@ -196,8 +196,9 @@ def check(
     else:
         print(f"{folder}: {found['images']} images in {found['classes']} classes")
         for name, lines in found["problems"].items():
+            kind = name if len(lines) != 1 else name.replace("images", "image", 1).replace("files", "file", 1)
             print(
-                f"{len(lines)} {name}" + (":" if lines else ""),
+                f"{len(lines)} {kind}" + (":" if lines else ""),
                 *lines[:20],
                 *([f"and {len(lines) - 20} more"] if len(lines) > 20 else []),
                 sep="\n  ",

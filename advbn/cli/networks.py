@@ -45,7 +45,13 @@ def evaluate(
         typer.Option(help="Those of its other branch, if there are two.", rich_help_panel=OF_MODEL),
     ] = None,
     data: Annotated[
-        Optional[Path], typer.Option(help="Test images, a folder for each class.", rich_help_panel=OF_MODEL)
+        Optional[str],
+        typer.Option(
+            help="Test images, a folder for each class, or PACS's four; or published sets, such as "
+            "clean=val,corruptions=imagenet-c: folders as ImageNet-C's or the arrays of CIFAR-10-C, "
+            "instagram, sketch, stylized.",
+            rich_help_panel=OF_MODEL,
+        ),
     ] = None,
     classes: Annotated[
         Optional[Path],
@@ -57,7 +63,8 @@ def evaluate(
     shifts: Annotated[
         str,
         typer.Option(
-            help="all, or some of clean,corruptions,instagram,sketch.",
+            help="all, or some of clean, corruptions (75 cells), instagram (20 filters), sketch (edges); of "
+            "published sets and domains, some of these.",
             rich_help_panel=OF_MODEL,
             autocompletion=complete_shifts,
         ),
@@ -94,7 +101,7 @@ def evaluate(
     Example: advbn evaluate --model resnet50 --weights weights.pt --data val --shifts all, or, in a clone:
     advbn evaluate advbn --seed 0"""
     from ..base.errors import ParameterError
-    from ..base.names import check_evaluation
+    from ..base.names import check_evaluation, named_sets
 
     if (method is None) == (model is None):
         raise ParameterError(
@@ -124,7 +131,8 @@ def evaluate(
         )
         files = {"clean": weights, "adversarial": adversarial_weights}
         files = files if adversarial_weights else {model: weights}
-        check_evaluation(model, filter(None, files.values()), data, shifts, classes)
+        sets = None if data is None else named_sets(data)
+        check_evaluation(model, filter(None, files.values()), shifts, classes, sets)
         if missing := [
             option for option, value in (("--weights", weights), ("--data", data)) if value is None
         ]:
@@ -133,14 +141,14 @@ def evaluate(
         from ..images.decoding import BadImages
         from ..images.preprocessing import preprocessing_of
 
-        loaded = {name: network_for(model, file, data, classes) for name, file in files.items()}
+        loaded = {name: network_for(model, file, sets, classes) for name, file in files.items()}
         networks, listed = {name: of[0] for name, of in loaded.items()}, [of[1] for of in loaded.values()]
         for name, network in networks.items() if json else ():
             print(f"{name}: images {preprocessing_of(network).at(size, resize)}", file=sys.stderr)
         bad = BadImages(on_bad_image)
         reading = FolderReading(size, resize, images, bad=bad)
         control = "clean" if adversarial_weights else None
-        found = evaluate(networks, data, shifts, classes=listed[0], reading=reading, control=control)
+        found = evaluate(networks, sets, shifts, classes=listed[0], reading=reading, control=control)
         tell_left_out(bad)
         print(found.to_json() if json else found)
 

@@ -388,9 +388,7 @@ def test_two_sides_that_do_not_fit(folder, run):
     assert status == 1 and found["images"] == 7 and len(found["problems"]["images that cannot be read"]) == 1
     assert [line.split(",")[0] for line in found["problems"]["classes on one side only"]] == ["birds", "dogs"]
     assert any("same.bmp" in line for line in found["problems"]["images on both sides"])
-    assert (
-        run("check", other)[0] == 0 and "1 images that cannot be read" in run("check", folder / "images")[1]
-    )
+    assert run("check", other)[0] == 0 and "1 image that cannot be read" in run("check", folder / "images")[1]
     with pytest.raises(DataError, match="train and test have different classes.*birds.*dogs"):
         layout(folder, other, "cifar")
         (folder / "images/dogs/x.png").unlink()

@@ -24,7 +24,7 @@ from advbn.adapters.evaluate import (
     own_preprocessing,
 )
 from advbn.base.errors import DataError
-from advbn.evidence.comparison import over_images
+from advbn.evidence.comparison import MEAN, over_images
 from advbn.evidence.evaluation import predict
 from advbn.evidence.testing import Predictions
 from advbn.images.batches import read_images
@@ -344,6 +344,28 @@ def test_a_folder_with_some_of_the_classes_is_matched_by_name(emoji_folder, emoj
         evaluate({"a": emoji_network}, emoji_folder, "clean", classes=names[:2], reading=HERE)
     with pytest.raises(DataError, match="3 classes, and the network tells 4 apart; list its classes"):
         evaluate({"a": wide}, emoji_folder, "clean", reading=HERE)
+
+
+def test_the_command_takes_published_sets_and_domains(emoji_folder, emoji_network, tmp_path, run, refused):
+    save_state(emoji_network.state_dict(), tmp_path / "net.pt")
+    for folder in ("photo", "cartoon"):
+        (tmp_path / "domains").mkdir(exist_ok=True)
+        (tmp_path / "domains" / folder).symlink_to(emoji_folder)
+    words = ["evaluate", "--model", "small_resnet", "--weights", tmp_path / "net.pt", "--json"]
+    for data, shifts, found in (
+        (f"clean={emoji_folder},sketch={emoji_folder}", "all", {"clean", "sketch"}),
+        (tmp_path / "domains", "all", {"photo", "cartoon"}),
+        (tmp_path / "domains", "cartoon", {"cartoon"}),
+    ):
+        status, out, _ = run(*words, "--data", data, "--shifts", shifts)
+        assert status == 0
+        assert found <= {*json.loads(out)["networks"]["small_resnet"]["rows"]} <= {*found, MEAN}
+    refused([*words, "--data", f"claen={emoji_folder}"], "--data has 'claen'; did you mean 'clean'?")
+    refused([*words, "--data", "clean=/nowhere"], "no images at /nowhere")
+    refused(
+        [*words, "--data", f"clean={emoji_folder}", "--shifts", "sketch"],
+        "--shifts has 'sketch'; allowed are all, clean",
+    )
 
 
 @pytest.mark.parametrize(

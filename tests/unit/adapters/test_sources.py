@@ -13,6 +13,7 @@ from advbn.adapters.sources import (
     FolderReading,
     as_pixels,
     chosen_shifts,
+    classes_under,
     domains_of,
     opened,
     shown,
@@ -151,6 +152,7 @@ def imagenet_c_tree(root, classes=("n01440764", "n01443537"), size=(48, 48), gro
 def test_a_set_of_the_form_of_imagenet_c_is_shown_whole(tmp_path, groups):
     root = imagenet_c_tree(tmp_path / "c", groups=groups)
     parts = opened({"corruptions": root})
+    assert classes_under({"corruptions": root, "sketch": tmp_path}) == ("n01440764", "n01443537")
     assert len(parts) == 75 and {part.source.classes for part in parts} == {("n01440764", "n01443537")}
     ((shift, cell, images),) = shown(parts[0], Preprocessing(size=32, resize=40), HERE)
     assert (shift, cell) == ("corruptions", "gaussian_noise/1") and images.images.shape[-2:] == (32, 32)
@@ -170,6 +172,7 @@ def test_arrays_of_cifar_10_c_are_read_when_they_are_asked_for(tmp_path):
     for name in CORRUPTIONS:
         np.save(tmp_path / f"{name}.npy", random.integers(0, 256, (50, 32, 32, 3), dtype=np.uint8))
     parts = opened({"corruptions": str(tmp_path)})
+    assert classes_under({"corruptions": str(tmp_path)}) == CIFAR10
     assert len(parts) == 75 and parts[0].source.classes == CIFAR10
     ((shift, cell, images),) = shown(parts[7], Preprocessing(), HERE)
     expected = np.load(tmp_path / "shot_noise.npy")[20:30].transpose(0, 3, 1, 2)
