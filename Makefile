@@ -11,7 +11,7 @@ export PATH := $(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env workshop data say-main say-all reproduce reproduce-all check quick suite test test-slow promises zoo lint lab export readme docs dist release clean
+.PHONY: help env workshop data say-main say-all reproduce reproduce-all check quick suite test test-slow cuda say-cuda promises zoo lint lab export readme docs dist release clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -65,6 +65,14 @@ test: data $(WORKSHOP)  ## environment, notebooks' checks and suite side by side
 
 test-slow: data $(WORKSHOP)  ## the rest: kills, the soak, the zoo, every command of the documents
 	$(PYTEST) -m slow
+
+cuda: say-cuda data $(WORKSHOP)  ## what needs a CUDA device: its tests, every benchmark on it, into the machine's record (sized for under 25 minutes)
+	advbn bench --contribute --device cuda --estimate
+	pytest -m cuda
+	advbn bench --contribute --device cuda
+
+say-cuda:
+	@nvidia-smi -L 2>/dev/null | grep -q GPU || { echo "make cuda: there is no CUDA device: no driver of NVIDIA's tells of a GPU (nvidia-smi)" >&2; exit 2; }
 
 promises: data $(WORKSHOP)  ## results/promises.csv, from the tests that keep a promise (about 5 minutes)
 	$(PYTEST) tests/promises -m promise --promises results/promises.csv

@@ -2,7 +2,7 @@
 reference's, imagecorruptions-imaug, cell by cell, on the same pixels."""
 
 import hashlib
-import importlib.util
+import json
 import math
 from importlib.metadata import version
 from pathlib import Path
@@ -14,9 +14,9 @@ from torch import nn
 from tqdm import tqdm
 
 from .base.errors import DataError
-from .base.files import project_root
+from .base.files import write_text
 from .base.rows import write_rows
-from .bench import write_bench
+from .bench.record import bench_folder
 from .adapters.evaluate import class_names, load_network
 from .evidence.evaluation import predict_each
 from .evidence.intervals import Estimate, holm, student, verdict
@@ -30,12 +30,6 @@ from .shifts.corruptions import CORRUPTIONS, corrupt
 from .shifts.noise import SWITCH, is_small
 
 SIDES = ("first", "again", "reference")  # two draws of our corruptions, one of the reference's
-
-
-def check_reference():
-    "Raise an `ImportError` if the reference is not installed."
-    if importlib.util.find_spec("imagecorruptions") is None:
-        raise ImportError("bench fidelity needs the reference: pip install imagecorruptions-imaug")
 
 
 def reference_corrupt(images: torch.Tensor, name: str, severity: int, indices) -> torch.Tensor:
@@ -232,9 +226,10 @@ def keep(table: pd.DataFrame, record: dict, name: str) -> Path:
     of the table. A `/` in `name` becomes a `-`."""
     name = f"fidelity-{name.replace('/', '-')}"
     circumstances = {**record, "reference": f"imagecorruptions-imaug {version('imagecorruptions-imaug')}"}
-    kept = write_bench({**circumstances, "found": in_words(table), **surroundings()}, name)
+    kept, found = bench_folder() / f"{name}.json", {"found": in_words(table), **surroundings()}
+    write_text(json.dumps({**circumstances, **found}, indent=1) + "\n", kept)
     title = f"{record['network']}, {record['images']['images']} images of {record['images']['folder']}"
     fidelity_chart(table, title).savefig(kept.with_suffix(".png"), dpi=160)
-    path = project_root() / "results/bench" / f"{name}.csv"
+    path = kept.with_suffix(".csv")
     write_rows(table.round(4), path)
     return path

@@ -70,14 +70,19 @@ def check_parameters(path: Path, given: dict) -> dict:
     return {name: _convert(name, text, known[name]) for name, text in given.items()}
 
 
-def surroundings() -> dict:
-    "Hardware, versions and commit; what lies under results/ does not make a commit another one."
-    versions = {}
+def versions() -> dict:
+    "The versions of the packages on which numbers depend."
+    found = {}
     for package in ("advbn", "torch", "torchvision", "accelerate", "numpy", "pandas"):
         try:
-            versions[package] = version(package)
+            found[package] = version(package)
         except PackageNotFoundError:
-            versions[package] = "not installed"
+            found[package] = "not installed"
+    return found
+
+
+def commit() -> str:
+    "The commit of the clone; what lies under results/ does not make a commit another one."
     changed = _said(
         "git",
         "-C",
@@ -91,13 +96,18 @@ def surroundings() -> dict:
         ":!dvc.lock",
         ":!README.md",
     )
+    known = _said("git", "-C", str(project_root()), "rev-parse", "--short=12", "HEAD") or "not known"
+    return known + (" and changes" if changed else "")
+
+
+def surroundings() -> dict:
+    "Hardware, versions and commit."
     return {
         "Processor": processor(),
         "GPU": ", ".join(gpus()) or "none",
         "Python": platform.python_version(),
-        "Packages": ", ".join(f"{k} {v}" for k, v in versions.items()),
-        "Commit": (_said("git", "-C", str(project_root()), "rev-parse", "--short=12", "HEAD") or "not known")
-        + (" and changes" if changed else ""),
+        "Packages": ", ".join(f"{k} {v}" for k, v in versions().items()),
+        "Commit": commit(),
     }
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from . import report
 from .base.config import Params
 from .base.files import project_root
+from .bench.record import kept_records
 from .evidence.claims import (
     CLAIMS,
     DAGGER,
@@ -286,6 +287,15 @@ def _methodology(found: Evidence) -> list:
     ]
 
 
+def _speed() -> dict | None:
+    "The section of speed, machine by machine, or `None` where no machine is on record."
+    records = kept_records()
+    if not records:
+        return None
+    table, title = report.speed_table(records), "Speed, machine by machine"
+    return {"id": "speed", "title": title, "table": table, "note": report.SPEED}
+
+
 def build_page(params: Params) -> str:
     """The HTML of the profile's page, from its tables, its figures and how they were made.
 
@@ -321,6 +331,7 @@ def build_page(params: Params) -> str:
         difficult=report.DIFFICULT,
         communication=report.COMMUNICATION,
         compute=report.compute(found.folder),
+        speed=_speed(),
         checklist={"id": "checklist", "table": report.checklist()},
         made=made(found.folder),
     )

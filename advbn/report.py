@@ -10,6 +10,7 @@ import yaml
 from .base.config import Params
 from .base.files import project_root
 from .base.sections import Base, Layer, Method
+from .bench.record import Bench, Ratio, newest
 from .evidence.claims import CLAIMS
 from .evidence.tables import Table, told
 from .shifts.cells import SHIFTS, columns, title
@@ -279,6 +280,78 @@ def compute(folder: Path) -> list:
         f"{total:.0f} minutes in {len(runs)} stages, the times of the stages added up: {'; '.join(parts)}.",
         "Energy was not measured.",
     ]
+
+
+def _ratio(ratio: Ratio) -> str:
+    return f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f}), {ratio.verdict}"
+
+
+def _sizes(bench: Bench) -> str:
+    return f"{bench.settings.network or ''} {bench.settings.batch} x {bench.settings.size} px".strip()
+
+
+def _corruptions(bench: Bench) -> str:
+    "Corrupted images a second, and which corruptions are slower than the reference's."
+    slower = [r.side.removesuffix(", ours").replace("_", " ") for r in bench.slower()]
+    return (
+        f"{_sizes(bench)}: {bench.numbers['images a second']:.0f}; imagecorruptions-imaug = 1: "
+        f"{_ratio(bench.ratio('all, ours', 'all, reference'))}; slower: {', '.join(slower) or 'none'}"
+    )
+
+
+SPEED_COLUMNS = {  # of each: the kind of benchmark, and what is told of it
+    "training step, speed: plain loop = 1": (
+        "step",
+        lambda bench: f"{_sizes(bench)}: {_ratio(bench.ratio('ours', 'reference'))}",
+    ),
+    "fast recipe, time: faithful step = 1": (
+        "step",
+        lambda bench: f"{_sizes(bench)}: {_ratio(bench.ratio('ours, fast recipe', 'ours'))}",
+    ),
+    "corrupted images a second": ("corrupt", _corruptions),
+    "75 cells, time: forward passes = 1": (
+        "evaluate",
+        lambda bench: f"{_sizes(bench)}: {_ratio(bench.ratio('all cells', 'forward passes'))}",
+    ),
+}
+SPEED = (
+    "Of the ratios within a turn the median, in brackets the quartiles; slower or faster is what both "
+    "quartiles say. Sides take turns, and the first turns do not count. The plain loop is "
+    "benchmarks/reference.py, written straight from the formula. advbn bench --contribute adds a machine."
+)
+
+
+def _measured_on(benches: list) -> str:
+    "On what the benchmarks of a row were measured; each thing that differs among them is told of all."
+    told = {}
+    for bench in benches:
+        on, versions = bench.measured_on, bench.measured_on.packages
+        for what, value in (
+            ("processor", on.processor),
+            ("GPU", on.gpu),
+            ("driver", on.driver),
+            ("CUDA", on.cuda),
+            ("Python", on.python),
+            *((package, versions.get(package)) for package in ("torch", "torchvision")),
+            ("threads", None if on.threads is None else str(on.threads)),
+            ("vector flags", None if on.flags is None else " ".join(on.flags) or "none"),
+            ("commit", on.commit),
+            ("date", on.date),
+        ):
+            told.setdefault(what, {})[value or "not recorded"] = None
+    return "; ".join(f"{what} {', '.join(values)}" for what, values in told.items())
+
+
+def speed_table(records) -> Table:
+    "Machine by machine what its benchmarks say, and on what they were measured."
+    rows = []
+    for (_, device), benches in newest(records).items():
+        on = benches[0].measured_on
+        row = [on.processor if device == "cpu" else f"{on.gpu}, {on.processor}"]
+        for kind, says in SPEED_COLUMNS.values():
+            row.append("; ".join(says(b) for b in benches if b.kind == kind) or "not measured")
+        rows.append([*row, _measured_on(benches)])
+    return Table(["machine", *SPEED_COLUMNS, "measured on"], rows)
 
 
 def commands(params: Params) -> list:

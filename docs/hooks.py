@@ -46,8 +46,13 @@ def module(path):
 def modules():
     "Names of modules by part, plain ones under an empty name first; with each the notebook that defines it."
     plain = sorted(p.stem for p in (ROOT / "advbn").glob("*.py") if p.stem not in {"__init__", *HIDDEN})
-    base = sorted(f"base.{p.stem}" for p in (ROOT / "advbn/base").glob("*.py") if p.stem != "__init__")
-    found = {"": dict.fromkeys(["__init__", *base, *plain])}
+    inner = sorted(
+        f"{folder}.{p.stem}"
+        for folder in ("base", "bench")
+        for p in (ROOT / "advbn" / folder).glob("*.py")
+        if p.stem != "__init__"
+    )
+    found = {"": dict.fromkeys(["__init__", *inner, *plain])}
     for part in PARTS:
         defined = {module(path): path for path in rooms(part)}
         found[part] = {name: path for name, path in defined.items() if name}

@@ -36,15 +36,25 @@ def processor_flags() -> frozenset:
     return frozenset((_first("flags") or _first("Features")).split())
 
 
-def gpus() -> list:
-    "The names of NVIDIA's GPUs, as their driver tells them."
+def _of_gpus(field):
+    "What NVIDIA's driver tells of each GPU under a field's name."
     if not shutil.which("nvidia-smi"):
         return []
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
     with suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)
         return done.stdout.strip().splitlines() if done.returncode == 0 else []
     return []
+
+
+def gpus() -> list:
+    "The names of NVIDIA's GPUs, as their driver tells them."
+    return _of_gpus("name")
+
+
+def gpu_driver() -> str:
+    "The version of NVIDIA's driver; an empty text where there is none."
+    return next(iter(_of_gpus("driver_version")), "")
 
 
 def cuda_of_torch() -> str:
@@ -54,6 +64,15 @@ def cuda_of_torch() -> str:
         text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8") if spec else ""
         if found := re.search(r"^cuda\b.*= *'([^']+)'", text, re.M):
             return found[1]
+    return ""
+
+
+def lack_of_cuda() -> str:
+    "Why there is no CUDA device to work with, told without loading torch; an empty text where there may be."
+    if not gpus() and not Path("/proc/driver/nvidia/version").exists():
+        return "there is no CUDA device: no driver of NVIDIA's tells of a GPU (nvidia-smi)"
+    if not cuda_of_torch():
+        return "there is no CUDA device for torch: it is built without CUDA, see https://pytorch.org"
     return ""
 
 

@@ -1,5 +1,6 @@
 """The command that measures."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -10,6 +11,8 @@ from .complete import complete_models
 from .options import check_given
 
 OF_SPEED, OF_FIDELITY = "With step, corrupt, evaluate and scale", "With fidelity"
+OF_MACHINE = "All of them, for the record of this machine"
+KINDS = ("step", "corrupt", "evaluate", "scale", "fidelity")
 
 
 def _bench_fidelity(model, weights, data, classes, images, severities, device) -> tuple:
@@ -23,9 +26,10 @@ def _bench_fidelity(model, weights, data, classes, images, severities, device) -
     severities = chosen_severities(severities, "--severities")
 
     from .. import fidelity as room
+    from ..bench.corrupt import check_reference
     from ..images.preprocessing import preprocessing_of
 
-    room.check_reference()
+    check_reference("bench fidelity")
     network, names = room.load_classifier(model, weights, data, classes)
     network.to(device)
     chosen = room.network_images(network, data, names, images)
@@ -40,6 +44,77 @@ def _bench_fidelity(model, weights, data, classes, images, severities, device) -
     }
     path = room.keep(table, record, model)
     return table, f"{room.in_words(table)}\n{path}"
+
+
+def _check_device(device, kind):
+    """Raise `ParameterError` for a device that a kind of benchmark is not for, or that is not there; told
+    before torch is loaded."""
+    from ..base.errors import ParameterError
+    from ..base.machine import lack_of_cuda
+
+    if device == "cpu" or (device == "cuda" and kind != "scale" and not lack_of_cuda()):
+        return
+    allowed = "cpu" if kind == "scale" else f"cpu, {lack}" if (lack := lack_of_cuda()) else "cpu and cuda"
+    raise ParameterError(f"--device is {device!r}; allowed is {allowed}")
+
+
+def _check_words(context, what, network):
+    "Raise `ParameterError` for words that do not go together."
+    from ..base.errors import ParameterError, did_you_mean
+
+    given = {name for name in context.params if context.get_parameter_source(name).name != "DEFAULT"}
+    if what not in KINDS:
+        allowed = ", ".join(map(repr, KINDS))
+        raise ParameterError(f"bench takes {allowed}, not {what!r}{did_you_mean(what, KINDS)}")
+    if "contribute" in given:
+        if "what" in given:
+            raise ParameterError(f"--contribute runs every benchmark; leave {what!r} out")
+        check_given(context, OF_MACHINE, "a benchmark by itself, without --contribute")
+        return
+    if alone := given & {"quick", "estimate"}:
+        raise ParameterError(f"--{min(alone)} goes with --contribute")
+    fidelity = what == "fidelity"
+    check_given(context, *((OF_FIDELITY, ", ".join(KINDS[:4])) if fidelity else (OF_SPEED, "fidelity")))
+    if what == "scale" and (sized := given & {"batch", "size"}):
+        raise ParameterError(
+            f"bench scale takes no --{min(sized)}; it grows a network and images of its own"
+        )
+    if not network.startswith("resnet"):
+        raise ParameterError(
+            f"--network is {network!r}; the reference is written for torchvision's ResNets, such as "
+            f"'resnet18'"
+        )
+
+
+def _contribute(device, quick, estimate) -> Path:
+    """Measure what the record of this machine lacks, unless an `estimate` is all that is asked for; where the
+    record is."""
+    from ..base.machine import lack_of_cuda
+
+    devices = [device] if device else ["cpu"] if lack_of_cuda() else ["cpu", "cuda"]
+    from ..bench.contribute import Contribution
+
+    mine = Contribution(devices, quick)
+    print(mine.announcement(), file=sys.stderr, flush=True)
+    return mine.path if estimate or not mine.missing() else mine.measure()
+
+
+def _measured(what, device, options):
+    """A benchmark by itself, kept with its chart; the path of its record, and what it says."""
+    from importlib import import_module
+
+    import pandas as pd
+
+    from ..bench import charts, record
+
+    room = import_module(f"advbn.bench.{what}")
+    options = options if what == "scale" else {"device": device, **options}
+    found = getattr(room, f"bench_{what}")(**options)
+    path = record.write_record(record.record_of(found), record.bench_path(found))
+    charts.chart(found).savefig(path.with_suffix(".png"), dpi=160)
+    table = pd.DataFrame([ratio.model_dump() for ratio in found.ratios]).round(3).to_string(index=False)
+    numbers = "".join(f"\n{name}: {number:.4g}" for name, number in found.numbers.items())
+    return path, f"{table}{numbers}\n{path}"
 
 
 @app.command(rich_help_panel=IN_A_CLONE)
@@ -68,7 +143,10 @@ def bench(
         Optional[int],
         typer.Option(help="Pixels; 112 for step, else 224.", min=32, rich_help_panel=OF_SPEED),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[
+        Optional[str],
+        typer.Option(help="cpu or cuda; cpu if left out, and with --contribute every one that there is."),
+    ] = None,
     repetitions: Annotated[int, typer.Option(help="Turns that count.", min=3, rich_help_panel=OF_SPEED)] = 7,
     model: Annotated[
         Optional[str],
@@ -102,111 +180,52 @@ def bench(
     severities: Annotated[
         str, typer.Option(help="Some of 1,2,3,4,5.", rich_help_panel=OF_FIDELITY)
     ] = "1,3,5",
+    contribute: Annotated[
+        bool,
+        typer.Option(
+            "--contribute",
+            help="Run every benchmark that fits this machine, into results/bench/machines/NAME.json; what is "
+            "there already is not measured again.",
+            rich_help_panel=OF_MACHINE,
+        ),
+    ] = False,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="Few repetitions and small sizes: whether it works here; compared with nothing.",
+            rich_help_panel=OF_MACHINE,
+        ),
+    ] = False,
+    estimate: Annotated[
+        bool,
+        typer.Option(
+            "--estimate", help="Say what is missing and how long it takes, no more.", rich_help_panel=OF_MACHINE
+        ),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ):
     """Ratios of speed, or how far corruptions are those of ImageNet-C.
 
-    Measured in turns, and kept under results/bench/.
+    Measured in turns, and kept under results/bench/. With --contribute all of this machine's, in one record.
 
-    Example: advbn bench step --network resnet50 --batch 8, or: advbn bench fidelity --model
-    efficientnet_lite0 --weights package --data val"""
-    from ..base.errors import ParameterError, did_you_mean
-
-    kinds = ("step", "corrupt", "evaluate", "scale", "fidelity")
-    if what not in kinds:
-        allowed = ", ".join(map(repr, kinds))
-        raise ParameterError(f"bench takes {allowed}, not {what!r}{did_you_mean(what, kinds)}")
-    if what == "fidelity":
-        check_given(context, OF_FIDELITY, "step, corrupt, evaluate and scale")
-    else:
-        check_given(context, OF_SPEED, "fidelity")
-    if not network.startswith("resnet"):
-        raise ParameterError(
-            f"--network is {network!r}; the reference is written for torchvision's ResNets, such as "
-            f"'resnet18'"
-        )
+    Example: advbn bench step --network resnet50 --batch 8, or: advbn bench --contribute, or: advbn bench
+    fidelity --model efficientnet_lite0 --weights package --data val"""
     from ..base.files import project_root
 
+    _check_words(context, what, network)
     project_root()  # where what is measured is kept
-    import torch
-
-    if device not in ("cpu", "cuda") or (
-        device == "cuda" and (what == "scale" or not torch.cuda.is_available())
-    ):
-        raise ParameterError(
-            f"--device is {device!r}; allowed is cpu"
-            + (
-                ""
-                if what == "scale"
-                else " and cuda"
-                if torch.cuda.is_available()
-                else ", there is no CUDA device"
-            )
-        )
-    if what == "fidelity":
+    if device or not contribute:
+        device = device or "cpu"
+        _check_device(device, what if not contribute else "all")
+    if contribute:
+        path = _contribute(device, quick, estimate)
+        print(path.read_text(encoding="utf-8") if json and path.exists() else path)
+    elif what == "fidelity":
         table, said = _bench_fidelity(model, weights, data, classes, images, severities, device)
         print(table.to_json(orient="records", indent=1) if json else f"{table.round(2).to_string()}\n{said}")
-        return
-    import pandas as pd
-
-    from .. import bench as rooms
-
-    given = {k: v for k, v in (("batch", batch), ("size", size)) if v is not None}
-    if what == "scale":
-        if given:
-            raise ParameterError(
-                f"bench scale takes no --{next(iter(given))}; it grows a network and images of its own"
-            )
-        found, name = rooms.bench_scale(repetitions), "scale-cpu"
-        table = (
-            pd.DataFrame(
-                [
-                    {"what": kind, "value": v, **numbers}
-                    for kind, values in found["growth"].items()
-                    for v, numbers in values.items()
-                ]
-            )
-            .round(2)
-            .to_string(index=False)
-        )
-        said = (
-            f"{found['processes']} processes reach {found['efficiency']['median']:.2f} of "
-            f"{found['processes']} times one"
-        )
-    elif what == "corrupt":
-        found, name = (
-            rooms.bench_corrupt(device=device, repetitions=repetitions, **given),
-            f"corrupt-{device}",
-        )
-        table, said = (
-            pd.DataFrame(found["corruptions"]).T.round(2).to_string(),
-            f"{found['images a second']:.0f} images a second over the fifteen",
-        )
-    elif what == "evaluate":
-        found, name = (
-            rooms.bench_evaluate(network, device=device, repetitions=repetitions, **given),
-            f"evaluate-{network}-{device}",
-        )
-        table = pd.DataFrame(found["times"]).median().round(2).to_string()
-        said = (
-            f"all cells take {found['all cells, relative']:.2f} times the forward passes, with two "
-            f"branches {found['two branches, relative']:.2f} times those of both"
-        )
     else:
-        found, name = (
-            rooms.bench_step(network, device=device, repetitions=repetitions, **given),
-            f"step-{network}-{device}",
-        )
-        table = pd.DataFrame(found["ratios"]).T.round(2).to_string()
-        said = (
-            f"cost of a step, clean fine-tune of the head = 1: operations "
-            f"{found['operations, relative']:.2f}, "
-            + ", ".join(f"{mode} {cost:.2f}" for mode, cost in found["costs, relative"].items())
-            + f"\nfast recipe: {found['fast recipe, share of a faithful step']:.2f} of a faithful step"
-            + f"; peak memory {found['peak memory, relative']:.2f} times a clean step's"
-            + f"; largest difference of losses over three steps, in double precision: "
-            f"{found['largest difference of losses, double precision']:.1e}"
-        )
-    path = rooms.write_bench(found, name)
-    getattr(rooms, f"{what}_chart")(found).savefig(path.with_suffix(".png"), dpi=160)
-    print(path.read_text() if json else f"{table}\n{said}\n{path}")
+        named = {"network": network} if what in ("step", "evaluate") else {}
+        sizes = {k: v for k, v in (("batch", batch), ("size", size)) if v is not None}
+        path, said = _measured(what, device, {**named, **sizes, "repetitions": repetitions})
+        print(path.read_text(encoding="utf-8") if json else said)

@@ -152,6 +152,7 @@ def finetune(
     from ..base.errors import ParameterError
     from ..base.extras import check_logger
     from ..base.finetuning import as_option, checked_options, kept_choices, wishes
+    from ..base.machine import lack_of_cuda
     from ..base.names import MADE_ALONE, chosen
 
     options = {k: v for k, v in context.params.items() if k not in ("data", "model", "out", "test")}
@@ -161,6 +162,8 @@ def finetune(
     if size and resize and resize < size:
         raise ParameterError(f"--resize is {resize} and --size {size}; the shorter side cannot be shorter")
     check_logger(log)
+    if device == "cuda" and (lack := lack_of_cuda()):
+        raise ParameterError(f"--device is 'cuda'; {lack}")
     _check_folders(data, test, out)
     _check_network(model, weights)
     if kept_choices(out, given).get("complete"):

@@ -616,6 +616,9 @@ def test_a_file_of_parameters_that_is_none(project, refused, text, words):
         ),
         (["bench", "scale", "--batch", "4"], "bench scale takes no --batch"),
         (["bench", "step", "--device", "tpu"], "--device is 'tpu'"),
+        (["bench", "--quick"], "--quick goes with --contribute"),
+        (["bench", "step", "--contribute"], "leave 'step' out"),
+        (["bench", "--contribute", "--batch", "4"], "--batch goes with a benchmark by itself"),
         (["evaluate", "advbn", "--data", "data/openmoji"], "--data goes with --model"),
         *(
             (["evaluate", "advbn", *words], f"{words[0]} goes with --model")

@@ -21,7 +21,7 @@ PARTS = (
 )  # each imports those before it
 MAY_IMPORT = {part: PARTS[:place] for place, part in enumerate(PARTS)}
 BELOW = ("base",)  # the machinery, plain modules that all parts may import
-ABOVE = ("cli",)  # what may import everything
+ABOVE = ("cli", "bench")  # what may import everything
 BESIDE = ("explore", "recipes", "stages", "choices")  # notebooks that are no rooms
 MODULES = sorted(p for p in (ROOT / "advbn").rglob("*.py") if p.name != "_modidx.py")
 ROOMS = sorted((ROOT / "nbs").glob("*/[0-9]*.ipynb"))

@@ -15,7 +15,7 @@ from users_networks import IMAGES, Net, conv_bn, used, weighted
 
 import advbn
 from advbn import AdvBN, AdvBNNet, prepare, use_branch
-from advbn.bench import peak_memory
+from advbn.bench.memory import peak_memory
 from advbn.method.network import RECIPES
 
 

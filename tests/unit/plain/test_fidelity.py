@@ -136,7 +136,7 @@ def test_what_cannot_be_compared_is_said_before_the_work(folder, weights, refuse
     refused(words, "bench fidelity needs --weights and --data")
     given = [*words, "--weights", weights, "--data", folder]
     refused([*given, "--severities", "1,6"], "--severities has '6'; allowed are some of 1,2,3,4,5")
-    refused([*given, "--batch", "4"], "--batch goes with step, corrupt, evaluate and scale")
+    refused([*given, "--batch", "4"], "--batch goes with step, corrupt, evaluate, scale")
     refused(["bench", "step", "--data", folder], "--data goes with fidelity")
     for name in ("cat", "coffee"):
         (tmp_path / name).mkdir()

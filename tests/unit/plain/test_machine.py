@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from advbn.base.machine import cuda_of_torch, duration, memory, processor, processor_flags
+from advbn.base.machine import (
+    cuda_of_torch,
+    duration,
+    gpu_driver,
+    gpus,
+    lack_of_cuda,
+    memory,
+    processor,
+    processor_flags,
+)
 
 
 @pytest.mark.parametrize(
@@ -28,4 +37,14 @@ def test_the_build_of_torch_is_read_in_its_files():
 
 
 def test_what_is_there():
-    assert "cores" in processor() and len(processor_flags()) != 1 and memory() > 1e8
+    assert "cores" in processor() and memory() > 1e8
+
+
+def test_flags_and_name_of_the_processor_go_together():
+    assert len(processor_flags()) != 1 and ("AVX" in processor()) == ("avx2" in processor_flags())
+
+
+def test_a_lack_of_cuda_is_told_as_torch_finds_it():
+    assert bool(gpu_driver()) == bool(gpus())
+    if lack := lack_of_cuda():
+        assert not torch.cuda.is_available() and lack.startswith("there is no CUDA device")

@@ -16,7 +16,8 @@ from advbn.evidence.claims import differences as went
 from advbn.evidence.claims import number
 from advbn.evidence.intervals import differences, holm, on_branch, two_way
 from advbn.evidence.tables import columns_in, comparison, conclusions, side_by_side_rows
-from advbn.page import _images, build_page, made, read_evidence
+from advbn.bench.record import kept_records, machine_path, record_of, write_record
+from advbn.page import _images, _speed, build_page, made, read_evidence
 from advbn.shifts.cells import columns, title
 
 
@@ -138,7 +139,7 @@ def test_how_the_results_came_about_is_said_by_machine_and_commit():
 
 def test_the_page_has_every_table_and_figure():
     page = build_page(load_params())
-    assert (page.count("<table"), page.count("<img")) == (8 + 6, 7) and len(page) > 500_000
+    assert (page.count("<table"), page.count("<img")) == (8 + 6 + 1, 7) and len(page) > 500_000
 
 
 def test_the_page_marks_what_was_named_in_advance_and_says_what_could_be_shown():
@@ -204,3 +205,23 @@ def test_the_report_names_its_data_and_calls_itself_what_it_is():
     for digest in pd.read_csv(ROOT / "results/openmoji/tables/data.csv").sha256:
         assert re.fullmatch("[0-9a-f]{64}", digest) and f"SHA-256 {digest}" in page
     assert yaml.safe_load((ROOT / "data.dvc").read_text())["outs"][0]["md5"] in page
+
+
+def test_machines_stand_side_by_side(tmp_path, monkeypatch):
+    (first, *_) = kept_records()
+    monkeypatch.setenv("ADVBN_ROOT", str(tmp_path))
+    assert _speed() is None
+    for processor in ("Some, 2 cores", "Other, 4 cores"):
+        on = first.benches[0].measured_on.model_copy(update={"processor": processor})
+        record = record_of(first.benches[0].model_copy(update={"measured_on": on}))
+        write_record(record, machine_path(record.machine))
+    write_record(record.model_copy(update={"quick": True}), machine_path(record.machine, quick=True))
+    assert [row[0] for row in _speed()["table"].rows] == ["Other, 4 cores", "Some, 2 cores"]
+
+
+def test_the_page_tells_the_speed_of_each_machine_on_record():
+    page = build_page(load_params())
+    table = page.split('<table id="table-speed"')[1].split("</table>")[0]
+    rows = [plain(row) for row in re.findall(r"<tr>(.*?)</tr>", table, re.S)]
+    machines = {(r.machine, b.settings.device) for r in kept_records() for b in r.benches}
+    assert len(rows) == 1 + len(machines) and page.index('id="compute"') < page.index('id="speed"')

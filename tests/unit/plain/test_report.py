@@ -8,6 +8,7 @@ from conftest import RECORDED, ROOT
 
 from advbn import report
 from advbn.base.config import load_params
+from advbn.bench.record import kept_records, record_of
 from advbn.evidence.tables import read_runs
 
 
@@ -103,3 +104,18 @@ def test_the_checklist_is_answered():
     assert len({(part, item) for part, item, *_ in rows}) == len(rows) >= 20
     assert {answer for _, _, answer, _ in rows} == {"yes", "no", "n. a."} and all(row[3] for row in rows)
     assert {part for part, *_ in rows} == {"Models and algorithms", "Theory", "Data sets", "Code", "Results"}
+
+
+def test_speed_is_told_machine_by_machine_with_what_is_slower():
+    kept = kept_records()
+    benches = [bench for record in kept for bench in record.benches if bench.kind in ("step", "corrupt")]
+    on = {"processor": "Other, 8 cores", "gpu": "NVIDIA T4", "date": "2026-12-24"}
+    other = [b.model_copy(update={"measured_on": b.measured_on.model_copy(update=on)}) for b in benches]
+    table = report.speed_table([record_of(*benches[:1]), record_of(*other)])
+    assert table.head == ["machine", *report.SPEED_COLUMNS, "measured on"]
+    (first, second), place = table.rows, table.head.index("75 cells, time: forward passes = 1")
+    assert first[0] == benches[0].measured_on.processor and second[0] == "Other, 8 cores"
+    assert first[place] == second[place] == "not measured"
+    assert "resnet18 16 x 112 px: 0.93 (0.92 to 0.94), slower" in second[1] and "resnet50" in second[1]
+    assert "slower: pixelate, jpeg compression" in second[3] and "562;" in second[3]
+    assert "date not recorded" in first[-1] and "date 2026-12-24" in second[-1] and "NVIDIA T4" in second[-1]
