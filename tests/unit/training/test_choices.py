@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from advbn.base.errors import ParameterError
 from advbn.images.augmentation import augment_batch
 from advbn.networks.models import build_model
 from advbn.training.choices import (
@@ -18,6 +19,7 @@ from advbn.training.choices import (
     spatial,
     strength_for,
 )
+from advbn.training.train import check_precision
 from advbn.training.loop import finetuning_net, pretraining_net
 
 
@@ -74,6 +76,14 @@ def test_bf16_is_taken_where_the_processor_has_it(asked, flags, taken):
     assert precision == taken and why
     if asked == "bf16" and taken == "no":
         assert "no instructions for bf16" in why
+
+
+def test_a_profile_that_asks_for_what_the_processor_lacks_is_refused():
+    for precision, flags in (("bf16", AVX512), ("bf16", frozenset()), ("no", OLD)):
+        check_precision("cpu", precision, flags)
+    check_precision("cuda", "bf16", OLD)
+    with pytest.raises(ParameterError, match="no instructions for it: a step took eleven times as long"):
+        check_precision("cpu", "bf16", OLD)
 
 
 def test_what_a_step_keeps_grows_with_the_image_and_leaves_no_trace():
