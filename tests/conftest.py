@@ -24,7 +24,9 @@ from advbn.images.openmoji import fingerprint
 pytest_plugins = ["miniature_imagenet", "lite_profile", "some_emoji", "some_pictures"]  # their fixtures
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED = [
-    p for p in ("openmoji", "cifar10", "imagenet") if (ROOT / "results" / p).exists()
+    p
+    for p in ("openmoji", "cifar10", "pacs", "imagenet200", "imagenet")
+    if (ROOT / "results" / p / "metrics.json").exists()
 ]  # the profiles with results in Git
 
 

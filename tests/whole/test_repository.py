@@ -13,7 +13,7 @@ from conftest import RECORDED, ROOT, fault
 
 from advbn.base.config import load_params
 from advbn.evidence.claims import claims_table, claims_text, recorded
-from advbn.evidence.tables import finding, overview_text, paper_text
+from advbn.evidence.tables import finding, overview_text, paper_text, protocol_line
 from advbn.images.openmoji import fingerprint
 
 NUMBERED = sorted((ROOT / "nbs").glob("*/[0-9]*.ipynb"))
@@ -81,16 +81,22 @@ def claims_in_short():
     return claims_text(claims_table(load_params("openmoji"), ROOT / "results"), numbers=False).markdown()
 
 
+def scales():
+    "The parameters of every scale with results, that of the largest images first."
+    return {profile: load_params(profile) for profile in recorded(load_params(), ROOT / "results")}
+
+
 def overview():
     "What was found at every scale."
-    scales = {profile: load_params(profile) for profile in recorded(load_params(), ROOT / "results")}
-    return overview_text(ROOT / "results", scales).markdown()
+    return overview_text(ROOT / "results", scales()).markdown()
 
 
 def test_readme_is_one_screen_after_the_other():
     "At most a hundred lines, and tables of at most six rows: the claims, before all else, and the results."
     readme = (ROOT / "README.md").read_text()
-    short = paper_text(*main_table("openmoji")).markdown()
+    first, params = next(iter(scales().items()))
+    short = paper_text(*main_table(first)).markdown()
+    assert f"{short}\n\n{protocol_line(params)}" in readme
     assert len(readme.splitlines()) <= 100 and short in readme and len(short.splitlines()) <= 2 + 6
     assert claims_in_short() in readme.partition("\n## ")[0] and len(claims_in_short().splitlines()) == 2 + 6
     for profile in RECORDED:
@@ -117,8 +123,8 @@ def test_every_measured_number_of_the_readme_comes_from_results():
     text = re.sub(r"```.*?```|`[^`]*`", "", (ROOT / "README.md").read_text(), flags=re.S)
     for table in (overview(), *(paper_text(*main_table(profile)).markdown() for profile in RECORDED)):
         text = text.replace(table, "")
-    for profile in RECORDED:
-        text = text.replace(finding(*main_table(profile))[:-1], "")
+    for profile, params in scales().items():
+        text = text.replace(finding(*main_table(profile))[:-1], "").replace(protocol_line(params), "")
     assert set(re.findall(r"\d+\.\d+|±|(?<!\w)[+-]\d+ |\d+ ?%", text)) <= {
         "3.11",
         "4.0",
