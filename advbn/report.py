@@ -12,7 +12,7 @@ from .base.files import project_root
 from .base.sections import Base, Layer, Method
 from .bench.record import Bench, Ratio, newest
 from .evidence.claims import CLAIMS
-from .evidence.tables import Table, told
+from .evidence.tables import Table, augmentation_words, told
 from .shifts.cells import SHIFTS, columns, title
 
 OFFICIAL_NETWORK = ("torchvision/resnet50", "IMAGENET1K_V1")
@@ -75,7 +75,8 @@ def _of_images(params: Params) -> list:
         _difference(
             "Images",
             "imagenet: 1,281,167 training, 50,000 test, 1,000 classes",
-            f"{data.name}: {known['training']:,} training, {tested:,} test, {data.classes:,} classes",
+            f"{data.name}: {known['training']:,} training, {tested:,} test, {data.classes:,} classes"
+            f"{_others(data)}",
             reduced,
         ),
         _difference(
@@ -85,11 +86,19 @@ def _of_images(params: Params) -> list:
         _difference(
             "Augmentation of the fine-tune",
             "RandomResizedCrop and flip",
-            "RandomResizedCrop and flip" if data.streamed else told(data.augment),
-            "small images lose their object in a random crop",
+            "RandomResizedCrop and flip" if data.streamed else augmentation_words(data),
+            "small images lose their object in a random crop"
+            if not data.augment or data.augment.crop == 1
+            else "a crop keeps most of the object",
         ),
     ]
     return rows + (_of_pictures(pictures) if pictures else [])
+
+
+def _others(data) -> str:
+    "The test images of other domains, in words."
+    more = data.known.get("others")
+    return f"; {more:,} more test images of other domains" if more else ""
 
 
 def _of_pictures(pictures) -> list:
@@ -126,7 +135,7 @@ def _encoder(pictures) -> str:
 
 def _of_training(params: Params) -> list:
     "Differences in the training."
-    fine, layer = params.current.finetune, params.methods["advbn"].layer or Layer()
+    fine, layer = params.current.finetune, params.main_methods["advbn"].layer or Layer()
     rate = f"{fine.lr}, {fine.schedule}"
     if fine.schedule == "step":
         rate = f"{fine.lr}, x 0.1 after epoch {', '.join(map(str, fine.milestones))}"
@@ -137,6 +146,7 @@ def _of_training(params: Params) -> list:
             "eps 1.1, step 0.2, 6 steps, factors start at 1",
             f"eps {layer.eps}, step {layer.step_size}, {layer.steps} steps, factors start "
             f"{'at 1' if layer.start == 'clean' else 'at random'}",
+            "chosen on training images, see nbs/choices",
         ),
         _difference("Epochs of the fine-tune", "20", f"{fine.epochs}", "reduced scale"),
         _difference("Learning rate", "0.001, x 0.1 after epoch 10", rate, reduced),

@@ -29,6 +29,7 @@ from advbn.evidence.tables import (
 from .testing import kept_tests, made_from
 from ..images.batches import mixed_order
 from ..shifts.cells import SHIFTS, columns, title
+from ..shifts.published import published_cells
 from ..shifts.styles import adversarial, shuffled, style_and_shape
 from ..training.run import Setting, load_data
 from ..training.train import load_autoencoder, picture_attack
@@ -380,13 +381,22 @@ RULES = (
 )
 
 # %% ../../nbs/evidence/07_claims.ipynb #90a0e0a7
+def _pixels_digest(images) -> str:
+    return hashlib.sha256(images.images.cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
 def digests(setting: Setting, seeds) -> pd.DataFrame:
     """SHA-256 of the images of a profile, columns profile, what, images, sha256: of the pixels of those
-    that are kept in memory, and of what each seed is tested on, see `made_from`."""
+    that are kept in memory, domains among them, and of what each seed is tested on, see `made_from`."""
     data, rows = load_data(setting), []
     if data.in_memory:
-        pixels = data.images.images.cpu().contiguous().numpy().tobytes()
-        rows.append(("all images", len(data.images), hashlib.sha256(pixels).hexdigest()))
+        rows.append(("all images", len(data.images), _pixels_digest(data.images)))
+    if data.in_memory and data.shared_tests:
+        (_, *numbers), seeds = rows.pop(), ()
+        rows.append(("test images of every seed", *numbers))
+        own = {key: read for key, read in data.published.items() if SHIFTS[key[0]].only}
+        for shift, _, images in published_cells(data, own, None):
+            rows.append((f"{title(shift)}, all of them", len(images), _pixels_digest(images)))
     how = "" if data.in_memory else ", by their paths"
     for seed in seeds:
         said = made_from(setting, data, seed)["images"]

@@ -9,9 +9,10 @@ __all__ = ['CONTROL', 'BASELINE', 'COLUMNS', 'OUTCOMES', 'AFTERWARDS', 'MCE_COLU
            'measured', 'signed', 'Entry', 'Table', 'rows_of', 'row_label', 'entries', 'accuracy_text', 'accuracy_note',
            'family', 'origin', 'power_note', 'outcome_notes', 'p_text', 'versus', 'outcomes_text', 'overview_text',
            'baseline_label', 'errors_text', 'published_text', 'orientation_text', 'shares_note', 'corruption_note',
-           'table_notes', 'told', 'protocol_line', 'robustness_markdown', 'paper_text', 'finding', 'decoded_markdown',
-           'read_study', 'control_of', 'study_table', 'study_label', 'study_text', 'study_notes', 'study_markdown',
-           'conclusions', 'p_words', 'outcome_sentences', 'comparison', 'study_conclusions', 'side_by_side_rows']
+           'table_notes', 'told', 'augmentation_words', 'protocol_line', 'robustness_markdown', 'paper_text', 'finding',
+           'decoded_markdown', 'read_study', 'control_of', 'study_table', 'study_label', 'study_text', 'study_notes',
+           'study_markdown', 'conclusions', 'p_words', 'outcome_sentences', 'comparison', 'study_conclusions',
+           'side_by_side_rows']
 
 # %% ../../nbs/evidence/05_tables.ipynb #394f2261
 import math
@@ -572,7 +573,7 @@ def _numbers(values) -> str:
     return " ".join(f"{value:g}" for value in dict.fromkeys(values))
 
 # %% ../../nbs/evidence/05_tables.ipynb #56972b93
-def _augmentation(data) -> str:
+def augmentation_words(data) -> str:
     "How training images are changed, without what is left as it is."
     if data.streamed:
         return "random resized crop, flip"
@@ -593,7 +594,7 @@ def protocol_line(params: Params) -> str:
     source = f", trained on {data.source}" if hasattr(data, "source") else ""
     return (
         f"{data.title or data.name}{source}; {data.size or data.known['pixels']} pixels; augmentation: "
-        f"{_augmentation(data)}; normalised by mean {_numbers(wanted.mean)} and deviation "
+        f"{augmentation_words(data)}; normalised by mean {_numbers(wanted.mean)} and deviation "
         f"{_numbers(wanted.std)}; {network.name}, {', '.join(start)}, then {profile.finetune.epochs} of "
         f"fine-tuning; tested is the last step's network, nothing is chosen on test images."
     )

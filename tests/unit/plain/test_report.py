@@ -48,7 +48,7 @@ def test_at_the_papers_scale_only_choices_of_evaluation_differ():
 
 
 def test_every_difference_has_its_reason_and_what_is_the_same_has_none():
-    for profile in ("openmoji", "cifar10", "imagenet"):
+    for profile in ("openmoji", "cifar10", "pacs", "imagenet200", "imagenet"):
         for what, paper, here, why in report.protocol(load_params(profile), runs()).rows:
             assert paper and here and bool(why) == (here != report.SAME), (profile, what)
 
@@ -60,6 +60,10 @@ def test_the_differences_follow_the_parameters():
     assert rows["Images"] == "openmoji: 1,424 training, 474 test, 9 classes"
     assert rows["Repetitions"] == "one seed" and rows["Cut"] == report.SAME
     assert rows["Shifted images"] == "generated from the test images: -C, Sketch"
+    photographs = {row[0]: row[2] for row in report.protocol(load_params("pacs"), runs()).rows}
+    assert photographs["Attack"] == "eps 1.1, step 0.3667, 3 steps, factors start at 1"
+    assert photographs["Images"].endswith("7 classes; 8,321 more test images of other domains")
+    assert photographs["Augmentation of the fine-tune"] == "flip, crop 0.5"
     layer = params.methods["advbn"].layer.model_copy(update={"steps": 3})
     methods = params.methods | {"advbn": params.methods["advbn"].model_copy(update={"layer": layer})}
     changed = params.model_copy(update={"methods": methods})
