@@ -114,7 +114,8 @@ def test_the_report_has_every_table_of_results():
             ours = table.read_text().partition("\nPublished")[0]
             rows = "".join(line for line in ours.splitlines() if line.startswith("| "))
             cells = re.findall(r"\d+\.\d ± \d+\.\d", rows)
-            assert cells and [c for c in cells if c not in page] == [], table
+            assert cells or "decodes no images" in ours, table
+            assert [c for c in cells if c not in page] == [], table
 
 
 def test_every_measured_number_of_the_readme_comes_from_results():
