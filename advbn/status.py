@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
+from .base.errors import ParameterError, did_you_mean
 from .base.files import project_root
 
 
@@ -16,12 +18,16 @@ def recorded_profiles() -> list:
     return sorted(path.parent.name for path in (project_root() / "results").glob("*/metrics.json"))
 
 
-def _dvc_status(*target) -> dict:
-    "What `dvc status --json` says; raises `ImportError` where DVC is not installed."
+def _need_dvc():
     if find_spec("dvc") is None:
         raise ImportError(
             "status asks DVC, which is not installed; make env installs it, and verify needs none"
         )
+
+
+def _dvc_status(*target) -> dict:
+    "What `dvc status --json` says; raises `ImportError` where DVC is not installed."
+    _need_dvc()
     command = [sys.executable, "-m", "dvc", "status", "--json", *target]
     environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
     done = subprocess.run(command, cwd=project_root(), capture_output=True, text=True, env=environment)
@@ -30,8 +36,9 @@ def _dvc_status(*target) -> dict:
     return json.loads(done.stdout or "{}")
 
 
-def _as_if_named(profile: str) -> dict:
-    "What `dvc status` would say if `params.yaml` named `profile`; nothing of the project is changed."
+@contextmanager
+def _named(profile: str):
+    "A folder with a `dvc.yaml` in which `profile` is named, and today's `dvc.lock`; removed afterwards."
     import yaml
 
     root = project_root()
@@ -43,8 +50,34 @@ def _as_if_named(profile: str) -> dict:
         text = yaml.safe_dump({"vars": ["../params.yaml"], **pipeline}, sort_keys=False)
         file.write_text(text, encoding="utf-8")
         (Path(folder) / "dvc.lock").write_bytes((root / "dvc.lock").read_bytes())
-        found = _dvc_status(str(file.relative_to(root)))
+        yield Path(folder)
+
+
+def _as_if_named(profile: str) -> dict:
+    "What `dvc status` would say if `params.yaml` named `profile`; nothing of the project is changed."
+    with _named(profile) as folder:
+        found = _dvc_status(str(folder.relative_to(project_root()) / "dvc.yaml"))
     return {name.rpartition(":")[2]: changes for name, changes in found.items()}
+
+
+def record(profile: str) -> int:
+    """Say in `dvc.lock` that the results of a profile are those of today's code and parameters, which
+    `advbn seed` does not say; returns for how many stages. What is not there, such as checkpoints, is left
+    out. Raises `ParameterError` for a profile without results."""
+    known = recorded_profiles()
+    if profile not in known:
+        hint = did_you_mean(profile, known)
+        raise ParameterError(f"no results of {profile!r}; there are those of {', '.join(known)}{hint}")
+    _need_dvc()
+    from dvc.repo import Repo
+
+    with _named(profile) as folder, Repo(str(project_root())) as repo, repo.lock:
+        stages = [stage for stage in repo.index.stages if Path(stage.path).parent == folder.resolve()]
+        for stage in stages:
+            stage.save(allow_missing=True, run_cache=False)
+            stage.dump(update_pipeline=False)
+        (project_root() / "dvc.lock").write_bytes((folder / "dvc.lock").read_bytes())
+    return len(stages)
 
 
 def named_profile(root: Path) -> str:

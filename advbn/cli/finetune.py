@@ -9,7 +9,7 @@ from typing import Annotated, Optional
 import typer
 
 from .app import ANYWHERE, app
-from .options import log_option, on_bad_option
+from .options import log_option, look_for_hub, on_bad_option
 
 CHOSEN, TESTED = "In place of what is chosen", "How it is tested"
 
@@ -171,6 +171,7 @@ def finetune(
         print(f"{out} was complete; another one needs another folder")
         return
 
+    look_for_hub(model, [weights])
     from ..adapters.finetune import finetune as run
 
     done = run(model, data, test, out, partial(print, flush=True), **options)

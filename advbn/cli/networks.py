@@ -13,6 +13,7 @@ from .options import (
     OF_MODEL,
     check_given,
     kept_table,
+    look_for_hub,
     on_bad_option,
     project_params,
     save_option,
@@ -137,6 +138,7 @@ def evaluate(
             option for option, value in (("--weights", weights), ("--data", data)) if value is None
         ]:
             raise ParameterError(f"--model {model} needs {' and '.join(missing)}")
+        look_for_hub(model, files.values())
         from ..adapters.evaluate import FolderReading, evaluate, network_for
         from ..images.decoding import BadImages
         from ..images.preprocessing import preprocessing_of

@@ -1,5 +1,7 @@
 """Options and checks that several commands share."""
 
+import os
+import socket
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -64,6 +66,27 @@ def tell_left_out(bad):
             sep="\n  ",
             file=sys.stderr,
         )
+
+
+HUB = "huggingface.co"
+_OTHERWISE = ("HF_HUB_OFFLINE", "HF_ENDPOINT", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+
+
+def look_for_hub(model: str, weights=()):
+    """Where the hub of `model` cannot be reached, let its library look at earlier downloads alone, which it
+    would find out by itself in a minute; what the environment says of hub and proxies goes before."""
+    from ..base.files import is_weights_file
+
+    needed = model.startswith("hub:") or (
+        model.startswith("timm/") and any(w and not is_weights_file(w) for w in weights)
+    )
+    if not needed or any(os.environ.get(name) for name in _OTHERWISE):
+        return
+    try:
+        socket.create_connection((HUB, 443), timeout=3).close()
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        print(f"advbn: {HUB} cannot be reached; only earlier downloads are looked at", file=sys.stderr)
 
 
 def project_params(profile=None, method=None, **network):

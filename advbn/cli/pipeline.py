@@ -218,15 +218,27 @@ def plan(
 
 
 @app.command(rich_help_panel=IN_A_CLONE)
-def status(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False):
+def status(
+    record: Annotated[
+        Optional[str],
+        typer.Option(
+            help="First say in dvc.lock that this profile's results are those of today's code, as after "
+            "advbn seed, which does not say it.",
+            autocompletion=complete_profiles,
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+):
     """Whether the results that are kept still are what code, parameters and images give.
 
     For every profile; exit status 1 if some are not.
 
     Example: advbn status"""
-    from ..status import status
+    from .. import status as room
 
-    found = status()
+    if record:
+        room.record(record)
+    found = room.status()
     if json:
         from json import dumps
 

@@ -29,6 +29,7 @@ def test_the_archives_are_in_order(built):
     )
     ours = {p.relative_to(ROOT).as_posix() for p in (ROOT / "advbn").rglob("*.py")} | {
         "advbn/page.html",
+        "advbn/finetune.html",
         "advbn/py.typed",
         "advbn/images/imagenet_classes.txt",
     }

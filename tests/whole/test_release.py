@@ -47,7 +47,7 @@ def test_everything_is_listed_and_is_what_its_digest_says(made):
     for name, digest in listed.items():
         assert hashlib.sha256((dist / name).read_bytes()).hexdigest() == digest
         assert name in done.stdout
-    assert "not in it: weights of pacs: nothing is recorded under results/pacs" in done.stderr
+    assert "not in it: weights of pacs: no checkpoints/pacs/finetune/seed0-clean.pt; dvc" in done.stderr
 
 
 def test_weights_of_a_release_are_the_networks_of_the_pipeline(made):

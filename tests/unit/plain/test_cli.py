@@ -1,5 +1,6 @@
 """The list of commands and of exit statuses."""
 
+import os
 import re
 
 from typer.testing import CliRunner
@@ -71,3 +72,20 @@ def test_a_logger_is_checked_before_work(refused, root, monkeypatch):
     monkeypatch.chdir(root)
     for command in (["pretrain"], ["train", "advbn"], ["seed", "0"]):
         refused([*command, "--log", "tensorbord"], "did you mean 'tensorboard'")
+
+
+def test_the_hub_is_looked_for_where_it_is_needed_and_nothing_else_is_said_of_it(monkeypatch, capsys):
+    from advbn.cli.options import _OTHERWISE, HUB, look_for_hub
+
+    for name in _OTHERWISE:
+        monkeypatch.setenv(name, "")  # put back at the end
+        monkeypatch.delenv(name)
+    for model, weights in (("resnet18", "DEFAULT"), ("timm/resnet18", __file__), ("timm/resnet18", None)):
+        look_for_hub(model, [weights])
+    assert "HF_HUB_OFFLINE" not in os.environ and capsys.readouterr().err == ""
+    look_for_hub("hub:timm/resnet18.a1_in1k")
+    away = f"{HUB} cannot be reached" in capsys.readouterr().err
+    assert (os.environ.get("HF_HUB_OFFLINE") == "1") is away
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    look_for_hub("timm/resnet18", ["DEFAULT"])
+    assert os.environ["HF_HUB_OFFLINE"] == "0"
