@@ -6,13 +6,13 @@
 __all__ = ['CONTROL', 'BASELINE', 'COLUMNS', 'OUTCOMES', 'AFTERWARDS', 'MCE_COLUMNS', 'PUBLISHED', 'MARKS', 'STRONG',
            'ORIENTATION', 'ORIENTATION_NOTE', 'STAR', 'columns_in', 'read_runs', 'read_answers', 'answers_of',
            'with_holm', 'paper_branches', 'outcomes_table', 'robustness_table', 'decoded_table', 'mce_table',
-           'measured', 'signed', 'Entry', 'Table', 'rows_of', 'row_label', 'entries', 'accuracy_text', 'accuracy_note',
-           'family', 'origin', 'power_note', 'outcome_notes', 'p_text', 'versus', 'outcomes_text', 'overview_text',
-           'baseline_label', 'errors_text', 'published_text', 'orientation_text', 'shares_note', 'corruption_note',
-           'table_notes', 'told', 'augmentation_words', 'protocol_line', 'robustness_markdown', 'paper_text', 'finding',
-           'decoded_markdown', 'read_study', 'control_of', 'study_table', 'study_label', 'study_text', 'study_notes',
-           'study_markdown', 'conclusions', 'p_words', 'outcome_sentences', 'comparison', 'study_conclusions',
-           'side_by_side_rows']
+           'measured', 'signed', 'Entry', 'Table', 'method_label', 'rows_of', 'row_label', 'entries', 'accuracy_text',
+           'accuracy_note', 'family', 'origin', 'power_note', 'outcome_notes', 'p_text', 'versus', 'outcomes_text',
+           'overview_text', 'baseline_label', 'errors_text', 'published_text', 'orientation_text', 'shares_note',
+           'corruption_note', 'table_notes', 'told', 'augmentation_words', 'protocol_line', 'robustness_markdown',
+           'paper_text', 'finding', 'decoded_markdown', 'read_study', 'control_of', 'study_table', 'study_label',
+           'study_text', 'study_notes', 'study_markdown', 'conclusions', 'p_words', 'outcome_sentences', 'comparison',
+           'study_conclusions', 'side_by_side_rows']
 
 # %% ../../nbs/evidence/05_tables.ipynb #394f2261
 import math
@@ -291,6 +291,11 @@ class Table:
         text.insert(1, "|---|" + "---:|" * (len(self.head) - 1))
         return "\n".join(text)
 
+# %% ../../nbs/evidence/05_tables.ipynb #3dddcedd
+def method_label(params: Params, method: str) -> str:
+    "A method's name for people; one that `params` no longer has is called as in its files."
+    return params.methods[method].label if method in params.methods else method
+
 # %% ../../nbs/evidence/05_tables.ipynb #7960f612
 def rows_of(table: pd.DataFrame):
     "Yield `(method, branch, has_two, rows)` in the order of a table; `rows` are indexed by shift."
@@ -302,7 +307,7 @@ def rows_of(table: pd.DataFrame):
 
 def row_label(params: Params, method: str, branch: str, has_two: bool) -> str:
     "A row's name for people; it says the branch if the method `has_two`."
-    return params.methods[method].label + (f", {branch} branch" if has_two else "")
+    return method_label(params, method) + (f", {branch} branch" if has_two else "")
 
 
 def entries(rows: pd.DataFrame, shifts, starred=()) -> list:
@@ -411,11 +416,8 @@ def _inside(label: str) -> str:
 
 
 def versus(params: Params, method: str, against: str) -> str:
-    "`AdvBN against random statistics`; a method that `params` no longer has is called by its name."
-    known = {
-        name: params.methods[name].label if name in params.methods else name for name in (method, against)
-    }
-    return f"{known[method]} against {_inside(known[against])}"
+    "`AdvBN against random statistics`."
+    return f"{method_label(params, method)} against {_inside(method_label(params, against))}"
 
 # %% ../../nbs/evidence/05_tables.ipynb #3a502ed0
 def outcomes_text(outcomes: pd.DataFrame, params: Params) -> Table:
@@ -639,7 +641,7 @@ def paper_text(table: pd.DataFrame, params: Params) -> Table:
         line = lines.setdefault(method, {})
         shown = [s for s in shifts if not has_two or SHIFTS[s].branch == branch]
         line.update(zip(shown, entries(rows, shown)))
-    texts = [[params.methods[m].label, *(line[s] for s in shifts)] for m, line in lines.items()]
+    texts = [[method_label(params, m), *(line[s] for s in shifts)] for m, line in lines.items()]
     return Table(["accuracy in %", *map(title, shifts)], texts)
 
 
@@ -653,7 +655,7 @@ def finding(table: pd.DataFrame, params: Params, method: str = "advbn", branch: 
             f"{title(shift)} ({signed(value, half)})"
         )
     parts = [f"{word} on {', '.join(names)}" for word, names in groups.items() if names]
-    return f"{params.methods[method].label}'s {branch} branch against a clean fine-tune: {'; '.join(parts)}."
+    return f"{method_label(params, method)}'s {branch} branch against a clean fine-tune: {'; '.join(parts)}."
 
 # %% ../../nbs/evidence/05_tables.ipynb #f10acc8c
 def decoded_markdown(table: pd.DataFrame, params: Params) -> str:
@@ -792,7 +794,7 @@ def conclusions(table: pd.DataFrame, params: Params, method: str = "advbn") -> l
     of_method = table[(table.method == method) & table["shift"].isin(columns())]
     sentences = []
     for branch, rows in of_method.groupby("branch", sort=False):
-        whose = f"{params.methods[method].label}, {branch} branch, against {control}"
+        whose = f"{method_label(params, method)}, {branch} branch, against {control}"
         sentences += _sentences(rows, whose, [f"on {title(s)}" for s in rows["shift"]])
     return sentences
 
