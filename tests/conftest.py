@@ -1,4 +1,5 @@
 import csv
+import hashlib
 import os
 import re
 import shutil
@@ -143,7 +144,12 @@ def root():
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory):
-    "The folder of this session's workers."
+    """The folder of this session's workers, or one for several sessions on the same working tree, which
+    `.ci/run` asks for: what takes minutes to make is made once for both of its steps."""
+    if named := os.environ.get("ADVBN_TESTS_SHARED"):
+        folder = Path(named) / hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
     own = tmp_path_factory.getbasetemp()
     return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
