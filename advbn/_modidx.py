@@ -1931,4 +1931,5 @@ d = { 'settings': { 'branch': 'main',
                                       'advbn.training.train.trained_whole': ( 'training/train.html#trained_whole',
                                                                               'advbn/training/train.py')},
             'advbn.verify': {},
+            'advbn.warm': {},
             'advbn.widgets': {}}}

@@ -16,6 +16,7 @@ from .base.config import Params, load_params
 from .base.errors import Interrupted, ParameterError, did_you_mean
 from .base.files import project_root
 from .base.machine import gpus, processor
+from .warm import use_forked_kernel
 
 
 def notebook_parameters(path: Path) -> dict:
@@ -195,6 +196,7 @@ def run_notebook(path: Path, given: dict | None = None) -> Path:
         )
     output = project_root() / "executed" / params.profile / f"{name}.ipynb"
     output.parent.mkdir(parents=True, exist_ok=True)
+    use_forked_kernel()
     began = time.perf_counter()
     with _stopping(project_root() / "progress"), _at_work_on(name):
         papermill.execute_notebook(

@@ -213,15 +213,14 @@ WATCH = """
 import os, sys
 
 class Watch:
-    "Writes down, at each import of a module of the package, its name."
+    "Writes down, at each import of a module of the package in a process of a stage, its name."
 
     def find_spec(self, name, path=None, target=None):
-        if name.startswith("advbn."):
+        if name.startswith("advbn.") and "ADVBN_STAGE" in os.environ:
             with open(os.path.join(os.environ["ADVBN_WATCH"], os.environ["ADVBN_STAGE"]), "a") as file:
                 print(name, file=file)
 
-if "ADVBN_STAGE" in os.environ:
-    sys.meta_path.insert(0, Watch())
+sys.meta_path.insert(0, Watch())
 """
 
 

@@ -56,7 +56,9 @@ def hashes_of(tree: Tree, bad: BadImages | None = None, workers: int = 2) -> tup
     bad, kept, bits = bad or BadImages(), [], []
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         found = pool.map(partial(_hash_of, tree), tree.samples)
-        bar = tqdm(found, desc=f"reading {Path(tree.root).name}", total=len(tree.samples), unit="image")
+        bar = tqdm(
+            found, desc=f"reading {Path(tree.root).name}", total=len(tree.samples), unit="image", delay=1
+        )
         for position, one in enumerate(bar):
             if isinstance(one, str):
                 bad.note(tree.samples[position][0], one)

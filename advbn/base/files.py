@@ -9,7 +9,7 @@ import socket
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import Busy, DataError, ParameterError
+from .errors import Busy, DataError, ParameterError, WeightsError
 
 
 def project_root(start: str | Path = ".") -> Path:
@@ -153,6 +153,17 @@ def is_weights_file(weights: str | None) -> bool:
     if os.sep in str(weights) or Path(weights).suffix.lower() in _WEIGHTS:
         raise FileNotFoundError(f"no weights at {weights}")
     return False
+
+
+def check_holds_weights(path: Path):
+    "Raise a `WeightsError` for a file that begins like none of torch.save's or safetensors'."
+    with open(path, "rb") as file:
+        begin = file.read(262)
+    if not (begin[:2] == b"PK" or begin[:1] == b"\x80" or begin[8:9] == b"{" or begin[257:] == b"ustar"):
+        raise WeightsError(
+            f"{path} is damaged or no file of weights ({path.stat().st_size} bytes): neither torch.save nor "
+            f"safetensors has written it"
+        )
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .errors import DataError, ParameterError, did_you_mean, nearest
 from .extras import lacking, missing_modules
-from .files import is_weights_file
+from .files import check_holds_weights, is_weights_file
 
 CORRUPTIONS = (  # the fifteen of the benchmark, in its order
     "gaussian_noise",
@@ -147,6 +147,55 @@ def check_network(name: str):
         raise no_network(name, [*networks_of(""), *own, *also])
 
 
+_TORCHVISIONS = {  # in the source of a network, the class of its weights; and in that their names
+    "class": r"def {}\(.*?Optional\[(?:Union\[)?(\w+)",
+    "names": r"^class {}\(WeightsEnum\):\n(.*?)^(?=\S)",
+}
+
+
+@lru_cache
+def weights_of(name: str) -> tuple:
+    """What published weights of a network of torchvision's or timm's are called, read in the sources, so that
+    nothing is loaded; nothing where they do not tell."""
+    library, _, model = name.rpartition("/")
+    library, model = library or "torchvision", model.partition(".")[0]
+    if library not in ("torchvision", "timm") or not (spec := find_spec(library)) or not spec.origin:
+        return ()
+    for file in sorted(Path(spec.origin).with_name("models").glob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        if library == "timm":
+            found = re.findall(rf"""['"]{re.escape(model)}\.(\w+)['"] *:""", text)
+        elif own := re.search(_TORCHVISIONS["class"].format(re.escape(model)), text, re.S):
+            body = re.search(_TORCHVISIONS["names"].format(own[1]), text + "\nend", re.S | re.M)
+            found = re.findall(r"^    (\w+) = ", body[1], re.M) if body else ()
+        else:
+            continue
+        if found:
+            return tuple(dict.fromkeys([*found, "DEFAULT"]))
+    return ()
+
+
+def no_weights(name: str, word: str, known) -> ValueError:
+    "The error for weights that are none of those `known`, which the library of a network publishes."
+    known = list(known)
+    first = f"; did you mean {known[0]!r}?" if known else ""
+    near = did_you_mean(word, known, did_you_mean(word.upper(), known, first))
+    there = f"there are {', '.join(known)}" if known else "there are none"
+    return ValueError(
+        f"{name!r} has no published weights {word!r}; {there}, and files with a state dict{near}"
+    )
+
+
+def check_weights_word(name: str, weights: str | None):
+    """Raise what can be told of the words for a network's weights before anything is loaded: a file that is
+    not there (`FileNotFoundError`) or holds none (`WeightsError`), weights that are not published
+    (`ValueError`)."""
+    if is_weights_file(weights):
+        check_holds_weights(Path(weights))
+    elif weights and (known := weights_of(name)) and weights not in known:
+        raise no_weights(name, weights, known)
+
+
 SETS = ("clean", "corruptions", "instagram", "sketch", "stylized")  # what is published as images of its own
 
 
@@ -179,8 +228,8 @@ def check_evaluation(model: str, weights=(), shifts: str = "all", classes: Path 
     """Raise what is wrong with the words of an evaluation of `sets`, see `named_sets`, as far as names and
     files can tell: an unknown network, missing files, an unknown shift."""
     check_network(model)
-    for file in weights:
-        is_weights_file(file)
+    for word in weights:
+        check_weights_word(model, word)
     if classes is not None and str(classes) != "imagenet" and not Path(classes).is_file():
         raise DataError(f"no list of classes at {classes}; expected is a file, a name per line, or imagenet")
     if shifts != "all":

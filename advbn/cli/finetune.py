@@ -52,10 +52,8 @@ def _check_network(model, weights):
     "Raise what is wrong with the words for a network and its weights, before anything is imported."
     from ..base.errors import ParameterError
     from ..base.extras import require
-    from ..base.files import is_weights_file
-    from ..base.names import check_network
+    from ..base.names import check_network, check_weights_word
 
-    is_weights_file(weights)
     if model.startswith("hub:") and (weights or model.count("/") != 1):
         raise ParameterError(
             f"--model is {model!r}; allowed is hub:OWNER/NAME, which brings its weights along"
@@ -64,6 +62,7 @@ def _check_network(model, weights):
     needed += ["timm"] if model.startswith(("timm/", "hub:")) else []
     require("finetune with this network" if needed else "finetune", "finetune", *needed)
     check_network(model)
+    check_weights_word(model, weights)
 
 
 def _strength(eps):

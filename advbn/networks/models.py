@@ -22,7 +22,7 @@ from torchvision.models.resnet import BasicBlock
 from ..base.errors import did_you_mean
 from ..base.extras import lacking, optional
 from ..base.files import is_weights_file
-from ..base.names import no_network
+from ..base.names import no_network, no_weights
 from ..images.classes import imagenet_ids
 from ..images.preprocessing import IMAGENET, Preprocessing, from_timm, recorded, remember
 from .weights import load_into, load_state
@@ -349,12 +349,7 @@ def published_weights(name: str, word: str | None = None) -> Published | None:
         raise ValueError(
             f"network {name!r} has no published weights; weights is {word!r}, allowed are a file and null"
         )
-    first = f"; did you mean {next(iter(by_name))!r}?" if by_name else ""
-    near = did_you_mean(word, by_name, did_you_mean(word.upper(), by_name, first))
-    there = f"there are {', '.join(by_name)}" if by_name else "there are none"
-    raise ValueError(
-        f"{name!r} has no published weights {word!r}; {there}, and files with a state dict{near}"
-    )
+    raise no_weights(name, word, by_name)
 
 # %% ../../nbs/networks/02_models.ipynb #3de59514
 def wanted_by(name: str, weights: str | None = None) -> Preprocessing:

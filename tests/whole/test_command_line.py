@@ -218,6 +218,8 @@ def without_torch(*words, cwd, **environment):
         ("corrupt nowhere out --name fog", "no images at nowhere"),
         ("restyle photos out --name sutra", "sutro"),
         ("evaluate --model resnet50 --weights nope.pt --data photos", "no weights at nope.pt"),
+        ("evaluate --model resnet50 --weights IMAGENET1K_V9 --data photos", "did you mean 'IMAGENET1K_V2'"),
+        ("evaluate --model resnet50 --weights photos.csv --data photos", "no file of weights"),
         ("evaluate --model resnet50 --weights DEFAULT --data photos --shifts cleen", "clean"),
         ("evaluate --model resnett50", "'torchvision/resnet50'"),
         ("evaluate --model resnet50 --weights DEFAULT --data nowhere", "no images at nowhere"),
@@ -229,6 +231,7 @@ def without_torch(*words, cwd, **environment):
 )
 def test_a_slip_is_told_before_torch_is_loaded(emoji_folder, tmp_path, words, said):
     (tmp_path / "photos").symlink_to(emoji_folder)
+    (tmp_path / "photos.csv").write_text("class,share\n")
     done = without_torch(*words.split(), cwd=tmp_path)
     assert done.returncode == 2 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1
 

@@ -37,6 +37,10 @@ def test_the_archives_are_in_order(built):
         n.endswith("licenses/LICENSE") for n in names
     )
     assert "License-Expression: Apache-2.0" in metadata and re.search(r"^Version: \d+\.\d+", metadata, re.M)
+    assert "## Use it on your network" in metadata and "](results/" in (ROOT / "README.md").read_text()
+    assert not re.findall(r"\]\((?!https?:)|<img ", metadata), (
+        "an index cannot follow links into the repository"
+    )
     with tarfile.open(next(p for p in built if p.name.endswith(".tar.gz"))) as archive:
         assert any(n.endswith("/LICENSE") for n in archive.getnames())
 

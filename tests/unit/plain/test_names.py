@@ -1,10 +1,14 @@
 """Names that commands are given, known before anything heavy is loaded."""
 
+from functools import partial
+
 import pytest
+import safetensors.torch
 import timm
+import torch
 import torchvision
 
-from advbn.base.errors import ParameterError
+from advbn.base.errors import ParameterError, WeightsError
 from advbn.base.names import (
     CORRUPTIONS,
     EXTRA_CORRUPTIONS,
@@ -12,11 +16,13 @@ from advbn.base.names import (
     MADE_ALONE,
     RESTYLED,
     check_network,
+    check_weights_word,
     chosen_corruptions,
     chosen_format,
     chosen_severities,
     chosen_styles,
     networks_of,
+    weights_of,
 )
 from advbn.networks.models import NETWORKS
 from advbn.shifts.cells import made_alone
@@ -34,6 +40,42 @@ def test_networks_are_found_in_the_sources_of_their_libraries():
     assert {*torchvision.models.list_models(torchvision.models)} == {*networks_of("torchvision")}
     assert {*timm.list_models()} <= {*networks_of("timm")}
     assert {*networks_of("")} <= {*NETWORKS} and "small_resnet" in networks_of("")
+
+
+def test_published_weights_are_found_there_too():
+    for name in torchvision.models.list_models(torchvision.models):
+        there = torchvision.models.get_model_weights(name).__members__
+        assert {*there} == {*weights_of(f"torchvision/{name}")}, name
+    for name in timm.list_models("*resnet*"):
+        tags = {full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")}
+        assert not weights_of(f"timm/{name}") or tags <= {*weights_of(f"timm/{name}")}, name
+    assert weights_of("small_resnet") == weights_of("timm/resnet500") == ()
+
+
+@pytest.mark.parametrize(
+    "name, word, said",
+    [
+        ("resnet50", "IMAGENET1K_V3", "did you mean 'IMAGENET1K_V2'"),
+        ("timm/resnet50", "a9_in1k", "no published weights 'a9_in1k'; there are a1_in1k, "),
+    ],
+)
+def test_weights_that_are_not_published(name, word, said):
+    with pytest.raises(ValueError, match=said):
+        check_weights_word(name, word)
+
+
+def test_what_begins_like_no_file_of_weights_and_what_does(tmp_path):
+    weights, path = torch.nn.Linear(2, 2).state_dict(), tmp_path / "weights"
+    for write in (
+        torch.save,
+        partial(torch.save, _use_new_zipfile_serialization=False),
+        safetensors.torch.save_file,
+    ):
+        write(weights, path)
+        check_weights_word("resnet50", str(path))
+    path.write_text("class,share\n")
+    with pytest.raises(WeightsError, match=r"no file of weights \(12 bytes\): neither torch.save nor"):
+        check_weights_word("resnet50", str(path))
 
 
 @pytest.mark.parametrize(
