@@ -3,7 +3,8 @@
 A stage is a command of its own, and the most of a short one was its start: Python, papermill, a kernel, and
 in it torch. Under DVC the first stage starts a server, which imports what is not this project's own, so that
 every stage reads changed code anew. The next ones hand it their arguments, environment and output, and wait;
-it forks a process that runs the command, and beside it one that becomes the kernel. It ends with DVC.
+it forks a process that runs the command, beside it one that becomes the kernel, and from that one the process
+that workers are forked from. It ends with DVC.
 
 Wherever this can't be done (another system than Linux, a GPU, another environment than the server's, no DVC),
 a stage starts as it always did."""
@@ -123,8 +124,8 @@ def _send(process, number):
 
 
 def _received(connection):
-    "What a command asks for, and its standard input, output and errors."
-    text, handles, _, _ = socket.recv_fds(connection, _BYTES, 3)
+    "What is asked for at a connection, and the handles that came with it."
+    text, handles, _, _ = socket.recv_fds(connection, _BYTES, 3)  # two or three
     while not text.endswith(b"\n"):
         more = connection.recv(_BYTES)
         if not more:
@@ -140,7 +141,11 @@ def serve(address: Path, dvc: int):
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     lock = address.with_name("lock")
     try:
-        lock.touch(exist_ok=False)  # of two servers that start at once one goes on
+        with open(lock, "x") as file:
+            print(os.getpid(), file=file)
+    except FileExistsError:
+        return  # another one was first
+    try:
         ended = os.pidfd_open(dvc)
         for module in IMPORTS:
             __import__(module)
@@ -273,6 +278,45 @@ def _become(request, handles):
     _ended(command)
 
 
+def _server_of_workers(waiting):
+    "Wait until the kernel wants a process that workers are forked from, then be it; end if it never does."
+    import fcntl
+
+    with waiting, suppress(ValueError):
+        asked, handles = _received(waiting)
+        os.environ.clear()
+        os.environ.update(asked["environment"])
+        apart = [fcntl.fcntl(handle, fcntl.F_DUPFD, 100 + max(asked["numbers"])) for handle in handles]
+        for handle, number in zip(apart, asked["numbers"]):
+            os.dup2(handle, number)
+        for handle in {*handles, *apart} - {*asked["numbers"]}:
+            os.close(handle)
+        exec(asked["code"], {"__name__": "__main__"})
+
+
+def _fork_server_of_workers():
+    "Let multiprocessing's forkserver be forked from this process as it is now, in place of a new Python."
+    from multiprocessing import util
+
+    usual, (ours, its) = util.spawnv_passfds, socket.socketpair()
+    if (process := os.fork()) == 0:
+        ours.close()
+        _drawn_anew()
+        _ended(lambda: _server_of_workers(its))
+    its.close()
+
+    def spawnv_passfds(path, words, handles):
+        if "multiprocessing.forkserver" not in words[-1]:
+            return usual(path, words, handles)
+        util.spawnv_passfds = usual
+        asked = {"code": words[-1], "numbers": list(handles), "environment": dict(os.environ)}
+        with ours:
+            socket.send_fds(ours, [json.dumps(asked).encode() + b"\n"], handles)
+        return process
+
+    util.spawnv_passfds = spawnv_passfds
+
+
 def _kernel(waiting, parent):
     "Wait until a notebook is to be run, then be its kernel; end if none is."
     os.setsid()  # signals for a kernel go to its group
@@ -288,6 +332,7 @@ def _kernel(waiting, parent):
     sys.argv = ["ipykernel_launcher", *asked["arguments"], f"--IPKernelApp.parent_handle={parent}"]
     if sys.path[:1] in ([""], [os.getcwd()]):
         del sys.path[0]
+    _fork_server_of_workers()
     from ipykernel import kernelapp
 
     kernelapp.launch_new_instance()

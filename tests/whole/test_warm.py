@@ -36,11 +36,21 @@ print(torch.initial_seed(), np.random.rand())
 """
 
 
+WORKERS = """
+import os, pathlib
+from advbn.base.workers import side_by_side, start_workers
+start_workers()
+parents = set(side_by_side(os.getppid, [(), ()], threads=word))
+print("forked from", *(pathlib.Path(f"/proc/{p}/cmdline").read_text().split("\\0")[1:3] for p in parents))
+"""
+
+
 @pytest.fixture(scope="module")
 def project(clone):
     "A clone with notebooks in place of stages."
     stages = clone / "nbs" / "stages"
     notebook(stages / "told.ipynb", ('word = "a"', ["parameters"]), (TOLD, []))
+    notebook(stages / "workers.ipynb", ("word = 1", ["parameters"]), (WORKERS, []))
     notebook(stages / "wrong.ipynb", ("word = 1", ["parameters"]), ("word / 0", []))
     long = "import os, pathlib, time\npathlib.Path('at_work').write_text(str(os.getpid()))\ntime.sleep(60)"
     notebook(stages / "long.ipynb", ("word = 1", ["parameters"]), (long, []))
@@ -120,15 +130,15 @@ def test_the_second_stage_begins_warm_with_code_as_it_is_then(driver, project):
     assert warm[:4] == ["True", "now", "told-second", "second"]
     assert driver.run("told", "third", "method@openmoji-fast")[0] == 0
     assert not set(warm[4:]) & set(seen(project, "third")), "two stages would draw the same numbers"
+    assert driver.run("workers", "1")[0] == 0
+    told = (project / "executed" / "openmoji" / "workers-1.ipynb").read_text()
+    assert "forked from ['-m', 'advbn.warm']" in told or os.cpu_count() == 1
     status, said = driver.run("wrong", "2")
     assert status != 0 and "ZeroDivisionError" in said
     status, said = driver.run("told", "fourth --wrod x")
     assert status == 2 and "no parameter 'wrod'; did you mean 'word'?" in said
-    (server,) = [
-        p
-        for p in psutil.process_iter()
-        if "advbn.warm" in " ".join(p.cmdline()[1:3]) and driver.folder in p.cmdline()[3]
-    ]
+    with open(os.path.join(driver.folder, "lock")) as lock:
+        server = psutil.Process(int(lock.read()))
     assert len(server.children(recursive=True)) == 0, "a process was left"
     driver.end()
     server.wait(30)
