@@ -36,7 +36,7 @@ def scope(params: Params) -> list:
             f"{params.current.network.name}, in place of ImageNet and ResNet-50. It can show whether an "
             f"effect is there at this scale; it cannot confirm or refute the paper's numbers."
         )
-    studies = ", ".join(study.title for study in params.studies.values()) if params.current.short else ""
+    studies = ", ".join(study.title for study in params.run_studies.values())
     return [
         kind,
         f"Tested are {len(CLAIMS)} claims, from the abstract and the README of the official code.",
@@ -258,8 +258,7 @@ def settings_table(params: Params) -> Table:
             ["decoder", told(pictures.decoder)],
             ["attack on decoded images", told(pictures.attack)],
         ]
-    if profile.short:
-        rows += [[f"base {base.label}", _base(base)] for base in params.bases.values()]
+    rows += [[f"base {base.label}", _base(base)] for base in params.run_bases.values()]
     return Table(["part", "settings"], rows)
 
 
@@ -270,7 +269,7 @@ def training_runs(params: Params, seeds: int) -> str:
     if params.current.pretrain:
         words.insert(0, f"one pretraining for each of {seeds} seeds")
     if short := params.current.short:
-        rows = {name for study in params.studies for name in params.rows(study)}
+        rows = {name for study in params.run_studies for name in params.rows(study)}
         words.append(f"{len(rows)} rows in the studies for each of {len(short.seeds)} seeds")
     return f"Runs: {'; '.join(words)}."
 

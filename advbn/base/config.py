@@ -129,7 +129,7 @@ class Params(Section):
                 raise ValueError(
                     f"studies.{study}.bases are {', '.join(section.bases)}; each may stand there once"
                 )
-        for base in self.bases:
+        for base in self.bases if not (self.current.short and self.current.short.studies) else ():
             if not any(base in section.bases for section in self.studies.values()):
                 raise ValueError(f"bases.{base} is in no study; name it in one, or remove it")
         short = self.current.short
@@ -175,9 +175,21 @@ class Params(Section):
         "The rows of the main table: `methods`, with what the current profile says of them."
         return merged_methods(self, self.profile)
 
+    @property
+    def run_studies(self) -> dict:
+        "The studies that the current profile has, name to `Study`."
+        there = self.studies.items() if self.current.short else ()
+        return {name: study for name, study in there if not study.left_out}
+
+    @property
+    def run_bases(self) -> dict:
+        "The bases of these, name to `Base`."
+        used = {base for study in self.run_studies.values() for base in study.bases}
+        return {name: base for name, base in self.bases.items() if name in used}
+
     def rows(self, study: str | None = None) -> dict:
         """The table of runs, name to `Row`: of the main table, or of a study, every base with every method,
-        none without a section `short`."""
+        none if the profile has it not."""
         profile = self.current
         if study is None:
             return {
@@ -186,7 +198,7 @@ class Params(Section):
             }
         return {
             name: row
-            for base in self.studies[study].bases
+            for base in (self.studies[study].bases if study in self.run_studies else ())
             for name, row in self._short_rows(base, self.methods_of(study))
         }
 
@@ -208,7 +220,7 @@ class Params(Section):
 
     def _short_rows(self, base, methods):
         profile, short, start = self.current, self.current.short, self.bases[base]
-        if short:
+        if base in self.run_bases:
             lr = {"lr": start.lr} if start.lr else {}
             pretrain = profile.pretrain.model_copy(update={"epochs": short.pretrain_epochs, **lr})
             finetune = profile.finetune.model_copy(update={"epochs": short.finetune_epochs})
@@ -227,6 +239,9 @@ class Params(Section):
                 )
 
 
+SAID_OF = {"bases": Base, "base_methods": Method, "studies": Study}  # by a profile's section `short`
+
+
 def _merged(said: dict, over: dict) -> dict:
     "`said`, with what `over` says in its place, key by key at any depth."
     inner = {
@@ -235,6 +250,30 @@ def _merged(said: dict, over: dict) -> dict:
         if isinstance(value, dict) and isinstance(said.get(key), dict)
     }
     return said | over | inner
+
+
+def _in_profile(content: dict, source: str) -> dict:
+    """`content`, with bases, their methods and studies as the section `short` of its profile has them.
+
+    Raises `ParameterError` for what there is not, with the nearest name, and for slips."""
+    profile = (content.get("profiles") or {}).get(content.get("profile")) or {}
+    said = {key: (profile.get("short") or {}).get(key) or {} for key in SAID_OF}
+    content = content | {key: dict(content.get(key) or {}) for key in SAID_OF if said[key]}
+    for key, kind in SAID_OF.items():
+        for name, over in said[key].items():
+            where = f"profiles.{content['profile']}.short.{key}.{name}"
+            if name not in content[key]:
+                hint = did_you_mean(name, content[key], f"; there are {', '.join(content[key])}")
+                raise ParameterError(f"{source}: {where}: {key} has no {name!r}{hint}")
+            merged = _merged(content[key][name], {"left_out": True} if over is None else over)
+            if isinstance(methods := merged.get("methods"), dict):
+                merged["methods"] = {k: method for k, method in methods.items() if method is not None}
+            try:
+                kind.model_validate(merged)
+            except ValidationError as error:
+                raise ParameterError(explain(error, source, kind, where)) from None
+            content[key][name] = merged
+    return content
 
 
 def merged_methods(params: Params, profile: str) -> dict:
@@ -364,6 +403,8 @@ def parse_params(content: dict, source: str = "params.yaml") -> Params:
     "Checked parameters from a nested dictionary; raises `ParameterError`, a line or two, for slips."
     if not isinstance(content, dict):
         raise ParameterError(f"{source}: holds {type(content).__name__}, not keys and values")
+    with suppress(TypeError, AttributeError):  # what is of another kind is said by the check
+        content = _in_profile(content, source)
     try:
         params = Params.model_validate(_special(content, source))
     except ValidationError as error:

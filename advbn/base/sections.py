@@ -393,12 +393,16 @@ DATASETS.add("pacs", Pacs)
 
 
 class Short(Section):
-    "What the studies' runs take of the profile's: fewer epochs, seeds and test images in a shift's cells."
+    """What the studies' runs take of the profile's, fewer epochs, seeds and test images in a shift's cells,
+    and what of the studies is otherwise here."""
 
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     pretrain_epochs: Count
     finetune_epochs: Count
     shares: dict[str, Share] = {}  # of shifts: what share of the test images each of its cells shows
+    bases: dict[Name, dict[str, Any]] = {}  # what this profile says of `bases`, over what they say there
+    base_methods: dict[Name, dict[str, Any]] = {}  # likewise
+    studies: dict[Name, dict[str, Any] | None] = {}  # likewise; null leaves a study, or a method of one, out
 
     @model_validator(mode="after")
     def _each_once(self):
@@ -424,6 +428,7 @@ class Study(Section):
     title: str
     bases: Annotated[list[Name], Field(min_length=1)]
     methods: dict[Name, SerializeAsAny[Method]] = {}
+    left_out: bool = False  # in the current profile, whose section `short` says so
 
 
 class Comparison(Section):

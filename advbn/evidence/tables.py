@@ -773,7 +773,7 @@ def study_notes(table: pd.DataFrame, params: Params, shown: str = "bold") -> lis
 def study_markdown(table: pd.DataFrame, params: Params) -> str:
     "A study's table, with its column `cost`, as Markdown; a sentence, if it is empty."
     if table.empty:
-        return f"The profile {params.profile} runs no studies: it has no section `short`.\n"
+        return f"The profile {params.profile} does not run this study.\n"
     return study_text(table, params).markdown() + "\n\n" + " ".join(study_notes(table, params)) + "\n"
 
 # %% ../../nbs/evidence/05_tables.ipynb #b7a98a76

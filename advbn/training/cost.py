@@ -243,12 +243,12 @@ def _study_stages(params, train, test, size):
     "Yield `STAGE` of the studies' bases and rows."
     short, classes = params.current.short, params.current.data.classes
     images = len(short.seeds) * short.pretrain_epochs * train
-    for name, base in params.bases.items():
+    for name, base in params.run_bases.items():
         network = (base.network or params.current.network).name
         start = images, images * _pretraining_flops(network, classes, size)
         rows = list(params.base_rows(name).values())
         yield _study_stage(params, f"bases {name}", rows, start, (train, test, size))
-    for study, section in params.studies.items():
+    for study, section in params.run_studies.items():
         rows = [row for row in params.rows(study).values() if row.name in section.methods]
         yield _study_stage(params, f"study {study}", rows, (0, 0), (train, test, size))
 
@@ -266,9 +266,9 @@ def plan(params: Params, studies: bool = True) -> pd.DataFrame:
     side = max(1, min(len(params.seeds), cores // (profile.threads or 1)))
     counted = _main_stages(params, *sizes)
     number = len(params.rows()) + bool(profile.pretrain) + bool(profile.pictures) + 1
-    if profile.short and studies:
+    if params.run_studies and studies:
         counted = chain(counted, _study_stages(params, *sizes))
-        number += len(params.bases) + len(params.studies)
+        number += len(params.run_bases) + len(params.run_studies)
     stages = list(tqdm(counted, total=number, desc=f"counting {params.profile}", unit="stage"))
     table = pd.DataFrame(stages, columns=STAGE)
     seconds = table.training / rates["step"] + table.forward / rates["forward"]
@@ -298,7 +298,7 @@ def disk_bytes(params: Params) -> dict:
     trained = 1 + sum(len(row.method.branches) for row in params.rows().values())
     weights = len(params.seeds) * trained * _bytes(profile.network.name, classes)
     weights += 2 * _bytes(profile.pictures.network, classes) if profile.pictures else 0
-    for base in params.bases.values() if profile.short else ():
+    for base in params.run_bases.values():
         weights += len(profile.short.seeds) * _bytes((base.network or profile.network).name, classes)
     kept = min(test, 64) if profile.data.streamed else test
     shifted = len(params.seeds) * _seen(profile, kept) * 3 * size**2

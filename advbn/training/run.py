@@ -316,7 +316,7 @@ def styles_folder(setting: Setting) -> str | None:
 def _places(params):
     "`(network's section, cut, key in params.yaml)` of every network and cut of every table, each once."
     places = {}
-    for study in (None, *(params.studies if params.current.short else ())):
+    for study in (None, *params.run_studies):
         for row in params.rows(study).values():
             own = row.network == params.current.network
             key = f"profiles.{params.profile}.network" if own else f"bases.{row.base}.network"

@@ -24,8 +24,15 @@ def params():
     return load_params()
 
 
-def test_a_study_is_every_base_with_every_method(params):
-    for study, section in params.studies.items():
+@pytest.fixture(scope="module", params=["openmoji", "imagenet200"])
+def with_studies(request):
+    "A profile that has studies."
+    return load_params(request.param)
+
+
+def test_a_study_is_every_base_with_every_method(with_studies):
+    params = with_studies
+    for study, section in params.run_studies.items():
         runs = params.rows(study)
         assert list(runs) == [
             f"{b}/{m}" for b in section.bases for m in (*params.base_methods, *section.methods)
@@ -39,22 +46,23 @@ def test_a_study_is_every_base_with_every_method(params):
             assert run.network == (params.bases[run.base].network or params.current.network)
 
 
-def test_an_ablation_changes_one_setting(params):
+def test_an_ablation_changes_one_setting(with_studies):
     """Every row of the ablations differs from the reference in one setting alone, but for the recipe, which
     is a set of them."""
-    methods = params.base_methods | params.studies["ablations"].methods
+    methods = with_studies.methods_of("ablations")
     reference = {**methods["advbn"].layer.model_dump(), "after": methods["advbn"].after}
     for name, method in methods.items():
         if method.train == "adversarial" and method.recipe == "faithful" and name != "advbn":
             other = {**method.layer.model_dump(), "after": method.after}
             changed = {k for k in other if other[k] != reference[k]}
             changed -= {"steps"} if other["eps"] == 0 else set()  # there is nothing to search in
+            changed -= {"step_size"} if "eps" in changed else set()  # a step is a share of it
             assert len(changed - ({"start"} if changed & {"steps"} else set())) == 1, (name, changed)
 
 
-def test_the_control_has_the_same_base_and_cut(params):
-    for study in params.studies:
-        runs = params.rows(study)
+def test_the_control_has_the_same_base_and_cut(with_studies):
+    for study in with_studies.run_studies:
+        runs = with_studies.rows(study)
         for name, run in runs.items():
             control = runs[control_of(run, runs)]
             assert (control.base, control.after, control.method.train) == (run.base, run.after, "clean")
@@ -150,6 +158,20 @@ def test_a_short_run_tests_on_a_share_of_what_was_made(params):
     assert meeting == pytest.approx(20 * share * len(numbers), rel=0.05)
 
 
+def test_a_profile_says_what_is_otherwise_in_its_studies():
+    here, there = load_params("imagenet200"), load_params()
+    assert [*here.run_studies] == ["complementarity", "ablations"] and [*there.run_studies] == [
+        *there.studies
+    ]
+    assert not here.rows("architectures") and not here.base_rows("mixup") and not here.base_rows("densenet")
+    assert [*here.run_bases] == ["plain", "augmix", "trivialaugment"] and [*there.run_bases] == [*there.bases]
+    assert here.bases["augmix"].lr == 0.02 and here.bases["augmix"].label == there.bases["augmix"].label
+    (stem,) = [row for row in here.rows("ablations").values() if row.name == "stem"]
+    assert (stem.after, stem.method.layer.eps, stem.network) == ("blocks.0", 0.5, here.current.network)
+    assert "mean" in there.studies["ablations"].methods and "mean" not in here.studies["ablations"].methods
+    assert load_params("pacs").run_studies == load_params("pacs").run_bases == {}
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
@@ -190,6 +212,28 @@ def test_a_short_run_tests_on_a_share_of_what_was_made(params):
         ),
         (lambda c: c["bases"].update(spare={"label": "x"}), "bases.spare is in no study"),
         (
+            lambda c: c["profiles"]["openmoji"]["short"].update(bases={"plane": {"lr": 0.1}}),
+            "profiles.openmoji.short.bases.plane: bases has no 'plane'; did you mean 'plain'",
+        ),
+        (
+            lambda c: c["profiles"]["openmoji"]["short"].update(
+                studies={"ablations": {"methods": {"mean": {"epz": 1}}}}
+            ),
+            "unknown key 'profiles.openmoji.short.studies.ablations.methods.mean.epz'; allowed are",
+        ),
+        (
+            lambda c: c["profiles"]["openmoji"]["short"].update(
+                base_methods={"advbn": {"train": "advrsarial"}}
+            ),
+            "short.base_methods.advbn",
+        ),
+        (
+            lambda c: c["profiles"]["openmoji"]["short"].update(
+                studies={"ablations": {"methods": {"stem": {"after": "layer3"}}}}
+            ),
+            "studies.ablations.methods.stem is cut after 'layer3', where 0 methods train clean",
+        ),
+        (
             lambda c: c["profiles"]["imagenet"].update(short=c["profiles"]["openmoji"]["short"]),
             "imagenet takes no section 'short'",
         ),
@@ -212,8 +256,6 @@ def test_unknown_studies_and_profiles_without_them(params, tmp_path):
     found, _ = run_study(study_runs(without, "ablations"), shared, without.rows("ablations"))
     table = study_table(read_study(tmp_path, without, "ablations"), without, "ablations")
     assert found.empty and table.empty and table_of_runs(without, "ablations").empty
-    assert (
-        study_markdown(table, without) == "The profile cifar10 runs no studies: it has no section `short`.\n"
-    )
+    assert study_markdown(table, without) == "The profile cifar10 does not run this study.\n"
     table.to_csv(tmp_path / "empty.csv", index=False)
     assert pd.read_csv(tmp_path / "empty.csv").empty and len(cost_chart(table, without).axes) == 1
