@@ -98,6 +98,7 @@ def run_warm(arguments: list) -> int | None:
     if connection is None:
         _start_server(dvc, address)
         return None
+    child = 0
     with connection, suppress(OSError, ValueError):
         request = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}
         text = json.dumps(request).encode()
@@ -106,13 +107,13 @@ def run_warm(arguments: list) -> int | None:
         sys.stdout.flush()
         socket.send_fds(connection, [text + b"\n"], [0, 1, 2])
         answers = connection.makefile()
-        if (child := int(answers.readline())) == 0:
-            return None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda number, frame: _send(child, number))
-        status = int(answers.readline())
-        return status if status >= 0 else 128 - status  # as a shell says that a signal ended it
-    return 1  # the server has gone, and the process with it
+        child = int(answers.readline())  # 0 for what the server can't run
+        if child:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda number, frame: _send(child, number))
+            status = int(answers.readline())
+            return status if status >= 0 else 128 - status  # as a shell says that a signal ended it
+    return 1 if child else None  # 1: the server has gone, and the process with it
 
 
 def _send(process, number):
