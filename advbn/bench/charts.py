@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from .record import Bench, Ratio
+from .record import LARGEST, SMALLEST, Bench, Ratio
 from .scale import ALONE, GROWTH
 
 GREY, BLUE = "0.75", "tab:blue"
@@ -147,7 +147,24 @@ def scale_chart(bench: Bench):
     return fig
 
 
+def folders_chart(bench: Bench):
+    "A figure: seconds until the pictures of a folder are found, and to read a thousand of them."
+    colors = [BLUE if name.startswith("start") else GREY for name in bench.sides]
+    fig, ax = _bars(_table(bench.sides), 3.4, "{:.2g}", colors)
+    grown, s = bench.numbers[LARGEST] / bench.numbers[SMALLEST], bench.settings
+    ax.set_title(f"memory, that of the smallest folder = 1: {grown:.2f}", fontsize=8, loc="left")
+    ax.set_xscale("log")
+    ax.set_xlabel(f"seconds (JPEGs of {s.size} px, batches of {s.batch})", fontsize=8)
+    return fig
+
+
 def chart(bench: Bench):
     "The figure of a benchmark's kind."
-    made = {"step": step_chart, "corrupt": corrupt_chart, "evaluate": evaluate_chart, "scale": scale_chart}
+    made = {
+        "step": step_chart,
+        "corrupt": corrupt_chart,
+        "evaluate": evaluate_chart,
+        "scale": scale_chart,
+        "folders": folders_chart,
+    }
     return made[bench.kind](bench)

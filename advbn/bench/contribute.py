@@ -13,10 +13,12 @@ from ..base.errors import Interrupted
 from ..base.files import held
 from ..base.machine import duration
 from ..method.network import prepare
+from . import folders, scale
 from .corrupt import bench_corrupt, check_reference
 from .evaluate import bench_evaluate
 from .record import Bench, machine_name, machine_path, read_record, record_of, write_record
-from .scale import NETWORK, SIZE, bench_scale
+from .folders import bench_folders
+from .scale import bench_scale
 from .step import bench_step, load_reference
 from .timing import circumstances
 from .work import one_batch, stepper
@@ -33,6 +35,12 @@ class Cost(NamedTuple):
 PROBES = {"cpu": (4, 112), "cuda": (64, 224)}  # images and pixels of the probe, a step of ResNet-18
 
 
+OWN = {  # of the kinds that make networks and images of their own the function and the settings
+    "scale": (bench_scale, {"network": scale.NETWORK, "size": scale.SIZE}),
+    "folders": (bench_folders, {"batch": folders.BATCH, "size": folders.SIZE}),
+}
+
+
 @dataclass(frozen=True)
 class Piece:
     "A benchmark that a machine's record has: its options, and what it costs."
@@ -44,13 +52,13 @@ class Piece:
 
     def key(self) -> tuple:
         "That of the `Bench` that it makes."
-        told = {"network": NETWORK, "size": SIZE} if self.kind == "scale" else self.options
+        told = OWN[self.kind][1] if self.kind in OWN else self.options
         return self.kind, self.device, *(told.get(n) for n in ("network", "batch", "size", "severity"))
 
     def measure(self) -> Bench:
         made = {"step": bench_step, "corrupt": bench_corrupt, "evaluate": bench_evaluate}
-        if self.kind == "scale":
-            return bench_scale(**self.options)
+        if self.kind in OWN:
+            return OWN[self.kind][0](**self.options)
         return made[self.kind](device=self.device, **self.options)
 
     def __str__(self):
@@ -71,6 +79,7 @@ PLAN = (  # costs on a CPU from the records of two cores of a Xeon; on a GPU fro
     Piece("corrupt", "cpu", _corruptions(64, 224), Cost(253, 0, 15)),
     Piece("evaluate", "cpu", _sized("resnet18", 4, 224), Cost(780, 0, 5)),
     Piece("scale", "cpu", dict(repetitions=7), Cost(300, 0, 15)),
+    Piece("folders", "cpu", dict(repetitions=7), Cost(0, 0, 120)),
     Piece("step", "cuda", _sized("resnet18", 64, 224), Cost(70, 11, 15)),
     Piece("step", "cuda", _sized("resnet50", 32, 224), Cost(80, 11, 15)),
     Piece("corrupt", "cuda", _corruptions(64, 224), Cost(0, 0, 90)),
@@ -82,6 +91,7 @@ QUICK = (
     *(Piece("corrupt", device, _corruptions(4, 64, 2), SECONDS) for device in PROBES),
     *(Piece("evaluate", device, _sized("resnet18", 2, 64, 2), SECONDS) for device in PROBES),
     Piece("scale", "cpu", dict(repetitions=2, quick=True), SECONDS),
+    Piece("folders", "cpu", dict(repetitions=2, quick=True), SECONDS),
 )
 
 

@@ -16,7 +16,7 @@ from ..base.files import project_root, write_text
 from ..base.sections import Count, Positive
 
 Device = Literal["cpu", "cuda"]
-Kind = Literal["step", "corrupt", "evaluate", "scale"]
+Kind = Literal["step", "corrupt", "evaluate", "scale", "folders"]
 Verdict = Literal["faster", "slower", "no difference shown"]
 
 APPLY = {  # the settings that a kind has beside those that all have
@@ -24,7 +24,9 @@ APPLY = {  # the settings that a kind has beside those that all have
     "corrupt": {"batch", "severity", "processes"},
     "evaluate": {"network", "batch"},
     "scale": {"network", "processes"},
+    "folders": {"batch", "processes"},
 }
+SMALLEST, LARGEST = "resident memory, smallest folder, bytes", "resident memory, largest folder, bytes"
 NUMBERS = {  # what a kind finds beside times
     "step": {
         "largest difference of losses, double precision",
@@ -36,6 +38,7 @@ NUMBERS = {  # what a kind finds beside times
     "corrupt": {"images a second"},
     "evaluate": {"images a second"},
     "scale": set(),
+    "folders": {SMALLEST, LARGEST},
 }
 ROUNDED = 2e-3  # how far a median may be from that of the rounded times, relative
 VECTORS = re.compile(r"(mmx|s?sse|avx|amx|fma|f16c|neon|asimd|sve|i8mm)")

@@ -10,9 +10,9 @@ from .app import IN_A_CLONE, app
 from .complete import complete_models
 from .options import check_given
 
-OF_SPEED, OF_FIDELITY = "With step, corrupt, evaluate and scale", "With fidelity"
+OF_SPEED, OF_FIDELITY = "With all but fidelity", "With fidelity"
 OF_MACHINE = "All of them, for the record of this machine"
-KINDS = ("step", "corrupt", "evaluate", "scale", "fidelity")
+KINDS, OWN = ("step", "corrupt", "evaluate", "scale", "folders", "fidelity"), ("scale", "folders")  # OWN: its images
 
 
 def _bench_fidelity(model, weights, data, classes, images, severities, device) -> tuple:
@@ -52,9 +52,9 @@ def _check_device(device, kind):
     from ..base.errors import ParameterError
     from ..base.machine import lack_of_cuda
 
-    if device == "cpu" or (device == "cuda" and kind != "scale" and not lack_of_cuda()):
+    if device == "cpu" or (device == "cuda" and kind not in OWN and not lack_of_cuda()):
         return
-    allowed = "cpu" if kind == "scale" else f"cpu, {lack}" if (lack := lack_of_cuda()) else "cpu and cuda"
+    allowed = "cpu" if kind in OWN else f"cpu, {lack}" if (lack := lack_of_cuda()) else "cpu and cuda"
     raise ParameterError(f"--device is {device!r}; allowed is {allowed}")
 
 
@@ -74,10 +74,10 @@ def _check_words(context, what, network):
     if alone := given & {"quick", "estimate"}:
         raise ParameterError(f"--{min(alone)} goes with --contribute")
     fidelity = what == "fidelity"
-    check_given(context, *((OF_FIDELITY, ", ".join(KINDS[:4])) if fidelity else (OF_SPEED, "fidelity")))
-    if what == "scale" and (sized := given & {"batch", "size"}):
+    check_given(context, *((OF_FIDELITY, ", ".join(KINDS[:-1])) if fidelity else (OF_SPEED, "fidelity")))
+    if what in OWN and (sized := given & {"batch", "size"}):
         raise ParameterError(
-            f"bench scale takes no --{min(sized)}; it grows a network and images of its own"
+            f"bench {what} takes no --{min(sized)}; it has images of its own, of several sizes"
         )
     if not network.startswith("resnet"):
         raise ParameterError(
@@ -108,7 +108,7 @@ def _measured(what, device, options):
     from ..bench import charts, record
 
     room = import_module(f"advbn.bench.{what}")
-    options = options if what == "scale" else {"device": device, **options}
+    options = options if what in OWN else {"device": device, **options}
     found = getattr(room, f"bench_{what}")(**options)
     path = record.write_record(record.record_of(found), record.bench_path(found))
     charts.chart(found).savefig(path.with_suffix(".png"), dpi=160)
@@ -126,7 +126,7 @@ def bench(
             help="step: AdvBN's training step against one written straight from the formula; corrupt: the "
             "corruptions against imagecorruptions-imaug; "
             "evaluate: all 75 cells against the forward passes alone; scale: growth with images, classes, "
-            "batch, steps and processes; fidelity: what a network recognises under our corruptions and under "
+            "batch, steps and processes; folders: start, reading and memory with up to 100,000 pictures; fidelity: what a network recognises under our corruptions and under "
             "imagecorruptions-imaug's."
         ),
     ] = "step",

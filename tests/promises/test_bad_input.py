@@ -612,9 +612,9 @@ def test_a_file_of_parameters_that_is_none(project, refused, text, words):
         ),
         (
             ["bench", "stepp"],
-            "'step', 'corrupt', 'evaluate', 'scale', 'fidelity', not 'stepp'; did you mean 'step'",
+            "'step', 'corrupt', 'evaluate', 'scale', 'folders', 'fidelity', not 'stepp'; did you mean 'step'",
         ),
-        (["bench", "scale", "--batch", "4"], "bench scale takes no --batch"),
+        (["bench", "scale", "--batch", "4"], "bench scale takes no --batch; it has images of its own"),
         (["bench", "step", "--device", "tpu"], "--device is 'tpu'"),
         (["bench", "--quick"], "--quick goes with --contribute"),
         (["bench", "step", "--contribute"], "leave 'step' out"),

@@ -16,6 +16,7 @@ from advbn.base.machine import gpus
 from advbn.bench.charts import chart
 from advbn.bench.corrupt import bench_corrupt
 from advbn.bench.evaluate import bench_evaluate
+from advbn.bench.folders import bench_folders
 from advbn.bench.record import read_record, record_of, write_record
 from advbn.bench.scale import bench_scale
 from advbn.bench.step import bench_step
@@ -53,6 +54,15 @@ def test_growth_is_measured_and_kept(tmp_path):
     assert read_record(write_record(record_of(found), tmp_path / "scale.json")) == record_of(found)
 
 
+def test_folders_grow_and_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    found = bench_folders(repetitions=3, quick=True)
+    assert len(found.ratios) == 1 + 2 + 1 and len(chart(found).axes[0].patches) == 2 + 4
+    assert all(number > 1e8 for number in found.numbers.values()) and not list(tmp_path.iterdir())
+    assert read_record(write_record(record_of(found), tmp_path / "folders.json")) == record_of(found)
+
+
 @pytest.fixture
 def bare(tmp_path):
     "What the benchmarks take of a clone."
@@ -69,13 +79,13 @@ def test_a_machines_record_is_made_and_goes_on_with_what_is_missing(bare, run, m
     status, said, told = run(*QUICK)
     (path,) = (bare / "results/bench/machines").iterdir()
     found = read_record(path)
-    assert (status, said.strip()) == (0, str(path)) and "4 of 4 benchmarks, about" in told
+    assert (status, said.strip()) == (0, str(path)) and "5 of 5 benchmarks, about" in told
     assert found.quick and path.name == f"{found.machine}-quick.json"
-    assert [b.kind for b in found.benches] == ["step", "corrupt", "evaluate", "scale"]
+    assert [b.kind for b in found.benches] == ["step", "corrupt", "evaluate", "scale", "folders"]
     assert {b.contract for b in found.benches} == {1}
 
     write_record(record_of(*found.benches[1:], quick=True), path)
-    assert "1 of 4 benchmarks, about" in run(*QUICK, "--estimate")[2]
+    assert "1 of 5 benchmarks, about" in run(*QUICK, "--estimate")[2]
     status, _, told = run(*QUICK)
     again = read_record(path)
     assert status == 0 and again.benches[:3] == found.benches[1:]  # not measured again
@@ -98,7 +108,7 @@ def test_a_machines_record_that_is_stopped_is_kept(bare):
     before = json.loads(path.read_text())["benches"]
     assert 1 <= len(before) < 4 and len(read_record(path).benches) == len(before)
     done = call(*command, "--estimate", cwd=bare, **environment)
-    assert f"{4 - len(before)} of 4 benchmarks" in done.stderr
+    assert f"{5 - len(before)} of 5 benchmarks" in done.stderr
 
 
 def test_without_a_cuda_device_make_says_so_before_anything_else():
