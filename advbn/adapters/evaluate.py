@@ -24,11 +24,12 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
 from ..base.errors import DataError, WeightsError, did_you_mean
+from ..base.files import is_weights_file
 from ..evidence.comparison import MEAN, over_images, over_pairs
 from ..evidence.evaluation import predict, predict_each
 from ..evidence.testing import Predictions
 from ..images.batches import Images
-from ..images.decoding import LEAST, BadImages, ImageError, Tree
+from ..images.decoding import LEAST, BadImages, ImageError, Tree, meant_otherwise
 from ..images.preprocessing import Preprocessing, preprocessing_of
 from ..method.dual_batchnorm import Dual
 from ..method.folding import for_inference
@@ -55,9 +56,12 @@ def load_network(name: str, weights: str, classes: int, names=()) -> nn.Module:
 # %% ../../nbs/adapters/02_evaluate.ipynb #72a3e73c
 def network_for(name: str, weights: str, images, listed: Path | None = None) -> tuple:
     """`(network, its classes)` as `load_network` loads it, for `images`, see `classes_under`; the classes
-    are those of the list, else `None`, for the folder's or, if these are among them, ImageNet's.
+    are those of the list, or of the `classes.txt` beside the weights, else `None`, for the folder's or, if
+    these are among them, ImageNet's.
 
     Raises what `load_network` raises, and says how to list the classes if they seem to be others."""
+    beside = Path(weights).with_name("classes.txt")  # as `finetune` writes it
+    listed = listed or (beside if is_weights_file(weights) and beside.is_file() else None)
     names = class_names(images, listed) if listed else classes_under(images)
     if not listed and len(names) != 1000 and in_imagenet(names):
         try:
@@ -70,7 +74,8 @@ def network_for(name: str, weights: str, images, listed: Path | None = None) -> 
         if "has to be" not in str(error):
             raise
         cure = f"if the network has other classes than these {len(names)}, {LIST_THEM}{IMAGENETS}"
-        raise WeightsError(f"{error}; {cure}") from None
+        remarks = meant_otherwise(Tree(images)) if isinstance(images, Path) else []
+        raise WeightsError("; ".join([f"{error}; {cure}", *remarks])) from None
     except ValueError as error:
         raise ValueError(f"{error}{IMAGENETS}" if "--classes" in str(error) else str(error)) from None
 
@@ -100,9 +105,12 @@ def _on_branch(net, branch):
 
 def _branches(name, network):
     "`{name: network}` of one network, of an `AdvBNNet` for each branch."
+    if isinstance(network, (str, Path)) and (Path(network).exists() or "/" in str(network)):
+        network = AdvBNNet.from_pretrained(network)
     if not isinstance(network, nn.Module):
         what = f"{name or 'model'} is a {type(network).__name__}"
-        raise ValueError(f"{what}; needed are an nn.Module or a dictionary of them")
+        allowed = "an nn.Module, a folder of save_pretrained, or a dictionary of them"
+        raise ValueError(f"{what}; needed are {allowed}")
     if not isinstance(network, AdvBNNet) or network.layer is None:
         cfg = getattr(network, "pretrained_cfg", None)
         own = cfg.get("architecture") if isinstance(cfg, dict) else None
@@ -372,6 +380,9 @@ class Answers:
 
     def values(self, name: str) -> pd.DataFrame:
         "A row for each image and a column for each `(shift, cell)`: 1 where a network is right, 0 or NaN."
+        if name not in self.right:
+            known = f"; there are {', '.join(self.right)}"
+            raise ValueError(f"no network {name!r}{did_you_mean(name, self.right, known)}")
         return _values(self.right[name], self.names[name])
 
 # %% ../../nbs/adapters/02_evaluate.ipynb #4a8071ba
@@ -507,7 +518,7 @@ def _check_control(control, networks):
 
 # %% ../../nbs/adapters/02_evaluate.ipynb #f33e914a
 def evaluate(
-    model,  # a network, several by their names, or what `prepare` gives, which counts as its two branches
+    model,  # a network, several by their names; what `prepare` gives, or a saved one, is two branches
     images,  # a folder with a folder for each class; pairs of image and target; `Images`; published sets
     shifts="all",  # names: of those that are made from the images, or of the sets
     *,
@@ -518,11 +529,12 @@ def evaluate(
 ) -> Evaluation:
     """Top-1 accuracy of any classifier on any images, clean and under every shift, with 95 % intervals.
 
-    Each network gets its images as it wants them, see `own_preprocessing`; those of pairs are PIL images or
-    uint8. Published sets are a dictionary such as `{"corruptions": folder, "sketch": folder}`; a folder of
-    domains, as PACS is, has a shift for each. Without `classes` they are the folder's, or ImageNet's for 1000
-    outputs. Raises `DataError` for images that are missing or of unlike sizes and for classes that a network
-    does not have, `ValueError` for an unknown shift and a size that a network cannot take."""
+    Each network gets its images as it, timm or torchvision says that it wants them; those of pairs are PIL
+    images or uint8. Published sets are a dictionary such as `{"corruptions": folder, "sketch": folder}`; a
+    folder of domains, as PACS is, has a shift for each. Without `classes` they are the folder's, or
+    ImageNet's for 1000 outputs. Raises `DataError` for images that are missing or of unlike sizes and for
+    classes that a network does not have, `ValueError` for an unknown shift and a size that a network cannot
+    take."""
     networks, parts = named_networks(model), opened(images, shifts)
     _check_control(control, networks)
     classes = class_names(Path(), classes) if isinstance(classes, (str, Path)) else classes

@@ -40,6 +40,7 @@ from advbn.evidence.comparison import (
     ADVERSARIAL,
     CLEAN,
     CONTROL,
+    at_chance,
     compared,
     gains_chart,
     table_text,
@@ -159,6 +160,16 @@ def _device(options):
     return "cuda" if there and options.device != "cpu" else "cpu"
 
 # %% ../../nbs/adapters/04_finetune.ipynb #10450dd5
+def _check_batch(options, images):
+    "Raise a `ParameterError` for a batch of more images than there are."
+    most = int(0.9 * images) if options.eps == "auto" else images  # a tenth is held out to choose it
+    if options.batch_size and options.batch_size > most:
+        raise ParameterError(
+            f"batch_size (--batch-size) is {options.batch_size}; allowed are at most {most}, of {images} "
+            f"pictures to train on"
+        )
+
+
 def _check_corrupted(wanted, division, options):
     "Raise a `ParameterError` for test images that are too small to be corrupted."
     side = wanted.size or min(division.test.images.shape[-2:])
@@ -191,8 +202,9 @@ def choose(start: Start, division: holdout.Division, options: Options, kept: dic
     options = options.model_copy(update={option: value for option, (value, _) in kept.items()})
     device, wanted = _device(options), holdout.wanted_images(start.model, division, options)
     remember(start.model, wanted)
-    _check_corrupted(wanted, division, options)
     size, images = seen_size(wanted, division), len(division.train.targets)
+    _check_corrupted(wanted, division, options)
+    _check_batch(options, images)
     taken = _taken(start, size, images, options, device) | kept
     precision, why = taken["precision"]
     if options.precision not in ("auto", precision):
@@ -382,10 +394,16 @@ def trained(
     return Trained(networks, net, history, eps)
 
 # %% ../../nbs/adapters/04_finetune.ipynb #03e73404
+def _of_prepared(network):
+    "A copy of a network for images that have been resized and cut as it wants them."
+    copied = copy.deepcopy(network)
+    return remember(copied, replace(preprocessing_of(copied), size=None, resize=None))
+
+
 def answers(networks: dict, test, names, device, workers: int = 0) -> dict:
     "`{network: right}`, a row for each image and a column for each `(shift, cell)`, see `evaluate`."
     shown = test.images if isinstance(test, holdout.Kept) else test
-    copies = {name: copy.deepcopy(network) for name, network in networks.items()}
+    copies = {name: _of_prepared(network) for name, network in networks.items()}
     found = evaluate(copies, shown, names, reading=FolderReading(workers=workers), device=device)
     return {name: found.values(name) for name in networks}
 
@@ -650,13 +668,13 @@ def finetune(
     test: Path | None = None,  # a folder of other images to test on; without one a part is held out
     out: Path | None = None,  # where everything is kept, and an interrupted call goes on
     tell=print,  # is given what is chosen, in lines
-    **options,  # of `Options`, such as weights, after, eps, epochs
+    **options,  # of `Options`, those of the command `advbn finetune`
 ) -> Finetuned | None:  # in the first of several processes; `None` in the others
     """Fine-tune a classifier on images of one's own, on adversarial feature statistics and, as the control,
     on the clean loss alone, and compare them.
 
-    Raises `ParameterError`, `DataError` and `ValueError` for slips, before anything is trained, and
-    `Interrupted` after Ctrl-C, with everything kept."""
+    `options` are those of `advbn finetune --help`, with underscores. Raises `ParameterError`, `DataError`,
+    `ValueError` for slips, before anything is trained, and `Interrupted` after Ctrl-C, with it all kept."""
     options, out = checked_options(options), None if out is None else Path(out)
     chosen_shifts(options.shifts)  # an error for a slip
     device, given = _device(options), _given(model, images, test, options)
@@ -712,9 +730,8 @@ def _concluded(job, made, tested, device):
     choices = dict(job.choices)
     if job.options.eps == "auto":
         choices["strength"] = Choice(f"eps {made.eps:g}", choices["strength"].why)
-    return Finetuned(
-        made.networks, made.net, table, verdict_of(table, apart), choices, made.history, wrong, job
-    )
+    verdict = verdict_of(table, apart) + at_chance(table, len(job.division.classes))
+    return Finetuned(made.networks, made.net, table, verdict, choices, made.history, wrong, job)
 
 # %% ../../nbs/adapters/04_finetune.ipynb #af0e8137
 def _end(done, out, given, expected):

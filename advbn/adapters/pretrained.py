@@ -34,7 +34,7 @@ from torch import nn
 
 from .. import __version__
 from ..base.errors import WeightsError, did_you_mean
-from ..base.files import file_digest, whole_file, write_text
+from ..base.files import file_digest, no_saved_network, whole_file, write_text
 from ..base.sections import Count, Digest, Section
 from ..images.preprocessing import Preprocessing, remember
 from ..method.dual_batchnorm import BRANCHES, Dual, convert_dual_batchnorm, in_mode, use_branch
@@ -255,7 +255,7 @@ def read_config(folder: Path) -> Config:
     "The config of a folder. Raises `FileNotFoundError`, and `WeightsError` for one that is damaged."
     path = Path(folder) / CONFIG
     if not path.is_file():
-        raise FileNotFoundError(f"no {CONFIG} in {folder}; expected is what save_pretrained has written")
+        raise FileNotFoundError(no_saved_network(folder))
     try:
         return Config.model_validate_json(path.read_bytes())
     except ValidationError as error:

@@ -1,5 +1,6 @@
 """Files of the project: where they are, whole or not there, held by one process at a time, their digests."""
 
+import errno
 import glob
 import hashlib
 import json
@@ -9,7 +10,7 @@ import socket
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import Busy, DataError, ParameterError, WeightsError
+from .errors import Busy, DataError, ParameterError, WeightsError, did_you_mean
 
 
 def project_root(start: str | Path = ".") -> Path:
@@ -22,7 +23,8 @@ def project_root(start: str | Path = ".") -> Path:
         if (folder / "dvc.yaml").exists():
             return folder
     raise FileNotFoundError(
-        f"no dvc.yaml at or above {here}; run inside a clone of the project or set ADVBN_ROOT"
+        f"this needs a clone of the project, and {here} is in none (no dvc.yaml there or above); change into "
+        f"one, or set ADVBN_ROOT"
     )
 
 
@@ -153,6 +155,38 @@ def is_weights_file(weights: str | None) -> bool:
     if os.sep in str(weights) or Path(weights).suffix.lower() in _WEIGHTS:
         raise FileNotFoundError(f"no weights at {weights}")
     return False
+
+
+def saved_network(where: str | Path) -> bool:
+    "Does a folder or an archive hold what `save_pretrained` writes?"
+    path = Path(where)
+    return (path / "config.json").is_file() or (path.suffix == ".zip" and path.is_file())
+
+
+def no_saved_network(where: str | Path) -> str:
+    "That a folder does not hold what `save_pretrained` writes, and which one near it does."
+    path, near = Path(where), []
+    for around in (path, path.parent):
+        if around.is_dir():
+            near += [str(p) for p in sorted(around.iterdir()) if saved_network(p)]
+    hint = did_you_mean(str(where), near, f"; there is {near[0]}" if near else "")
+    what = f"no config.json in {where}" if path.is_dir() else f"no folder {where}"
+    return f"{what}; expected is what save_pretrained writes{hint}"
+
+
+def check_writable(folder: Path, option: str = "OUT"):
+    "Raise a `ParameterError` for a folder that cannot be made or written to; nothing is left of the trial."
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (os.access(folder, os.W_OK) and os.access(folder.parent, os.W_OK)):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ParameterError(f"{option}: {folder} cannot be a folder: {error.strerror.lower()}") from None
+    finally:
+        for place in missing:
+            if place.is_dir():
+                place.rmdir()
 
 
 def check_holds_weights(path: Path):

@@ -69,7 +69,7 @@ def kept_choices(out: Path, given: dict) -> dict:
     what was `taken` where these leave it open, and why, the seconds that are `expected` of each stage, those
     that have `ended`, and whether it is `complete`; empty for the first one.
 
-    Raises `ParameterError` if `out` was begun with other wishes or holds something else."""
+    Raises `ParameterError` if `out` holds what was trained with other wishes, or something else."""
     file = out / "choices.json"
     if not file.exists():
         if out.exists() and any(not p.name.startswith(("finetune.", ".")) for p in out.iterdir()):
@@ -81,6 +81,8 @@ def kept_choices(out: Path, given: dict) -> dict:
         other = [f"{k} {before.get(k)!r}, now {given[k]!r}" for k in given if before.get(k) != given[k]]
     except (ValueError, KeyError, AttributeError):
         raise ParameterError(f"{file} is damaged; remove {out}, or name another folder") from None
+    if other and not kept.get("ended") and not any((out / "progress").glob("*.pt*")):
+        return {}  # nothing has been trained yet
     if other:
         raise ParameterError(
             f"{out} was begun with other wishes ({'; '.join(other)}); the same go on there, others need "

@@ -206,7 +206,9 @@ def named_sets(words: str, option: str = "--data"):
         sets = {"": Path(words)}
     else:
         pairs = [word.partition("=") for word in words.split(",")]
-        chosen(",".join(shift for shift, *_ in pairs), SETS, option)
+        for shift, *_ in pairs:  # others than those that are published are domains
+            if shift.strip() not in SETS and (near := did_you_mean(shift.strip(), SETS, cutoff=0.8)):
+                raise ParameterError(f"{option} has {shift.strip()!r}{near}")
         sets = {shift.strip(): Path(folder) for shift, _, folder in pairs}
     for folder in sets.values():
         if not folder.is_dir():

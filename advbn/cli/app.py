@@ -68,7 +68,8 @@ def main():
         print(f"advbn: {error}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
-        if type(error).__name__ == "Abort":  # Ctrl-C where there is nothing to keep
+        if type(error).__name__ == "Abort":  # Ctrl-C
+            print("advbn: stopped, with nothing to keep", file=sys.stderr)
             sys.exit(130)
         if not hasattr(error, "format_message"):
             raise

@@ -17,6 +17,7 @@ CHOSEN, TESTED = "In place of what is chosen", "How it is tested"
 def _check_folders(data, test, out):
     "Raise `DataError` or `ParameterError` for folders that are missing, empty, or lie in each other."
     from ..base.errors import DataError, ParameterError
+    from ..base.files import check_writable
 
     for option, folder in (("--data", data), ("--test", test)):
         if folder is None:
@@ -30,22 +31,7 @@ def _check_folders(data, test, out):
             raise ParameterError(f"--out: {out} lies in {folder}; name a folder beside it")
     if test is not None and test.resolve() == data.resolve():
         raise ParameterError("--test is the folder of --data; leave it out, and a part is held out")
-    _check_out(out)
-
-
-def _check_out(out):
-    "Raise `ParameterError` for a folder that cannot be made; nothing is left of the trial."
-    from ..base.errors import ParameterError
-
-    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ParameterError(f"--out: {out} cannot be a folder: {error.strerror.lower()}") from None
-    finally:
-        for folder in missing:
-            if folder.is_dir():
-                folder.rmdir()
+    check_writable(out, "--out")
 
 
 def _check_network(model, weights):

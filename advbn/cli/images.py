@@ -65,6 +65,7 @@ def corrupt(
 
     Example: advbn corrupt photographs foggy --name fog --severity 3, or: advbn corrupt photographs
     photographs-c --name all --severity 1-5"""
+    from ..base.files import check_writable
     from ..base.names import chosen_corruptions, chosen_format, chosen_severities
     from ..base.sets import corruption_sets, placed
     from ..images.decoding import BadImages
@@ -72,6 +73,7 @@ def corrupt(
     names, severities = chosen_corruptions(name), chosen_severities(severity)
     bad, form = BadImages(on_bad_image), chosen_format(form)
     placed(out, corruption_sets(names, severities, seed), form, source), _check_source(source)
+    check_writable(out)
 
     from ..changing import change_pictures, corruption_changes
     from ..adapters.evaluate import Pictures
@@ -137,7 +139,7 @@ def restyle(
     weights: Annotated[
         str,
         typer.Option(help="Its state dict, or the name of published weights.", rich_help_panel=OF_SEARCH),
-    ] = "package",
+    ] = "DEFAULT",
     after: Annotated[
         str, typer.Option(help="The layer behind which they are.", rich_help_panel=OF_SEARCH)
     ] = "blocks.1",
@@ -152,6 +154,7 @@ def restyle(
     into OUT, several into OUT/NAME.
 
     Example: advbn restyle photographs filtered --name sutro,edges"""
+    from ..base.files import check_writable
     from ..base.names import SEARCHED, check_evaluation, chosen_format, chosen_styles
     from ..base.sets import placed, restyled_sets
     from ..images.decoding import BadImages
@@ -160,6 +163,7 @@ def restyle(
     searches, form = {*SEARCHED} & {*names}, chosen_format(form)
     sets = restyled_sets(names, like, f"{model}, {weights}", after, eps)
     placed(out, sets, form, source), _check_source(source)
+    check_writable(out)
     _check_like(names, like)
     if searches:
         check_evaluation(model, [weights])

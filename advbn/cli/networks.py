@@ -1,5 +1,6 @@
 """The commands for networks: test them, and take their weights along."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -99,9 +100,10 @@ def evaluate(
     """Accuracy on every shift: of a method that was trained here, or of any network on any folder of images,
     with its 95 % interval over these.
 
-    Example: advbn evaluate --model resnet50 --weights weights.pt --data val --shifts all, or, in a clone:
-    advbn evaluate advbn --seed 0"""
-    from ..base.errors import ParameterError
+    Example: advbn evaluate --model resnet50 --weights weights.pt --data val --shifts all, or, of both branches
+    of a folder: advbn evaluate --model robust/advbn --data val, or, in a clone: advbn evaluate advbn --seed 0"""
+    from ..base.errors import DataError, ParameterError
+    from ..base.files import no_saved_network, saved_network
     from ..base.names import check_evaluation, named_sets
 
     if (method is None) == (model is None):
@@ -130,6 +132,13 @@ def evaluate(
         check_given(
             context, OF_MODEL, "a method of params.yaml; what is printed of a --model is kept by --json"
         )
+        if Path(model).exists() or (_like_a_folder(model) and not weights):
+            if not saved_network(model):
+                raise DataError(no_saved_network(model))
+            if weights or adversarial_weights:
+                raise ParameterError("--weights goes with a --model by name; a folder has its own")
+            _evaluate_saved(model, data, classes, shifts, (size, resize, images, on_bad_image), json)
+            return
         files = {"clean": weights, "adversarial": adversarial_weights}
         files = files if adversarial_weights else {model: weights}
         sets = None if data is None else named_sets(data)
@@ -153,6 +162,32 @@ def evaluate(
         found = evaluate(networks, sets, shifts, classes=listed[0], reading=reading, control=control)
         tell_left_out(bad)
         print(found.to_json() if json else found)
+
+
+def _like_a_folder(model):
+    "Does a word name a file or folder, and no network of a library?"
+    return os.sep in model and not model.startswith(("torchvision/", "timm/", "hub:"))
+
+
+def _evaluate_saved(folder, data, classes, shifts, read, json):
+    "`evaluate` of both branches of what `save_pretrained` wrote."
+    from ..base.errors import ParameterError
+    from ..base.names import check_evaluation, named_sets
+
+    if data is None:
+        raise ParameterError(f"--model {folder} needs --data")
+    sets = named_sets(data)
+    check_evaluation(folder, (), shifts, classes, sets)
+    from ..adapters.evaluate import FolderReading, evaluate
+    from ..images.decoding import BadImages
+    from ..method.network import AdvBNNet
+
+    size, resize, images, on_bad_image = read
+    net, bad = AdvBNNet.from_pretrained(folder), BadImages(on_bad_image)
+    listed = classes or (net.about.classes if net.about else None)
+    found = evaluate(net, sets, shifts, classes=listed, reading=FolderReading(size, resize, images, bad=bad))
+    tell_left_out(bad)
+    print(found.to_json() if json else found)
 
 
 @app.command(rich_help_panel=ANYWHERE)
@@ -186,15 +221,20 @@ def export(
 
     Example: advbn export robust/advbn robust.pt --branch adversarial, or, in a clone: advbn export advbn
     robust.pt"""
-    from ..base.errors import ParameterError
+    from ..base.errors import DataError, ParameterError
+    from ..base.files import no_saved_network, saved_network
 
     if onnx and pretrained:
         raise ParameterError("export writes --onnx or --pretrained; exactly one of them")
     if size and not onnx:
         raise ParameterError("--size goes with --onnx")
+    if (out.suffix == ".onnx") != onnx:
+        allowed = f"--onnx writes NAME.onnx, not {out}" if onnx else f"{out} is ONNX by its name; say --onnx"
+        raise ParameterError(allowed)
     kind = "onnx" if onnx else "pretrained" if pretrained else "plain"
-    is_folder = (Path(method) / "config.json").is_file() or Path(method).suffix == ".zip"
-    said = export_folder(method, out, branch, kind, size) if is_folder else None
+    if not saved_network(method) and (Path(method).is_dir() or os.sep in method):
+        raise DataError(no_saved_network(method))
+    said = export_folder(method, out, branch, kind, size) if saved_network(method) else None
     print(f"{out}: {said or export_method(method, out, branch, seed, kind, size)}")
 
 

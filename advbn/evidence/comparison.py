@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEAN', 'CONTROL', 'CLEAN', 'ADVERSARIAL', 'over_images', 'over_pairs', 'compared', 'table_text', 'gains_chart',
-           'verdict_of']
+           'verdict_of', 'at_chance']
 
 # %% ../../nbs/evidence/09_comparison.ipynb #daa7744a
 import math
@@ -147,3 +147,16 @@ def verdict_of(table: pd.DataFrame, apart: str = "") -> str:
         return f"Keep the clean fine-tune: AdvBN lost on {where[first]}, {parts}."
     tested = table.images.iloc[0]
     return f"AdvBN bought nothing that {tested} test images show on {where[first]}: {parts}."
+
+# %% ../../nbs/evidence/09_comparison.ipynb #4c4e7ce1
+def at_chance(table: pd.DataFrame, classes: int) -> str:
+    "A sentence, after a space, where the control of `compared` is not shown to be better than guessing."
+    first = table[(table.network == CONTROL) & (table["shift"] == table["shift"].iloc[0])].iloc[0]
+    guessing = 100 / classes
+    if first.accuracy - first.ci95 > guessing:
+        return ""
+    return (
+        f" But the clean fine-tune itself is not shown to beat guessing among {classes} classes "
+        f"({first.accuracy:.0f} ± {first.ci95:.0f} %, guessing {guessing:.0f} %): it needs weights, more "
+        f"epochs or more test images first."
+    )

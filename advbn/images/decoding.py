@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'SUFFIXES', 'LEAST', 'MOST', 'LARGE_TREE', 'ImageError', 'read_picture', 'BadImages', 'kept_listings',
-           'keep_listing', 'read_listing', 'Tree', 'inspect_folder']
+           'keep_listing', 'read_listing', 'Tree', 'meant_otherwise', 'inspect_folder']
 
 # %% ../../nbs/images/04_decoding.ipynb #4d699d8e
 import hashlib
@@ -27,7 +27,7 @@ from ..base.sections import OnBadImage
 
 # %% ../../nbs/images/04_decoding.ipynb #975ff609
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 LEAST = 8  # pixels on a side
 MOST = Image.MAX_IMAGE_PIXELS  # pixels in all
 
@@ -245,8 +245,9 @@ def _pictures_in(root, name):
 
 # %% ../../nbs/images/04_decoding.ipynb #6a640140
 def _classes_in(root, loose):
-    "The folders in `root`, sorted; with `loose` pictures an empty name first, and no folder without any."
-    found = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    """The folders in `root`, sorted, but hidden ones; with `loose` an empty name first, and none without
+    pictures."""
+    found = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != ".")
     if loose:
         return ["", *(name for name in found if _pictures_in(root, name))]
     if not found:
@@ -262,7 +263,8 @@ def _samples(root, numbers, kept):
     found = {name: _pictures_in(root, name) for name in sorted(numbers)}
     if empty := [name for name, paths in found.items() if not paths]:
         raise FileNotFoundError(
-            f"Found no valid file for the classes {', '.join(empty)}; allowed are {', '.join(SUFFIXES)}"
+            f"Found no valid file for the classes {', '.join(empty)}; allowed are {', '.join(SUFFIXES)}; a "
+            f"folder that is no class has to go"
         )
     return [(path, numbers[name]) for name, paths in found.items() for path in paths]
 
@@ -299,18 +301,26 @@ class Tree:
 
 # %% ../../nbs/images/04_decoding.ipynb #a44905b4
 def _fingerprints(tree, wrong):
-    "Hash of the pixels to path; what cannot be read is added to the list `wrong`."
+    "Hash of the pixels to paths; what cannot be read is added to the list `wrong`."
     paths = {}
     for path, _ in tqdm(tree.samples, desc=str(tree.root), unit="image"):
         try:
             picture = tree.loader(path)
-            paths[hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).digest()] = path
+            digest = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).digest()
+            paths.setdefault(digest, []).append(path)
         except ImageError as error:
             wrong.append(str(error))
     return paths
 
+
+def _in_two_classes(tree, seen):
+    "Lines on pictures of a tree that are the same and stand in two classes; `seen` are its `_fingerprints`."
+    classes = dict(tree.samples)
+    twice = (paths for paths in seen.values() if len({classes[path] for path in paths}) > 1)
+    return [f"{paths[0]} and {next(p for p in paths if classes[p] != classes[paths[0]])}" for paths in twice]
+
 # %% ../../nbs/images/04_decoding.ipynb #fb748b94
-def _remarks(tree) -> list:
+def meant_otherwise(tree: "Tree") -> list:
     "What looks as if another folder was meant: no class has pictures itself, and all have the same folders."
     if tree.loose:
         return [
@@ -347,12 +357,13 @@ def inspect_folder(root: Path, other: Path | None = None) -> dict:
     unreadable = []
     problems = {"images that cannot be read": unreadable}
     seen = _fingerprints(tree, unreadable)
+    problems["images in two classes"] = _in_two_classes(tree, seen)
     if beside:
         lonely = sorted({*tree.classes} ^ {*beside.classes})
         problems["classes on one side only"] = [
             f"{c}, in {root if c in tree.classes else other}" for c in lonely
         ]
         there = _fingerprints(beside, unreadable)
-        problems["images on both sides"] = [f"{seen[key]} and {there[key]}" for key in seen if key in there]
+        problems["images on both sides"] = [f"{seen[k][0]} and {there[k][0]}" for k in seen if k in there]
     found = {"images": len(tree), "classes": len([*filter(None, tree.classes)]), "problems": problems}
-    return found | {"remarks": _remarks(tree)}
+    return found | {"remarks": meant_otherwise(tree)}

@@ -12,7 +12,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,9 @@ class FrozenStem(nn.Module):
         return [p for p in self.head.parameters() if p.requires_grad]
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        "The stem's features, without gradient."
+        "The stem's features, without gradient. Raises `ValueError` for images that are no floats."
+        if not images.is_floating_point():
+            raise ValueError(f"images are {images.dtype}; needed are floats, normalised for the network")
         with torch.no_grad():
             return self.stem(images)
 
@@ -350,12 +352,17 @@ RECIPES = {"faithful": {}, "fast": {"steps": 1, "start": "random", "share": 0.25
 
 def recipe_options(recipe: str = "faithful", **options: Any) -> dict[str, Any]:
     """The options that a recipe stands for, with `options` in place of its own. Raises `ValueError` for an
-    unknown recipe."""
+    unknown recipe, and `TypeError` for an unknown option, with the nearest."""
     if recipe not in RECIPES:
         raise ValueError(
             f"recipe is {recipe!r}; allowed are "
             f"{' and '.join(map(repr, RECIPES))}{did_you_mean(recipe, RECIPES)}"
         )
+    known = [*(field.name for field in fields(AdvBN)), "unpaired"]
+    for name in options:
+        if name not in known:
+            hint = did_you_mean(name, known, f"; there are {', '.join(known)}")
+            raise TypeError(f"AdvBN has no option {name!r}{hint}")
     return {**RECIPES[recipe], **options}
 
 # %% ../../nbs/method/08_network.ipynb #382076c3

@@ -12,6 +12,7 @@ import importlib.util
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
+from textwrap import shorten
 from typing import NamedTuple
 
 import torch
@@ -165,7 +166,7 @@ def _downloaded(load, what):
     try:
         return load()
     except OSError as error:  # of urllib, of requests, of huggingface_hub
-        reason = " ".join(str(error).split())[:120]
+        reason = shorten(str(error), 120, placeholder=" ...")
         raise OSError(
             f"the weights {what} could not be downloaded ({reason}); where there is no network, name a file "
             f"that holds them"
@@ -258,7 +259,8 @@ class _Registered:
 
     def published(self, model: str) -> tuple:
         by_word = WEIGHTS.get(model, {})
-        return next(iter(by_word.values()), None), by_word
+        default = next(iter(by_word.values()), None)
+        return default, by_word | ({"DEFAULT": default} if default else {})
 
 # %% ../../nbs/networks/02_models.ipynb #3e1287d2
 class _Torchvision:

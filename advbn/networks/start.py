@@ -7,6 +7,7 @@ __all__ = ['Start', 'with_new_classifier', 'start_network']
 
 # %% ../../nbs/networks/05_start.ipynb #79436e9d
 import copy
+from textwrap import shorten
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from ..base.finetuning import Options
 from ..images.augmentation import step_seed
 from ..images.preprocessing import preprocessing_of, remember
 from ..images.classes import imagenet_ids
-from .models import NETWORKS, build_model
+from .models import NETWORKS, build_model, published_weights
 
 # %% ../../nbs/networks/05_start.ipynb #2481c792
 class Start(NamedTuple):
@@ -37,7 +38,7 @@ def _of_hub(name):
     try:
         return timm.create_model(f"hf-hub:{name}", pretrained=True)
     except Exception as error:  # no network, no such repository, none of timm's: each has its own
-        reason = " ".join(str(error).split())[:160]
+        reason = shorten(str(error), 160, placeholder=" ...")
         raise OSError(
             f"hub:{name} could not be loaded; needed is a repository of timm's on the Hugging Face hub, and "
             f"a network connection or an earlier download: {reason}"
@@ -94,9 +95,9 @@ def _fitted(model, name, classes, options, words):
 
 def _not_loaded(name, weights, error):
     "The error for weights that are not there: a file's own, or what is needed to download published ones."
-    if isinstance(error, FileNotFoundError) and str(error).startswith("no weights at"):
+    if str(error).startswith(("no weights at", "the weights")):  # which says all of it
         return error
-    reason = " ".join(str(error).split())[:160]
+    reason = shorten(str(error), 160, placeholder=" ...")
     return OSError(
         f"weights {weights!r} of {name} could not be loaded; they are downloaded once, which needs a network "
         f"connection; else name a file with a state dict: {reason}"
@@ -144,4 +145,5 @@ def start_network(model, classes, options: Options) -> Start:
     name = model if "/" in model or model in NETWORKS else f"torchvision/{model}"
     if options.weights:
         return _with_weights(name, classes, options)
-    return Start(build_model(name, len(classes)), name, "random numbers", False, True, True)
+    words = "random numbers" + ("; weights DEFAULT are published" if published_weights(name) else "")
+    return Start(build_model(name, len(classes)), name, words, False, True, True)

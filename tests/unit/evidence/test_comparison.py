@@ -12,6 +12,7 @@ from advbn.evidence.comparison import (
     CLEAN,
     CONTROL,
     MEAN,
+    at_chance,
     compared,
     over_images,
     over_pairs,
@@ -95,6 +96,12 @@ def test_intervals_are_those_over_images():
 def test_the_verdict_says_which_branch_or_that_nothing_was_bought(gain, start):
     said = verdict_of(compared(answers(gain)))
     assert said.startswith(start) and said.endswith(".") and len(re.findall(r"±", said)) == 2
+
+
+def test_a_control_that_guesses_is_told():
+    table = compared({CONTROL: table_of([1, 0, 0, 0] * 30), CLEAN: table_of([1, 0, 0, 0] * 30)})
+    assert "not shown to beat guessing among 4 classes (25 ± 8 %, guessing 25 %)" in at_chance(table, 4)
+    assert at_chance(table, 10) == ""
 
 
 def test_the_verdict_can_be_against_both():
