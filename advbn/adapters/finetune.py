@@ -179,7 +179,7 @@ def _check_corrupted(wanted, division, options):
             f"shifts, such as 'clean,sketch'"
         )
 
-
+# %% ../../nbs/adapters/04_finetune.ipynb #affe8dde
 def _taken(start, size, images, options, device):
     "What is taken where the options leave it open, `{option: (value, why)}`."
     asked, given = "as asked", options

@@ -247,7 +247,7 @@ def pictures_of(images) -> Tree | Images:
         )
     return pictures
 
-
+# %% ../../nbs/adapters/03_holdout.ipynb #1161f3b9
 def divide(images, test, options: Options) -> Division:
     """The `Division` of `images`, see `pictures_of`, by themselves, or beside the folder `test`, whose
     classes are some of theirs.

@@ -123,6 +123,11 @@ def _check_parts(stem, head):
                 f"trained and exported; AdvBN alone takes any callable as a head"
             )
 
+
+def _check_floats(images):
+    if not images.is_floating_point():
+        raise ValueError(f"images are {images.dtype}; needed are floats, normalised for the network")
+
 # %% ../../nbs/method/08_network.ipynb #63532917
 class FrozenStem(nn.Module):
     "A network of two parts: a frozen `stem`, in eval mode whatever happens, and a trainable `head`."
@@ -150,8 +155,7 @@ class FrozenStem(nn.Module):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         "The stem's features, without gradient. Raises `ValueError` for images that are no floats."
-        if not images.is_floating_point():
-            raise ValueError(f"images are {images.dtype}; needed are floats, normalised for the network")
+        _check_floats(images)
         with torch.no_grad():
             return self.stem(images)
 

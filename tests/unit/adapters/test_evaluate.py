@@ -354,6 +354,7 @@ def test_the_command_takes_published_sets_and_domains(emoji_folder, emoji_networ
     words = ["evaluate", "--model", "small_resnet", "--weights", tmp_path / "net.pt", "--json"]
     for data, shifts, found in (
         (f"clean={emoji_folder},sketch={emoji_folder}", "all", {"clean", "sketch"}),
+        (f"clean={emoji_folder},art={emoji_folder}", "art", {"art"}),
         (tmp_path / "domains", "all", {"photo", "cartoon"}),
         (tmp_path / "domains", "cartoon", {"cartoon"}),
     ):
@@ -379,6 +380,10 @@ def test_the_command_takes_published_sets_and_domains(emoji_folder, emoji_networ
         (
             ["--model", "small_resnet", "--weights", "{file}", "--data", "{folder}", "--shifts", "sketches"],
             "did you mean 'sketch'",
+        ),
+        (
+            ["--model", "small_resnet", "--weights", "{file}", "--data", "corruption={folder}"],
+            "--data has 'corruption'; did you mean 'corruptions'?",
         ),
         (
             ["--model", "resnet81", "--weights", "{file}", "--data", "{folder}"],

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from advbn.base.errors import DataError
+from advbn.images.decoding import Tree
 from advbn.images.openmoji import write_png
 
 
@@ -114,3 +116,19 @@ def test_a_set_of_domains_is_remarked_upon(tmp_path, run):
     assert inspect_folder(tmp_path / "photo")["remarks"] == []
     status, said, _ = run("check", tmp_path)
     assert status == 0 and remark in said
+
+
+def test_hidden_folders_are_no_classes_and_one_picture_in_two_classes_is_told(tmp_path, run):
+    for name in ("cat", "dog", ".ipynb_checkpoints"):
+        (tmp_path / name).mkdir()
+    for number in range(4):
+        shade = np.full((16, 16, 3), 40 * number, np.uint8)
+        write_png(tmp_path / ("cat", "dog")[number % 2] / f"{number}.png", shade)
+    assert Tree(tmp_path).classes == ["cat", "dog"] and run("check", tmp_path)[0] == 0
+    write_png(tmp_path / "dog" / "copy.png", np.zeros((16, 16, 3), np.uint8))
+    status, said, _ = run("check", tmp_path)
+    both = f"{tmp_path / 'cat/0.png'} and {tmp_path / 'dog/copy.png'}"
+    assert status == 1 and "1 image in two classes:" in said and both in said
+    (tmp_path / "zebra").mkdir()
+    with pytest.raises(DataError, match="classes zebra; .*a folder that is no class has to go"):
+        Tree(tmp_path)

@@ -416,3 +416,11 @@ def test_a_label_beyond_the_networks_classes_says_what_to_do(layer):
         ValueError, match="labels go up to 7, and the network tells fewer classes .* head='new'"
     ):
         net.losses(images, torch.tensor([0, 7, 1, 7]))
+
+
+def test_slips_in_options_and_images_are_told():
+    with pytest.raises(TypeError, match="AdvBN has no option 'step'; did you mean 'steps'"):
+        prepare(resnet18(num_classes=4), step=3)
+    net = prepare(resnet18(num_classes=4))
+    with pytest.raises(ValueError, match="images are torch.uint8; needed are floats"):
+        net.losses(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 1]))

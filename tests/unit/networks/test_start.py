@@ -93,7 +93,7 @@ def test_weights_that_cannot_be_downloaded_say_what_is_needed(monkeypatch, tmp_p
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     with pytest.raises(
-        OSError, match="weights 'DEFAULT' of torchvision/resnet18 could not be loaded; they are"
+        OSError, match=r"^the weights IMAGENET1K_V1 of resnet18 could not be downloaded .*that holds them$"
     ):
         start_network("resnet18", PETS, Options(weights="DEFAULT"))
     with pytest.raises(FileNotFoundError, match="no weights at nowhere.pt"):
@@ -106,3 +106,12 @@ def test_the_hub_without_a_network_says_what_is_needed(monkeypatch):
         OSError, match="hub:nobody/nothing could not be loaded; needed is a repository of timm's"
     ):
         start_network("hub:nobody/nothing", PETS, Options())
+
+
+def test_default_weights_are_those_of_the_package_and_their_lack_is_told():
+    start = start_network("efficientnet_lite0", PETS, Options(weights="DEFAULT"))
+    package = build_model("efficientnet_lite0", 1000, "package")
+    assert torch.equal(start.model.conv_stem.weight, package.conv_stem.weight)
+    words = "random numbers; weights DEFAULT are published"
+    assert start_network("efficientnet_lite0", PETS, Options()).words == words
+    assert start_network("small_resnet", PETS, Options()).words == "random numbers"
