@@ -12,7 +12,7 @@ __all__ = ['MEASURED', 'LOST', 'DECODED', 'PERTURBED', 'PERTURBATIONS_NOTE', 'VE
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -26,7 +26,7 @@ from advbn.evidence.tables import (
     signed,
     study_label,
 )
-from .testing import kept_tests, made_from
+from .testing import kept_tests, made_from, tested_seeds
 from ..images.batches import mixed_order
 from ..shifts.cells import SHIFTS, columns, title
 from ..shifts.published import published_cells
@@ -95,17 +95,32 @@ def _with_random_factors(setting: Setting, autoencoder, images, seed: int) -> to
     return found[order.argsort()]
 
 
+def _own_part(setting, data, seed) -> tuple:
+    """`(seed whose test images are kept, names of those to look at)`: a seed's own, all of them; of images
+    that seeds share every seed has its part."""
+    if tested_seeds(setting, data) == setting.seeds:
+        return seed, {*data.test(seed).names}
+    names, place = data.test(setting.seeds[0]).names, setting.seeds.index(seed)
+    return setting.seeds[0], {*names[place :: len(setting.seeds)]}
+
+
 def _kinds(setting: Setting, seed: int) -> dict:
-    "The kept test images of a seed by kind, a list of its cells each; no corruptions, every fifth filter."
+    """The kept test images of a seed by kind, a list of its cells each, `Images`; no corruptions, every fifth
+    filter."""
     data, found = load_data(setting), {}
+    kept, names = _own_part(setting, data, seed)
     cells = {"corruptions": (), "instagram": SHIFTS["instagram"].cells[::5]}
-    for shift, _, images in kept_tests(setting, data, seed, lambda s, cell: cell in cells.get(s, [cell])):
+    for shift, _, images in kept_tests(setting, data, kept, lambda s, cell: cell in cells.get(s, [cell])):
+        images = images[[i for i, name in enumerate(images.names) if name in names]]
         if shift == "clean":
-            found = {"clean": [images.images], "tiles in disorder": [shuffled(images.images)]}
+            found = {
+                "clean": [images],
+                "tiles in disorder": [replace(images, images=shuffled(images.images))],
+            }
             random = _with_random_factors(setting, load_autoencoder(setting), images, seed)
         else:
-            found.setdefault(title(shift), []).append(images.images)
-    return found | {"random factors": [random]}
+            found.setdefault(title(shift), []).append(images)
+    return found | {"random factors": [replace(found["clean"][0], images=random)]}
 
 # %% ../../nbs/evidence/07_claims.ipynb #02639436
 LOST = ("images", "style", "shape", "seed")  # what is measured of each kind of images and seed
@@ -117,9 +132,12 @@ def perturbations(setting: Setting, seed: int) -> pd.DataFrame:
     percent of how far two different images are from each other; decoded ones beyond their reconstruction."""
     kinds, rows = _kinds(setting, seed), {}
     (clean,) = kinds.pop("clean")
+    places = {name: i for i, name in enumerate(clean.names)}
     for kind, cells in kinds.items():
-        found = torch.stack([torch.stack(style_and_shape(clean, images)) for images in cells])
-        rows[kind] = (100 * found.mean((0, 2))).tolist()
+        before = [clean[[places[name] for name in images.names]].images for images in cells]
+        found = [torch.stack(style_and_shape(*pair)) for pair in zip(before, (of.images for of in cells))]
+        least = min(lost.shape[1] for lost in found)  # cells of a share differ by an image or two
+        rows[kind] = (100 * torch.stack([lost[:, :least] for lost in found]).mean((0, 2))).tolist()
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["style", "shape"])
     decoded = table.index.isin(DECODED)
     table[decoded] -= table.loc[title("reconstructed")]
