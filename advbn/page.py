@@ -76,7 +76,18 @@ def read_evidence(params: Params) -> Evidence:
     ]
     methods = tables[1].method.unique()
     runs, answers = (read(folder.parent, params.profile, methods) for read in (read_runs, read_answers))
-    return Evidence(folder, params, *tables, runs, answers)
+    return Evidence(folder, _of_what_was_run(folder, params), *tables, runs, answers)
+
+
+def _of_what_was_run(folder, params):
+    "`params` without the studies of which there is no table (yet)."
+    lacking = [name for name in params.run_studies if not _has_rows(folder / "tables" / f"{name}.csv")]
+    left_out = {name: params.studies[name].model_copy(update={"left_out": True}) for name in lacking}
+    return params.model_copy(update={"studies": params.studies | left_out})
+
+
+def _has_rows(path):
+    return path.exists() and len(pd.read_csv(path)) > 0
 
 
 def made(results: Path) -> list:
@@ -316,7 +327,7 @@ def build_page(params: Params) -> str:
         lower=differences(compared, "lower"),
         higher=differences(compared, "higher"),
         dagger=DAGGER,
-        scope=report.scope(params),
+        scope=report.scope(found.params),
         claims={"id": "claims", "table": report.claims_tested()},
         methodology=_methodology(found),
         commands=report.commands(params),

@@ -250,7 +250,7 @@ def settings_table(params: Params) -> Table:
         ["pretraining", told(profile.pretrain)],
         ["fine-tuning", told(profile.finetune)],
         *([method.label, _trained(method)] for method in params.methods.values()),
-        ["studies", told(profile.short)],
+        ["studies", told(profile.short if params.run_studies else None)],
     ]
     if pictures := profile.pictures:
         rows += [
@@ -268,7 +268,8 @@ def training_runs(params: Params, seeds: int) -> str:
     words = [f"{trained} fine-tunes for each of {seeds} seeds in the main table"]
     if params.current.pretrain:
         words.insert(0, f"one pretraining for each of {seeds} seeds")
-    if short := params.current.short:
+    if params.run_studies:
+        short = params.current.short
         rows = {name for study in params.run_studies for name in params.rows(study)}
         words.append(f"{len(rows)} rows in the studies for each of {len(short.seeds)} seeds")
     return f"Runs: {'; '.join(words)}."
