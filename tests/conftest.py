@@ -256,6 +256,8 @@ def miniature(once, make):
         for profile in content["profiles"].values():  # none says something of a method that is gone
             changed = profile.get("methods") or {}
             profile["methods"] = {k: v for k, v in changed.items() if k in content["methods"]}
+            if profile["short"] and "bases" in profile["short"]:  # nor of bases and studies
+                profile["short"] = None
         for section in ("pretrain", "finetune"):
             content["profiles"]["openmoji"][section]["epochs"] = 1
         for section in ("classifier", "decoder"):

@@ -94,7 +94,7 @@ def _with_random_factors(setting: Setting, autoencoder, images, seed: int) -> to
         found = adversarial(autoencoder, images.images[order], images.targets[order], layer)
     return found[order.argsort()]
 
-
+# %% ../../nbs/evidence/07_claims.ipynb #f67330bd
 def _own_part(setting, data, seed) -> tuple:
     """`(seed whose test images are kept, names of those to look at)`: a seed's own, all of them; of images
     that seeds share every seed has its part."""

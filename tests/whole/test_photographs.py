@@ -35,6 +35,7 @@ def small(content, profile, root, classes):
     for part in ("pretrain", "finetune"):
         section[part].update(epochs=1, batch_size=8)
     content.update(profile=profile, seeds=[0, 1])
+    section["short"] = None
     return section
 
 
