@@ -94,6 +94,8 @@ def run_warm(arguments: list) -> int | None:
     if dvc is None:
         return None
     address = _address(dvc)
+    if len(os.fsencode(address)) > 107:  # more than a socket's name can have
+        return None
     connection = _connected(address)
     if connection is None:
         _start_server(dvc, address)

@@ -28,6 +28,13 @@ def project_root(start: str | Path = ".") -> Path:
     )
 
 
+def in_a_project() -> bool:
+    "Is there a project here or above?"
+    with suppress(FileNotFoundError):
+        return bool(project_root())
+    return False
+
+
 def cache_folder() -> Path:
     "Where the user's cache keeps lists of large folders of images; nothing is lost with it."
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "advbn"

@@ -132,7 +132,7 @@ def evaluate(
         check_given(
             context, OF_MODEL, "a method of params.yaml; what is printed of a --model is kept by --json"
         )
-        if Path(model).exists() or (_like_a_folder(model) and not weights):
+        if saved_network(model) or (_like_a_folder(model) and not weights):
             if not saved_network(model):
                 raise DataError(no_saved_network(model))
             if weights or adversarial_weights:
@@ -166,7 +166,8 @@ def evaluate(
 
 def _like_a_folder(model):
     "Does a word name a file or folder, and no network of a library?"
-    return os.sep in model and not model.startswith(("torchvision/", "timm/", "hub:"))
+    of_library = model.startswith(("torchvision/", "timm/", "hub:"))
+    return Path(model).is_dir() or (os.sep in model and not of_library)
 
 
 def _evaluate_saved(folder, data, classes, shifts, read, json):
@@ -222,7 +223,7 @@ def export(
     Example: advbn export robust/advbn robust.pt --branch adversarial, or, in a clone: advbn export advbn
     robust.pt"""
     from ..base.errors import DataError, ParameterError
-    from ..base.files import no_saved_network, saved_network
+    from ..base.files import in_a_project, no_saved_network, saved_network
 
     if onnx and pretrained:
         raise ParameterError("export writes --onnx or --pretrained; exactly one of them")
@@ -232,7 +233,7 @@ def export(
         allowed = f"--onnx writes NAME.onnx, not {out}" if onnx else f"{out} is ONNX by its name; say --onnx"
         raise ParameterError(allowed)
     kind = "onnx" if onnx else "pretrained" if pretrained else "plain"
-    if not saved_network(method) and (Path(method).is_dir() or os.sep in method):
+    if not saved_network(method) and (os.sep in method or (Path(method).is_dir() and not in_a_project())):
         raise DataError(no_saved_network(method))
     said = export_folder(method, out, branch, kind, size) if saved_network(method) else None
     print(f"{out}: {said or export_method(method, out, branch, seed, kind, size)}")

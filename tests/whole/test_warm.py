@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import psutil
@@ -108,11 +109,11 @@ class Driver:
 
 
 @pytest.fixture
-def driver(project, tmp_path):
-    environment = {**os.environ, "TMPDIR": str(tmp_path), "ADVBN_ROOT": str(project)}
-    driver = Driver(project, environment)
-    yield driver
-    driver.end()
+def driver(project):
+    with tempfile.TemporaryDirectory() as folder:  # of a short name: a socket has one of at most 107 bytes
+        driver = Driver(project, {**os.environ, "TMPDIR": folder, "ADVBN_ROOT": str(project)})
+        yield driver
+        driver.end()
 
 
 def seen(project, word):
