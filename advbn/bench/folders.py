@@ -18,7 +18,7 @@ from .timing import SEED, alternate, bench_of, in_processes
 
 SIZE, BATCH = 64, 64  # pixels; images of a batch
 IMAGES, QUICK = (1_000, 10_000, 100_000), (200, 400)  # a hundredth of them are classes, ten at least
-WORKERS = (1, 2)  # processes that decode
+WORKERS = {1: "1 process", 2: "2 processes"}  # that decode
 
 
 def write_pictures(root: Path, images: int):
@@ -78,7 +78,7 @@ def _resident(root, batches):
 
 
 def _name(what, images, more=""):
-    return f"{what}, {images:,} images{more}"
+    return f"{what}, {images:,} images{more and ', '}{more}"
 
 
 def _sides(folders, batches):
@@ -87,12 +87,11 @@ def _sides(folders, batches):
     for images, root in folders.items():
         sides[_name("start", images)] = partial(_start, root, True)
         if images >= LARGE_TREE:
-            sides[_name("start", images, ", list kept")] = partial(_start, root, False)  # by the one before
+            sides[_name("start", images, "list kept")] = partial(_start, root, False)  # by the one before
     for images in (min(folders), max(folders)):
         tree = Tree(folders[images])
-        for workers in WORKERS:
-            more = f", {workers} process{'es' if workers > 1 else ''}"
-            sides[_name("read", images, more)] = partial(_read, tree, workers, batches)
+        for workers, words in WORKERS.items():
+            sides[_name("read", images, words)] = partial(_read, tree, workers, batches)
     return sides
 
 
@@ -107,14 +106,11 @@ def bench_folders(repetitions: int = 7, quick: bool = False) -> Bench:
         smallest, largest = (
             in_processes(_resident, [(folders[n], batches)])[0] for n in (min(sizes), max(sizes))
         )
-    few, compared = _name("start", min(sizes)), []
-    for name in sides:
-        if name.startswith("start") and name != few:
-            compared.append((name, few, "time"))
-    for workers in ("1 process", "2 processes"):
-        many, one = (_name("read", n, f", {workers}") for n in (max(sizes), min(sizes)))
-        compared.append((many, one, "time"))
-    alone, both = (_name("read", max(sizes), f", {words}") for words in ("1 process", "2 processes"))
+    few = _name("start", min(sizes))
+    compared = [(name, few, "time") for name in sides if name.startswith("start") and name != few]
+    for words in WORKERS.values():
+        compared.append((_name("read", max(sizes), words), _name("read", min(sizes), words), "time"))
+    alone, both = (_name("read", max(sizes), words) for words in WORKERS.values())
     compared.append((both, alone, "speed"))
     settings = dict(size=SIZE, batch=BATCH, device="cpu", processes={both: 2}, warmup=1)
     numbers = {SMALLEST: float(smallest), LARGEST: float(largest)}

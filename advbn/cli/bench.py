@@ -12,7 +12,8 @@ from .options import check_given
 
 OF_SPEED, OF_FIDELITY = "With all but fidelity", "With fidelity"
 OF_MACHINE = "All of them, for the record of this machine"
-KINDS, OWN = ("step", "corrupt", "evaluate", "scale", "folders", "fidelity"), ("scale", "folders")  # OWN: its images
+KINDS = ("step", "corrupt", "evaluate", "scale", "folders", "fidelity")
+OWN = ("scale", "folders")  # those that have images of their own
 
 
 def _bench_fidelity(model, weights, data, classes, images, severities, device) -> tuple:
@@ -126,7 +127,8 @@ def bench(
             help="step: AdvBN's training step against one written straight from the formula; corrupt: the "
             "corruptions against imagecorruptions-imaug; "
             "evaluate: all 75 cells against the forward passes alone; scale: growth with images, classes, "
-            "batch, steps and processes; folders: start, reading and memory with up to 100,000 pictures; fidelity: what a network recognises under our corruptions and under "
+            "batch, steps and processes; folders: start, reading and memory with up to 100,000 pictures; "
+            "fidelity: what a network recognises under our corruptions and under "
             "imagecorruptions-imaug's."
         ),
     ] = "step",
