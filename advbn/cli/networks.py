@@ -132,34 +132,31 @@ def evaluate(
         check_given(
             context, OF_MODEL, "a method of params.yaml; what is printed of a --model is kept by --json"
         )
-        if saved_network(model) or (_like_a_folder(model) and not weights):
-            if not saved_network(model):
-                raise DataError(no_saved_network(model))
-            if weights or adversarial_weights:
-                raise ParameterError("--weights goes with a --model by name; a folder has its own")
-            _evaluate_saved(model, data, classes, shifts, (size, resize, images, on_bad_image), json)
-            return
+        saved = saved_network(model)
+        if saved and (weights or adversarial_weights):
+            raise ParameterError("--weights goes with a --model by name; a folder has its own")
+        if not saved and not weights and _like_a_folder(model):
+            raise DataError(no_saved_network(model))
         files = {"clean": weights, "adversarial": adversarial_weights}
-        files = files if adversarial_weights else {model: weights}
+        files = {} if saved else files if adversarial_weights else {model: weights}
         sets = None if data is None else named_sets(data)
         check_evaluation(model, filter(None, files.values()), shifts, classes, sets)
         if missing := [
-            option for option, value in (("--weights", weights), ("--data", data)) if value is None
+            option for option, value in (("--weights", saved or weights), ("--data", data)) if not value
         ]:
             raise ParameterError(f"--model {model} needs {' and '.join(missing)}")
         look_for_hub(model, files.values())
-        from ..adapters.evaluate import FolderReading, evaluate, network_for
+        from ..adapters.evaluate import FolderReading, evaluate
         from ..images.decoding import BadImages
         from ..images.preprocessing import preprocessing_of
 
-        loaded = {name: network_for(model, file, sets, classes) for name, file in files.items()}
-        networks, listed = {name: of[0] for name, of in loaded.items()}, [of[1] for of in loaded.values()]
-        for name, network in networks.items() if json else ():
+        networks, listed = _saved_in(model, classes) if saved else _by_name(model, files, sets, classes)
+        for name, network in networks.items() if json and not saved else ():
             print(f"{name}: images {preprocessing_of(network).at(size, resize)}", file=sys.stderr)
         bad = BadImages(on_bad_image)
         reading = FolderReading(size, resize, images, bad=bad)
         control = "clean" if adversarial_weights else None
-        found = evaluate(networks, sets, shifts, classes=listed[0], reading=reading, control=control)
+        found = evaluate(networks, sets, shifts, classes=listed, reading=reading, control=control)
         tell_left_out(bad)
         print(found.to_json() if json else found)
 
@@ -170,25 +167,20 @@ def _like_a_folder(model):
     return Path(model).is_dir() or (os.sep in model and not of_library)
 
 
-def _evaluate_saved(folder, data, classes, shifts, read, json):
-    "`evaluate` of both branches of what `save_pretrained` wrote."
-    from ..base.errors import ParameterError
-    from ..base.names import check_evaluation, named_sets
+def _by_name(model, files, sets, classes):
+    "`({name: network}, their classes)` of a network by name, with the weights in `files`, name to file."
+    from ..adapters.evaluate import network_for
 
-    if data is None:
-        raise ParameterError(f"--model {folder} needs --data")
-    sets = named_sets(data)
-    check_evaluation(folder, (), shifts, classes, sets)
-    from ..adapters.evaluate import FolderReading, evaluate
-    from ..images.decoding import BadImages
+    loaded = {name: network_for(model, file, sets, classes) for name, file in files.items()}
+    return {name: of[0] for name, of in loaded.items()}, [of[1] for of in loaded.values()][0]
+
+
+def _saved_in(folder, classes):
+    """`({"": AdvBNNet}, its classes)` of what `save_pretrained` wrote, evaluated as its two branches."""
     from ..method.network import AdvBNNet
 
-    size, resize, images, on_bad_image = read
-    net, bad = AdvBNNet.from_pretrained(folder), BadImages(on_bad_image)
-    listed = classes or (net.about.classes if net.about else None)
-    found = evaluate(net, sets, shifts, classes=listed, reading=FolderReading(size, resize, images, bad=bad))
-    tell_left_out(bad)
-    print(found.to_json() if json else found)
+    net = AdvBNNet.from_pretrained(folder)
+    return {"": net}, classes or (net.about.classes if net.about else None)
 
 
 @app.command(rich_help_panel=ANYWHERE)
