@@ -19,11 +19,11 @@ help:  ## list the targets
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --upgrade pip
-	$(BIN)/pip install -q -c constraints.txt -e '.[notebooks]'
+	$(BIN)/pip install -q --no-compile -c constraints.txt -e '.[notebooks]'
 	touch $@
 
 $(WORKSHOP): $(READY)
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -q --no-compile -c constraints.txt -e '.[dev]'
 	touch $@
 
 env: $(READY)  ## the environment in .venv, for the pipeline and JupyterLab (about 2 minutes)

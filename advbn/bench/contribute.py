@@ -126,14 +126,21 @@ def about(pieces) -> float:
 
 @contextmanager
 def _stopping():
-    "SIGTERM is taken as Ctrl-C is."
+    """SIGTERM is taken as Ctrl-C is; yields an event that tells of it, for libraries that are being imported
+    may catch what is raised there."""
     main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None
+    asked = threading.Event()
+
+    def stop(number, frame):
+        asked.set()
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT) if main}
     try:
-        yield
+        yield asked
     finally:
-        if main:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Contribution:
@@ -163,12 +170,14 @@ class Contribution:
 
         Raises `Interrupted` after Ctrl-C or SIGTERM, if anything is kept, and `Busy` if another process
         measures."""
-        with held(self.path, "measured"), _stopping():
+        with held(self.path, "measured"), _stopping() as asked:
             try:
                 for piece in self.missing():
                     print(piece, file=sys.stderr, flush=True)
                     self.kept.append(piece.measure())
                     write_record(record_of(*self.kept, quick=self.quick), self.path)
+                    if asked.is_set() and self.missing():
+                        raise KeyboardInterrupt
             except KeyboardInterrupt:
                 if not self.kept:
                     raise

@@ -1,6 +1,8 @@
 """Each benchmark, small: its numbers are there, its chart is drawn, its result can be kept; and all of them
 in the record of a machine."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -14,73 +16,93 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, call
 
+from advbn import cli
+from advbn.base.errors import Interrupted
 from advbn.base.machine import gpus
 from advbn.bench.charts import chart
-from advbn.bench.corrupt import bench_corrupt
-from advbn.bench.evaluate import bench_evaluate
-from advbn.bench.folders import bench_folders
+from advbn.bench.contribute import Contribution, Piece
 from advbn.bench.record import read_record, record_of, write_record
 from advbn.bench.scale import bench_scale
-from advbn.bench.step import bench_step
 from advbn.shifts.corruptions import CORRUPTIONS
 
 
-def test_a_step_has_the_losses_of_the_reference_and_five_times_the_operations_of_a_clean_one():
-    found = bench_step(batch=2, size=64, repetitions=3)
+@pytest.fixture
+def bare(tmp_path):
+    "What the benchmarks take of a clone."
+    return bare_clone(tmp_path)
+
+
+def bare_clone(folder):
+    shutil.copytree(ROOT / "benchmarks", folder / "benchmarks")
+    (folder / "dvc.yaml").touch()
+    return folder
+
+
+QUICK = ("bench", "--contribute", "--quick", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    "A clone with the small record of this machine: `(folder, path of the record, what was said)`."
+    folder = bare_clone(tmp_path_factory.mktemp("recorded"))
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as told:
+        patch.setenv("ADVBN_ROOT", str(folder))
+        patch.setattr(sys, "argv", ["advbn", *QUICK])
+        with contextlib.redirect_stdout(io.StringIO()) as said, pytest.raises(SystemExit) as stopped:
+            cli.main()
+    assert stopped.value.code == 0
+    (path,) = (folder / "results/bench/machines").iterdir()
+    assert said.getvalue().strip() == str(path)
+    return folder, path, told.getvalue()
+
+
+@pytest.fixture
+def measured(recorded):
+    "The benchmarks of that record by their kind."
+    return {bench.kind: bench for bench in read_record(recorded[1]).benches}
+
+
+def test_a_step_has_the_losses_of_the_reference_and_five_times_the_operations_of_a_clean_one(measured):
+    found = measured["step"]
     assert found.numbers["largest difference of losses, double precision"] < 1e-6
     assert round(found.numbers["operations, relative"], 2) == 5.37
     assert list(found.sides)[:4] == ["reference", "reference, anomaly detection", "ours, contiguous", "ours"]
     assert len(chart(found).axes[0].patches) == 6
 
 
-@pytest.mark.slow
-def test_corruptions_are_timed_against_the_reference():
-    found = bench_corrupt(batch=8, size=64, repetitions=3)
+def test_corruptions_are_timed_against_the_reference(measured):
+    found = measured["corrupt"]
     assert list(found.sides) == [
         f"{n}, {side}" for n in (*CORRUPTIONS, "all") for side in ("ours", "reference")
     ]
     assert len(found.ratios) == 16 and len(chart(found).axes[0].patches) == 16
 
 
-@pytest.mark.slow
-def test_an_evaluation_is_timed_against_its_forward_passes():
-    found = bench_evaluate(batch=2, size=64, repetitions=3)
+def test_an_evaluation_is_timed_against_its_forward_passes(measured):
+    found = measured["evaluate"]
     assert all(ratio.median > 0.5 for ratio in found.ratios) and len(found.ratios) == 2
     assert len(chart(found).axes[0].patches) == 4
 
 
+def test_folders_grow_and_are_removed(measured):
+    found = measured["folders"]
+    assert len(found.ratios) == 1 + 2 + 1 and len(chart(found).axes[0].patches) == 2 + 4
+    assert all(number > 1e8 for number in found.numbers.values())
+    assert not list(Path(tempfile.gettempdir()).glob("advbn-folders-*"))
+
+
 @pytest.mark.slow
 def test_growth_is_measured_and_kept(tmp_path):
-    found = bench_scale(repetitions=3)
+    found = bench_scale(repetitions=2)
     assert len(found.ratios) == 2 + 2 + 3 + 4 + 1 and len(chart(found).axes) == 4
     assert read_record(write_record(record_of(found), tmp_path / "scale.json")) == record_of(found)
 
 
-def test_folders_grow_and_are_removed(tmp_path):
-    found = bench_folders(repetitions=3, quick=True)
-    assert len(found.ratios) == 1 + 2 + 1 and len(chart(found).axes[0].patches) == 2 + 4
-    assert all(number > 1e8 for number in found.numbers.values())
-    assert not list(Path(tempfile.gettempdir()).glob("advbn-folders-*"))
-    assert read_record(write_record(record_of(found), tmp_path / "folders.json")) == record_of(found)
-
-
-@pytest.fixture
-def bare(tmp_path):
-    "What the benchmarks take of a clone."
-    shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks")
-    (tmp_path / "dvc.yaml").touch()
-    return tmp_path
-
-
-QUICK = ("bench", "--contribute", "--quick", "--device", "cpu")
-
-
-def test_a_machines_record_is_made_and_goes_on_with_what_is_missing(bare, run, monkeypatch):
-    monkeypatch.setenv("ADVBN_ROOT", str(bare))
-    status, said, told = run(*QUICK)
-    (path,) = (bare / "results/bench/machines").iterdir()
+def test_a_machines_record_is_made_and_goes_on_with_what_is_missing(recorded, run, monkeypatch):
+    folder, path, told = recorded
+    monkeypatch.setenv("ADVBN_ROOT", str(folder))
     found = read_record(path)
-    assert (status, said.strip()) == (0, str(path)) and "5 of 5 benchmarks, about" in told
+    assert "5 of 5 benchmarks, about" in told
     assert found.quick and path.name == f"{found.machine}-quick.json"
     assert [b.kind for b in found.benches] == ["step", "corrupt", "evaluate", "scale", "folders"]
     assert {b.contract for b in found.benches} == {1}
@@ -110,6 +132,21 @@ def test_a_machines_record_that_is_stopped_is_kept(bare):
     assert 1 <= len(before) < 4 and len(read_record(path).benches) == len(before)
     done = call(*command, "--estimate", cwd=bare, **environment)
     assert f"{5 - len(before)} of 5 benchmarks" in done.stderr
+
+
+def test_a_request_to_stop_that_a_library_catches_counts_when_a_benchmark_ends(bare, measured, monkeypatch):
+    def measure(piece):
+        with contextlib.suppress(KeyboardInterrupt):  # as an import does whose errors are caught
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        return measured[piece.kind]
+
+    monkeypatch.setenv("ADVBN_ROOT", str(bare))
+    monkeypatch.setattr(Piece, "measure", measure)
+    record = Contribution(["cpu"], quick=True)
+    with pytest.raises(Interrupted, match="has 1 benchmarks"):
+        record.measure()
+    assert len(record.missing()) == 4
 
 
 def test_without_a_cuda_device_make_says_so_before_anything_else():
