@@ -240,7 +240,8 @@ def _trained(method: Method) -> str:
 def _base(base: Base) -> str:
     "What a base of the studies is pretrained as, where it differs from the profile."
     network = f"{base.network.name}, cut after {base.network.after}; " if base.network else ""
-    return f"{network}augmentation {base.augmentation}" + (f", lr {base.lr}" if base.lr else "")
+    augment = f", {base.augment.words}" if base.augment else ""
+    return f"{network}augmentation {base.augmentation}{augment}" + (f", lr {base.lr}" if base.lr else "")
 
 
 def settings_table(params: Params) -> Table:

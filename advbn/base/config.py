@@ -16,6 +16,7 @@ from .registry import load_extensions
 from .sections import (
     DATASETS,
     METHODS,
+    Augment,
     Base,
     Count,
     Data,
@@ -39,8 +40,14 @@ class Row:
     method: Method
     network: Network
     augmentation: str
+    augment: Augment | None  # where it differs from that of the profile's images
     pretrain: Training | None
     finetune: Training
+
+    @property
+    def augmented(self) -> str:
+        "By which policy, and by what in place of the profile's augmentation."
+        return self.augmentation + (f"; {self.augment.words}" if self.augment else "")
 
     @property
     def after(self) -> str:
@@ -129,8 +136,10 @@ class Params(Section):
                 raise ValueError(
                     f"studies.{study}.bases are {', '.join(section.bases)}; each may stand there once"
                 )
+        there = [base for section in self.studies.values() for base in section.bases]
+        there += [base for profile in self.profiles.values() for base in profile.bases_of_studies]
         for base in self.bases if not (self.current.short and self.current.short.studies) else ():
-            if not any(base in section.bases for section in self.studies.values()):
+            if base not in there:
                 raise ValueError(f"bases.{base} is in no study; name it in one, or remove it")
         short = self.current.short
         if short and not set(short.seeds) <= set(self.seeds):
@@ -192,8 +201,9 @@ class Params(Section):
         none if the profile has it not."""
         profile = self.current
         if study is None:
+            trained = profile.pretrain, profile.finetune
             return {
-                name: Row(name, None, method, profile.network, "none", profile.pretrain, profile.finetune)
+                name: Row(name, None, method, profile.network, "none", None, *trained)
                 for name, method in self.main_methods.items()
             }
         return {
@@ -233,6 +243,7 @@ class Params(Section):
                         method,
                         start.network or profile.network,
                         start.augmentation,
+                        start.augment,
                         pretrain,
                         finetune,
                     ),

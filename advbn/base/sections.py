@@ -121,6 +121,14 @@ class Augment(Section):
     colour_jitter: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # of brightness, contrast, saturation and hue
     grayscale: Annotated[float, Field(ge=0, le=1)] = 0.0  # the probability of a grey image
 
+    @property
+    def words(self) -> str:
+        "What is changed, without what is left as it is."
+        nothing = Augment(flip=False).model_dump()
+        changes = {k: v for k, v in self.model_dump().items() if v != nothing[k]}
+        words = [k.replace("_", " ") + ("" if v is True else f" {v}") for k, v in changes.items()]
+        return ", ".join(words) or "none"
+
 
 class Training(Section):
     "One run of SGD."
@@ -417,6 +425,7 @@ class Base(Section):
     label: str
     network: Network | None = None
     augmentation: Policy = "none"
+    augment: Augment | None = None  # in place of that of the profile's images in memory
     lr: Positive | None = None
     remark: str = ""  # what the layer does to this network, where it differs; stands in its rows
     note: str = ""  # the same at length, below the table
@@ -476,6 +485,12 @@ class Profile(Section):
         None  # CPU threads; null leaves the choice to torch
     )
     note: str | None = None  # what a reader of the results should know
+
+    @property
+    def bases_of_studies(self) -> list:
+        "The names of those that its section `short` gives to studies."
+        said = (self.short.studies if self.short else {}).values()
+        return [base for study in said if study for base in study.get("bases", ())]
 
     @model_validator(mode="after")
     def _shares_of_what_is_made(self):

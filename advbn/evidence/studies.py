@@ -31,7 +31,7 @@ def table_of_runs(params: Params, study: str) -> pd.DataFrame:
                 "method": row.name,
                 "network": row.network.name,
                 "after": row.after,
-                "augmentation": row.augmentation,
+                "augmentation": row.augmented,
                 "train": row.method.train,
                 **attack_settings(row),
                 "epochs": row.finetune.epochs,

@@ -34,7 +34,7 @@ from advbn.evidence.intervals import (
     two_way,
     verdict,
 )
-from ..base.sections import Augment, Section
+from ..base.sections import Section
 from .testing import read_right
 from ..networks.models import wanted_by
 from ..shifts.cells import SHIFTS, columns, decoded_columns, title
@@ -579,10 +579,7 @@ def augmentation_words(data) -> str:
     "How training images are changed, without what is left as it is."
     if data.streamed:
         return "random resized crop, flip"
-    nothing = Augment(flip=False).model_dump()
-    changes = {k: v for k, v in data.augment.model_dump().items() if v != nothing[k]} if data.augment else {}
-    words = [k.replace("_", " ") + ("" if v is True else f" {v}") for k, v in changes.items()]
-    return ", ".join(words) or "none"
+    return data.augment.words if data.augment else "none"
 
 
 def protocol_line(params: Params) -> str:

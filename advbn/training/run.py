@@ -187,6 +187,8 @@ def resolve(params: Params, row: Row | str, seed: int) -> Run:
     Raises `ParameterError` for an unknown name, with the nearest."""
     row = find_row(params, row) if isinstance(row, str) else row
     setting = setting_of(params)
+    if row.augment:
+        setting = replace(setting, data=setting.data.model_copy(update={"augment": row.augment}))
     wanted = wanted_by(row.network.name, pinned_weights(row.network))
     if setting.data.streamed:
         wanted = replace(wanted, size=setting.images.size, resize=setting.images.resize)

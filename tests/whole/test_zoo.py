@@ -95,12 +95,16 @@ def parameters_of(library, name, limit):
 
 def smallest(library, names):
     "The network with the fewest parameters, the first of its size; an empty text if all have `MOST` or more."
-    limit = 1_000_000
-    while True:
-        count, name = min((parameters_of(library, name, limit), name) for name in names)
-        if count < limit or limit == MOST:
-            return name if count < limit else ""
-        limit = min(2 * limit, MOST)
+    found, limit = "", 5_000_000
+    while not found:
+        count = limit  # of the smallest so far; of others no more are counted
+        for name in names:
+            if (own := parameters_of(library, name, count)) < count:
+                found, count = name, own
+        if limit == MOST:
+            break
+        limit = min(4 * limit, MOST)
+    return found
 
 
 @lru_cache(maxsize=None)

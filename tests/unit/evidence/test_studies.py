@@ -164,12 +164,25 @@ def test_a_profile_says_what_is_otherwise_in_its_studies():
         *there.studies
     ]
     assert not here.rows("architectures") and not here.base_rows("mixup") and not here.base_rows("densenet")
-    assert [*here.run_bases] == ["plain", "augmix", "trivialaugment"] and [*there.run_bases] == [*there.bases]
+    assert [*here.run_bases] == ["plain", "augmix", "trivialaugment"]
+    assert [*there.run_bases] == [base for base in there.bases if base != "jitter"]  # of photographs
     assert here.bases["augmix"].lr == 0.02 and here.bases["augmix"].label == there.bases["augmix"].label
     (stem,) = [row for row in here.rows("ablations").values() if row.name == "stem"]
     assert (stem.after, stem.method.layer.eps, stem.network) == ("blocks.0", 0.5, here.current.network)
     assert "mean" in there.studies["ablations"].methods and "mean" not in here.studies["ablations"].methods
-    assert load_params("pacs").run_studies == load_params("pacs").run_bases == {}
+    assert [*load_params("pacs").run_bases] == ["plain", "jitter"]
+    assert load_params("cifar10").run_studies == load_params("cifar10").run_bases == {}
+
+
+def test_a_base_may_be_augmented_in_its_own_way():
+    params = load_params("pacs")
+    rows, runs = params.base_rows("jitter"), base_runs(params, "jitter")[0]
+    changes = params.bases["jitter"].augment
+    assert changes.colour_jitter and all(run.setting.data.augment == changes for run in runs)
+    assert base_runs(params, "plain")[0][0].setting.data.augment == params.current.data.augment
+    assert "colour jitter 0.3" in rows["jitter/advbn"].augmented and "colour_jitter 0.3" in str(runs[0])
+    said = table_of_runs(params, "complementarity").augmentation
+    assert said.str.contains("crop 0.5, colour jitter 0.3").tolist() == [False] * 3 + [True] * 3
 
 
 @pytest.mark.parametrize(
