@@ -74,7 +74,7 @@ def test_every_setting_of_every_method_and_base_is_told():
     params = load_params("openmoji")
     told = dict(report.settings_table(params).rows)
     assert {method.label for method in params.methods.values()} <= set(told)
-    assert {f"base {base.label}" for base in params.bases.values()} <= set(told)
+    assert {f"base {base.label}" for base in params.run_bases.values()} <= set(told)
     assert "eps 1.1" in told["AdvBN"] and "steps 6" in told["AdvBN"] and "{" not in "".join(told.values())
     assert not any(name.startswith("base ") for name, _ in report.settings_table(load_params("cifar10")).rows)
 
