@@ -4,12 +4,14 @@ reference's, imagecorruptions-imaug, cell by cell, on the same pixels."""
 import hashlib
 import json
 import math
+from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image as Picture
 from torch import nn
 from tqdm import tqdm
 
@@ -26,15 +28,31 @@ from .images.folders import NamedFolder
 from .images.preprocessing import preprocessing_of
 from .method.folding import for_inference
 from .notebooks import surroundings
-from .shifts.corruptions import CORRUPTIONS, corrupt
+from .shifts.corruptions import CORRUPTIONS, corrupt, corruption_settings
 from .shifts.noise import SWITCH, is_small
 
 SIDES = ("first", "again", "reference")  # two draws of our corruptions, one of the reference's
 
 
+def _frost_as_published(image: np.ndarray, severity: int) -> np.ndarray:
+    """A uint8 image `[H, W, 3]` under a crop of a photograph of frost as it is, which is what ImageNet-C's
+    script does; imagecorruptions-imaug enlarges the photographs by a tenth first, which smooths them."""
+    height, width = image.shape[:2]
+    files = sorted(resources.files("imagecorruptions").joinpath("frost").iterdir(), key=str)
+    with files[np.random.randint(len(files))].open("rb") as file:
+        frost = Picture.open(file).convert("RGB")
+    scale = max(1, width / frost.width, height / frost.height)  # images larger than ImageNet-C's
+    frost = np.asarray(frost.resize([math.ceil(scale * side) for side in frost.size], Picture.BICUBIC))
+    top, left = (np.random.randint(have - need + 1) for have, need in zip(frost.shape, (height, width)))
+    crop = frost[top : top + height, left : left + width]
+    keep, amount = corruption_settings("frost", severity, height, width)
+    return np.clip(keep * image + amount * crop, 0, 255).astype(np.uint8)
+
+
 def reference_corrupt(images: torch.Tensor, name: str, severity: int, indices) -> torch.Tensor:
-    """uint8 `images`, `[N, 3, H, W]`, as imagecorruptions-imaug corrupts them. The random numbers of an image
-    depend on its index, `name` and `severity` alone; NumPy's global state is left as it was."""
+    """uint8 `images`, `[N, 3, H, W]`, as imagecorruptions-imaug corrupts them; frost is its photographs' and
+    as ImageNet-C's script lays it on. The random numbers of an image depend on its index, `name` and
+    `severity` alone; NumPy's global state is left as it was."""
     import imagecorruptions
 
     own = name in ("impulse_noise", "glass_blur")  # which NumPy's global seed does not reach
@@ -42,7 +60,10 @@ def reference_corrupt(images: torch.Tensor, name: str, severity: int, indices) -
     for image, index in zip(images.permute(0, 2, 3, 1).numpy(), indices):
         seed = step_seed("reference", name, severity, int(index)) % 2**32
         np.random.seed(seed)
-        made.append(imagecorruptions.corrupt(image, severity, name, **({"seed": seed} if own else {})))
+        if name == "frost":
+            made.append(_frost_as_published(image, severity))
+        else:
+            made.append(imagecorruptions.corrupt(image, severity, name, **({"seed": seed} if own else {})))
     np.random.set_state(before)
     return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2).contiguous()
 

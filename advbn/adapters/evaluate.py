@@ -77,7 +77,11 @@ def network_for(name: str, weights: str, images, listed: Path | None = None) -> 
         remarks = meant_otherwise(Tree(images)) if isinstance(images, Path) else []
         raise WeightsError("; ".join([f"{error}; {cure}", *remarks])) from None
     except ValueError as error:
-        raise ValueError(f"{error}{IMAGENETS}" if "--classes" in str(error) else str(error)) from None
+        if "--classes" not in str(error):
+            raise
+        said = f"{str(error).partition(';')[0]}; if these are some of the network's, {LIST_THEM}{IMAGENETS}"
+        train = f"advbn finetune --data FOLDER --model {name} --weights {weights}"
+        raise ValueError(f"{said}; to train a classifier for them: {train}") from None
 
 # %% ../../nbs/adapters/02_evaluate.ipynb #a200e4c3
 def own_preprocessing(network: nn.Module) -> Preprocessing:

@@ -1,7 +1,9 @@
 """Ours and the reference side by side: what differs, what random numbers explain, what is kept."""
 
 import json
+from pathlib import Path
 
+import imagecorruptions
 import numpy as np
 import pandas as pd
 import pytest
@@ -91,6 +93,24 @@ def test_the_reference_does_not_know_its_batch_and_leaves_numpy_alone():
         assert torch.equal(both[1:], fidelity.reference_corrupt(images[1:], name, 3, [9])), name
     assert np.array_equal(state, np.random.get_state()[1])
     assert both.shape == images.shape and both.dtype == torch.uint8
+
+
+def test_frost_is_a_photograph_as_it_is():
+    "ImageNet-C's script takes crops of the photographs; imagecorruptions-imaug enlarges them, which smooths."
+    black = torch.zeros(12, 3, 224, 224, dtype=torch.uint8)
+    published = fidelity.reference_corrupt(black, "frost", 1, range(12))
+    files = Path(imagecorruptions.__file__).parent.glob("frost/*")
+    photographs = [0.4 * np.asarray(Image.open(file).convert("RGB"), dtype=float) for file in files]
+    for made in published.permute(0, 2, 3, 1).numpy():
+        corners = [np.argwhere((p[:-223, :-223].astype(np.uint8) == made[0, 0]).all(-1)) for p in photographs]
+        found = [
+            np.array_equal(p[top : top + 224, left : left + 224].astype(np.uint8), made)
+            for p, places in zip(photographs, corners)
+            for top, left in places
+        ]
+        assert any(found)
+    large = fidelity.reference_corrupt(torch.zeros(2, 3, 700, 400, dtype=torch.uint8), "frost", 5, range(2))
+    assert large.shape == (2, 3, 700, 400) and large.float().std() > 10
 
 
 def test_pixels_are_the_same_for_both_and_the_second_draw_is_another(folder, weights):
