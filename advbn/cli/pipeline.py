@@ -191,7 +191,7 @@ def plan(
 
     from ..training.cost import device_in_words, disk_bytes, missing_sets, plan
 
-    params = params.model_copy(update={"profile": profile or params.profile})
+    params = load_params(profile) if profile else params  # with what the profile says of the studies
     stages, disk, missing = plan(params), disk_bytes(params), missing_sets(params)
     if json:
         from json import dumps

@@ -116,6 +116,14 @@ def params():
     return load_params()
 
 
+def test_a_plan_has_the_studies_that_its_profile_has(run, monkeypatch):
+    monkeypatch.delenv("TINY_IMAGENET", raising=False)
+    status, out, _ = run("plan", "--profile", "imagenet200", "--json")
+    stages = {row["stage"]: row["runs"] for row in json.loads(out)["stages"]}
+    assert status == 0 and stages["bases plain"] == 12 and "bases mixup" not in stages
+    assert stages["study ablations"] == 3 * len(load_params("imagenet200").studies["ablations"].methods)
+
+
 def test_the_plan_names_stages_and_missing_sets(params, monkeypatch, tmp_path):
     for name in ("IMAGENET", "IMAGENET_SKETCH"):
         monkeypatch.delenv(name, raising=False)
@@ -155,7 +163,7 @@ def test_the_plan_names_stages_and_missing_sets(params, monkeypatch, tmp_path):
     )
     bases = sum(
         len(params.current.short.seeds) * size((b.network or params.current.network).name)
-        for b in params.bases.values()
+        for b in params.run_bases.values()
     )
     assert planned["disk"]["checkpoints"] == 2 * (
         networks + bases + 2 * size(params.current.pictures.network)

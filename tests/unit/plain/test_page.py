@@ -24,7 +24,7 @@ from advbn.shifts.cells import columns, title
 @pytest.mark.parametrize("profile", RECORDED)
 def test_the_committed_page_is_what_the_committed_files_give(profile):
     page = (ROOT / "results" / profile / "report.html").read_text(encoding="utf-8")
-    assert build_page(load_params().model_copy(update={"profile": profile})) == page
+    assert build_page(load_params(profile)) == page
     assert not re.search(r"(?:src|href)=[\"'](?!data:|#)", page)
 
 
