@@ -36,6 +36,7 @@ def small(content, profile, root, classes):
         section[part].update(epochs=1, batch_size=8)
     content.update(profile=profile, seeds=[0, 1])
     section["short"] = None
+    content["bases"].pop("jitter", None)  # which is in no other study
     return section
 
 

@@ -161,7 +161,8 @@ def pacs(root, tmp_path, monkeypatch):
     content = yaml.safe_load((root / "params.yaml").read_text())
     section = content["profiles"]["pacs"]
     section["data"].update(root=str(tmp_path / "pacs"), classes=2, size=32)
-    section.update(network={"name": "small_resnet", "after": "layer1"}, short=None)
+    section["network"] = {"name": "small_resnet", "after": "layer1"}
+    section["short"]["seeds"] = [0]
     content.update(profile="pacs", seeds=[0, 1])
     params = parse_params(content)
     make_tests(setting_of(params), 0)
