@@ -10,6 +10,7 @@ __all__ = ['MEASURED', 'LOST', 'DECODED', 'PERTURBED', 'PERTURBATIONS_NOTE', 'VE
 
 # %% ../../nbs/evidence/07_claims.ipynb #d13c9ed9
 import hashlib
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ import pandas as pd
 import torch
 
 from ..base.config import Params
+from ..base.sections import Base
 from .intervals import holm, student
 from advbn.evidence.tables import (
     Table,
@@ -71,6 +73,13 @@ def _without_shift(folder: Path, params: Params) -> pd.DataFrame:
     return measured_rows(rows, ["clean branch"] * len(rows))
 
 
+def _bases_of(folder: Path, study: str, params: Params) -> dict:
+    "The bases of a study as its runs had them, which may be another profile's than that of `params`."
+    path = folder / "studies" / f"{study}.json"
+    said = json.loads(path.read_text())["bases"] if path.exists() else {}
+    return params.bases | {name: Base.model_validate(base) for name, base in said.items()}
+
+
 def _study(study: str, counts=lambda base: True):
     "The bases of a study that count, AdvBN's adversarial branch on the mean of the shifts."
 
@@ -79,8 +88,9 @@ def _study(study: str, counts=lambda base: True):
         if table.empty:
             return pd.DataFrame(columns=MEASURED)
         rows = table[(table.method == "advbn") & (table["shift"] == "mean") & (table.branch == "adversarial")]
-        rows = rows[[counts(params.bases[base]) for base in rows.base]]
-        return measured_rows(rows, [params.bases[base].label for base in rows.base])
+        bases = _bases_of(folder, study, params)
+        rows = rows[[counts(bases[base]) for base in rows.base]]
+        return measured_rows(rows, [bases[base].label for base in rows.base])
 
     return rows
 
@@ -269,7 +279,7 @@ CLAIMS += [
         "It adds to augmentation in image space",
         "abstract",
         "AdvBN against the clean fine-tune on each augmented base, mean over the shifts, adversarial branch",
-        _study("complementarity", lambda base: base.augmentation != "none"),
+        _study("complementarity", lambda base: base.augmentation != "none" or base.augment is not None),
     ),
     Claim(
         "architectures",

@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
+from conftest import ROOT
+
 from advbn.base.config import load_params
 from advbn.evidence.claims import (
     CLAIMS,
@@ -292,3 +294,12 @@ def test_data_are_named_by_their_pixels(painted):
     }
     assert found.sha256.is_unique and found.sha256.str.fullmatch("[0-9a-f]{64}").all()
     assert found.sha256["test images of seed 0"] == made_from(painted, load_data(painted), 0)["images"]
+
+
+def test_a_study_is_told_with_the_bases_that_its_runs_had():
+    "Whatever the current parameters are: the page of one profile shows the verdicts of all."
+    params = load_params()
+    few = params.model_copy(update={"bases": {"plain": params.bases["plain"]}})
+    for given in (params, few):
+        table = claims_table(given, ROOT / "results", ["imagenet200"])
+        assert list(table[table.claim == "complementarity"].row) == ["AugMix", "TrivialAugment"]
