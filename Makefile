@@ -64,7 +64,7 @@ test: data $(WORKSHOP)  ## environment, notebooks' checks and suite side by side
 	$(MAKE) -j2 check suite
 
 test-slow: data $(WORKSHOP)  ## the rest: kills, the soak, the zoo, every command of the documents
-	$(PYTEST) -n 3 -m slow  # some wait for others; a third worker takes the core
+	$(PYTEST) -m slow
 
 cuda: say-cuda data $(WORKSHOP)  ## what needs a CUDA device: its tests, every benchmark on it, into the machine's record (sized for under 25 minutes)
 	advbn bench --contribute --device cuda --estimate
