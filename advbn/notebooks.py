@@ -6,7 +6,6 @@ import os
 import platform
 import signal
 import subprocess
-import threading
 import time
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +15,7 @@ from .base.config import Params, load_params
 from .base.errors import Interrupted, ParameterError, did_you_mean
 from .base.files import project_root
 from .base.machine import gpus, processor
+from .base.progress import on_stop
 from .warm import use_forked_kernel
 
 
@@ -155,23 +155,17 @@ def _stopping(progress):
             with suppress(psutil.NoSuchProcess):
                 child.send_signal(signal.SIGTERM)
 
-    before = (
-        {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-        if threading.current_thread() is threading.main_thread()
-        else {}
-    )
-    try:
-        yield
-    except BaseException:
-        if not asked:
-            raise
-        deadline = time.time() + 60
-        while time.time() < deadline and any(progress.rglob("*.owner")):
-            time.sleep(0.2)
-        raise Interrupted(f"{asked[0]}: stopped; the same command goes on from the progress kept") from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with on_stop(stop):
+        try:
+            yield
+        except BaseException:
+            if not asked:
+                raise
+            deadline = time.time() + 60
+            while time.time() < deadline and any(progress.rglob("*.owner")):
+                time.sleep(0.2)
+            said = f"{asked[0]}: stopped; the same command goes on from the progress kept"
+            raise Interrupted(said) from None
 
 
 def run_notebook(path: Path, given: dict | None = None) -> Path:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from .base.config import load_params
 from .base.errors import ParameterError, did_you_mean
 from .base.files import project_root
 
@@ -62,12 +61,12 @@ def _named(*profiles: str):
         yield Path(folder)
 
 
-def locked_stages() -> dict:
-    "The stages of `dvc.lock`, by their names."
+def locked_stages(folder: Path | None = None) -> dict:
+    "The stages of the `dvc.lock` in `folder`, of the project's if missing, by their names."
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a second faster
-    return yaml.load((project_root() / "dvc.lock").read_bytes(), loader)["stages"]
+    return yaml.load(((folder or project_root()) / "dvc.lock").read_bytes(), loader)["stages"]
 
 
 def _is_there(stage) -> bool:
@@ -84,9 +83,10 @@ def record(profile: str) -> int:
         hint = did_you_mean(profile, known)
         raise ParameterError(f"no results of {profile!r}; there are those of {', '.join(known)}{hint}")
     _need_dvc()
-    import yaml
     from dvc.repo import Repo
     from dvc.utils.serialize import dump_yaml
+
+    from .base.config import load_params
 
     params = load_params(profile)
     waiting = {f"{profile}-{name}" for name in (*params.run_bases, *params.run_studies)}
@@ -100,10 +100,9 @@ def record(profile: str) -> int:
             stage.save(allow_missing=True, run_cache=False)
             stage.dump(update_pipeline=False)
         of_others = {name: stage for name, stage in locked_stages().items() if not _is_of(profile, name)}
-        own = {stage.name for stage in stages}
-        said = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"]
-        said = {name: stage for name, stage in said.items() if name in own}
-        dump_yaml(project_root() / "dvc.lock", {"schema": "2.0", "stages": of_others | said})
+        said = locked_stages(folder)
+        own = {stage.name: said[stage.name] for stage in stages}
+        dump_yaml(project_root() / "dvc.lock", {"schema": "2.0", "stages": of_others | own})
     return len(stages)
 
 
@@ -135,9 +134,9 @@ def status() -> dict:
     says that they hold.
 
     What can be made again and is not there, such as checkpoints in a fresh clone, is no change."""
-    root, found = project_root(), {}
-    recorded, profiles = locked_stages(), recorded_profiles()
-    with _named(*(profile for profile in profiles if profile != named_profile(root))):
+    recorded, profiles, found = locked_stages(), recorded_profiles(), {}
+    named = named_profile(project_root())
+    with _named(*(profile for profile in profiles if profile != named)):
         stages = {name.rpartition(":")[2]: changes for name, changes in _dvc_status().items()}
     for profile in profiles:
         changed = {

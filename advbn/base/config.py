@@ -40,9 +40,9 @@ class Row:
     method: Method
     network: Network
     augmentation: str
-    augment: Augment | None  # where it differs from that of the profile's images
     pretrain: Training | None
     finetune: Training
+    augment: Augment | None = None  # where it differs from that of the profile's images
 
     @property
     def augmented(self) -> str:
@@ -201,9 +201,8 @@ class Params(Section):
         none if the profile has it not."""
         profile = self.current
         if study is None:
-            trained = profile.pretrain, profile.finetune
             return {
-                name: Row(name, None, method, profile.network, "none", None, *trained)
+                name: Row(name, None, method, profile.network, "none", profile.pretrain, profile.finetune)
                 for name, method in self.main_methods.items()
             }
         return {
@@ -243,9 +242,9 @@ class Params(Section):
                         method,
                         start.network or profile.network,
                         start.augmentation,
-                        start.augment,
                         pretrain,
                         finetune,
+                        start.augment,
                     ),
                 )
 

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import Interrupted
@@ -88,6 +89,20 @@ def made_by() -> str:
     return digest.hexdigest()
 
 
+@contextmanager
+def on_stop(handle):
+    """Inside the `with` block Ctrl-C and SIGTERM call `handle(number, frame)`; yields their handlers before,
+    signal to handler. In another thread than the main one, which gets no signals, nothing changes."""
+    main = threading.current_thread() is threading.main_thread()
+    caught = (signal.SIGINT, signal.SIGTERM) if main else ()
+    before = {number: signal.signal(number, handle) for number in caught}
+    try:
+        yield before
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class Progress:
     """The progress of one run, at `path`, kept every `every` steps, at its end, and when Ctrl-C or SIGTERM
     asks the run to stop.
@@ -97,19 +112,16 @@ class Progress:
 
     def __init__(self, path: Path, every: int, writes: bool = True):
         self.path, self.every, self.writes, self.asked, self.identity = Path(path), every, writes, None, None
-        self.hold = held(self.path.with_suffix(""), "trained")
+        self.hold, self.caught = held(self.path.with_suffix(""), "trained"), on_stop(self._ask)
 
     def __enter__(self):
         if self.writes:
             self.hold.__enter__()
-        self.before = {}
-        if threading.current_thread() is threading.main_thread():
-            self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.before = self.caught.__enter__()
         return self
 
     def __exit__(self, *error):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        self.caught.__exit__(None, None, None)
         if self.writes:
             self.hold.__exit__(*error)
 

@@ -1,6 +1,5 @@
 """Every benchmark that fits a machine, in one record of it; what is there already is not measured again."""
 
-import signal
 import sys
 import threading
 import time
@@ -12,6 +11,7 @@ from typing import NamedTuple
 from ..base.errors import Interrupted
 from ..base.files import held
 from ..base.machine import duration
+from ..base.progress import on_stop
 from ..method.network import prepare
 from . import folders, scale
 from .corrupt import bench_corrupt, check_reference
@@ -128,19 +128,14 @@ def about(pieces) -> float:
 def _stopping():
     """SIGTERM is taken as Ctrl-C is; yields an event that tells of it, for libraries that are being imported
     may catch what is raised there."""
-    main = threading.current_thread() is threading.main_thread()
     asked = threading.Event()
 
     def stop(number, frame):
         asked.set()
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT) if main}
-    try:
+    with on_stop(stop):
         yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Contribution:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NETWORKS', 'WEIGHTS', 'LIBRARIES', 'SmallResNet', 'SmallVGG', 'small_densenet', 'small_efficientnet',
            'small_convnext', 'register_network', 'Published', 'lite_name', 'efficientnet_lite0', 'published_weights',
-           'wanted_by', 'check_weights', 'imagenet_numbers', 'build_model', 'outputs_of']
+           'wanted_by', 'OtherClasses', 'check_weights', 'imagenet_numbers', 'build_model', 'outputs_of']
 
 # %% ../../nbs/networks/02_models.ipynb #c33c7416
 import importlib.util
@@ -365,6 +365,15 @@ def wanted_by(name: str, weights: str | None = None) -> Preprocessing:
     published = published_weights(name, None if is_file else weights)
     return published.preprocessing if published else IMAGENET
 
+# %% ../../nbs/networks/02_models.ipynb #e7d41da3
+class OtherClasses(ValueError):
+    """Published weights have another number of classes than the images: what is `said` of them, and the
+    cure, which is another one where nothing is trained."""
+
+    def __init__(self, said: str, cure: str):
+        super().__init__(f"{said}; {cure}")
+        self.said = said
+
 # %% ../../nbs/networks/02_models.ipynb #fd59f45d
 def check_weights(name: str, classes: int, weights: str | None, head: str | None = None):
     """Raise a `ValueError` for weights of `build_model` that are not published, or have another number of
@@ -376,11 +385,11 @@ def check_weights(name: str, classes: int, weights: str | None, head: str | None
             f"ImageNet's 1000"
         )
     if published and head is None and published.classes != classes:
-        raise ValueError(
-            f"weights {weights!r} of {name!r} have {published.classes} classes and the data {classes}; to "
-            f"train a new classifier on them say head: new "
+        raise OtherClasses(
+            f"weights {weights!r} of {name!r} have {published.classes} classes and the data {classes}",
+            "to train a new classifier on them say head: new "
             "(--head new for pretrain, head='new' in Python), to keep ImageNet's classifier for them head: "
-            "classes; to test them on a folder with some of their classes, list all of theirs with --classes"
+            "classes; to test them on a folder with some of their classes, list all of theirs with --classes",
         )
 
 # %% ../../nbs/networks/02_models.ipynb #697611db

@@ -84,11 +84,12 @@ def test_an_evaluation_is_timed_against_its_forward_passes(measured):
     assert len(chart(found).axes[0].patches) == 4
 
 
-def test_folders_grow_and_are_removed(measured):
+def test_folders_grow_and_are_removed(measured, tmp_path):
     found = measured["folders"]
     assert len(found.ratios) == 1 + 2 + 1 and len(chart(found).axes[0].patches) == 2 + 4
     assert all(number > 1e8 for number in found.numbers.values())
     assert not list(Path(tempfile.gettempdir()).glob("advbn-folders-*"))
+    assert read_record(write_record(record_of(found), tmp_path / "folders.json")) == record_of(found)
 
 
 @pytest.mark.slow
