@@ -47,7 +47,7 @@ def shortened(run: Run, data, made):
     number = {name: i for i, name in enumerate(data.images.names)}
     for shift, cell, images in made:
         place = SHIFTS[shift].cells.index(cell)
-        numbers = [number[name] for name in images.names]
+        numbers = [number.get(name, i) for i, name in enumerate(images.names)]  # i: of a domain's own
         chosen = meets(numbers, place, run.short.shares.get(shift, 1.0)).nonzero().flatten()
         if len(chosen):
             yield shift, cell, images[chosen]

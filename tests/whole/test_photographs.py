@@ -10,11 +10,12 @@ from PIL import Image
 from advbn.base.config import parse_params
 from advbn.base.errors import ParameterError
 from advbn.base.sections import DOMAINS
+from advbn.evidence.studies import run_bases, run_study
 from advbn.evidence.testing import evaluate, make_tests
 from advbn.images.preprocessing import recorded
 from advbn.networks.weights import load_state
 from advbn.training.cost import missing_sets
-from advbn.training.run import check_networks, load_network, resolve, setting_of
+from advbn.training.run import base_runs, check_networks, load_network, resolve, setting_of, study_runs
 from advbn.training.train import pretrain, train, train_autoencoder
 
 
@@ -27,7 +28,7 @@ def photographs(root, words, count, size):
             Image.fromarray(pixels.astype("uint8")).save(root / word / f"{root.name}_{i}.jpg")
 
 
-def small(content, profile, root, classes):
+def small(content, profile, root, classes, studies=False):
     "The profile in miniature: a small network from random numbers, one epoch of everything."
     section = content["profiles"][profile]
     section["data"].update(root=str(root), classes=classes)
@@ -35,8 +36,11 @@ def small(content, profile, root, classes):
     for part in ("pretrain", "finetune"):
         section[part].update(epochs=1, batch_size=8)
     content.update(profile=profile, seeds=[0, 1])
-    section["short"] = None
-    content["bases"].pop("jitter", None)  # which is in no other study
+    if studies:
+        section["short"].update(seeds=[0], pretrain_epochs=1, finetune_epochs=1)
+    else:
+        section["short"] = None
+        content["bases"].pop("jitter", None)  # which is in no other study
     return section
 
 
@@ -73,6 +77,27 @@ def test_pacs_is_tested_on_the_domains_that_it_is_not_trained_on(content, tmp_pa
         ParameterError, match="profiles.pacs.data.shifts: no shift 'cartoons'.*mean 'cartoon'"
     ):
         setting_of(parse_params(content))
+
+
+def test_a_study_of_domains_is_tested_on_all_of_their_images(content, tmp_path):
+    for domain in DOMAINS:
+        photographs(tmp_path / "pacs" / domain, ("dog", "guitar"), 10, 40)
+    small(content, "pacs", tmp_path / "pacs", 2, studies=True)["data"].update(size=32)
+    params, found, augments = parse_params(content), [], []
+    make_tests(setting_of(params), 0)
+    for base in ("plain", "jitter"):
+        runs = base_runs(params, base)
+        augments += {run.setting.data.augment.colour_jitter for run in runs[0]}
+        history, table, _ = run_bases(runs, base)
+        assert len(history) == 1
+        found.append(table)
+    assert augments == [0, 0.3]
+    runs = study_runs(params, "complementarity")
+    table, _ = run_study(runs, pd.concat(found), [*params.rows("complementarity")])
+    tested = table.groupby(["run", "branch"]).images.sum()
+    assert len(tested) == 8 and (tested == 2 + 3 * 20).all(), (
+        tested
+    )  # three methods and a second branch a base
 
 
 def test_tiny_imagenet_is_shifted_as_it_is_and_scaled_for_the_network(content, tmp_path):
