@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ..base.errors import DataError, WeightsError, did_you_mean
 from ..base.files import is_weights_file
 from ..evidence.comparison import MEAN, over_images, over_pairs
-from ..evidence.evaluation import predict, predict_each
+from ..evidence.evaluation import predict, predict_each, usual_batch
 from ..evidence.testing import Predictions
 from ..images.batches import Images
 from ..images.decoding import LEAST, BadImages, ImageError, Tree, meant_otherwise
@@ -34,7 +34,10 @@ from ..images.preprocessing import Preprocessing, preprocessing_of
 from ..method.dual_batchnorm import Dual
 from ..method.folding import for_inference
 from ..method.network import AdvBNNet
-from ..networks.models import NETWORKS, build_model, published_weights
+
+# %% ../../nbs/adapters/02_evaluate.ipynb #6a722bed
+from ..networks.compiling import compiled_where_faster
+from ..networks.models import NETWORKS, OtherClasses, build_model, published_weights
 from .sources import FolderReading, classes_under, opened, shown
 
 # %% ../../nbs/adapters/02_evaluate.ipynb #790f5aee
@@ -76,12 +79,10 @@ def network_for(name: str, weights: str, images, listed: Path | None = None) -> 
         cure = f"if the network has other classes than these {len(names)}, {LIST_THEM}{IMAGENETS}"
         remarks = meant_otherwise(Tree(images)) if isinstance(images, Path) else []
         raise WeightsError("; ".join([f"{error}; {cure}", *remarks])) from None
-    except ValueError as error:
-        if "--classes" not in str(error):
-            raise
-        said = f"{str(error).partition(';')[0]}; if these are some of the network's, {LIST_THEM}{IMAGENETS}"
+    except OtherClasses as error:
+        cure = f"if these are some of the network's, {LIST_THEM}{IMAGENETS}"
         train = f"advbn finetune --data FOLDER --model {name} --weights {weights}"
-        raise ValueError(f"{said}; to train a classifier for them: {train}") from None
+        raise OtherClasses(error.said, f"{cure}; to train a classifier for them: {train}") from None
 
 # %% ../../nbs/adapters/02_evaluate.ipynb #a200e4c3
 def own_preprocessing(network: nn.Module) -> Preprocessing:
@@ -171,6 +172,23 @@ def _made_ready(name, network, reading, device):
     copied.preprocessing = wanted
     return Tested(copied, wanted, _outputs(name, copied, wanted.size))
 
+# %% ../../nbs/adapters/02_evaluate.ipynb #e1768304
+def _images_of(part, reading):
+    "How many images all cells of a part show, if that is known."
+    there = part.source.images
+    return None if there is None else min(there, reading.most or there) * part.count
+
+
+def _compiled(one, parts, reading):
+    "The same `Tested`, its network compiled if there is so much to test that this pays."
+    images = [_images_of(part, reading) for part in parts]
+    if None in images or not (size := one.wanted.size):
+        return one
+    like = next(one.network.parameters(), torch.zeros(1))
+    batch = like.new_zeros((usual_batch(like.device), 3, size, size))
+    batch = batch.contiguous(memory_format=torch.channels_last)
+    return replace(one, network=compiled_where_faster(one.network, batch, sum(images) // len(batch)))
+
 # %% ../../nbs/adapters/02_evaluate.ipynb #5fdd2d89
 class _Answers:
     "What a network got right, cell by cell, as it comes."
@@ -231,11 +249,8 @@ def _answered(tested, parts, classes, reading, device):
 # %% ../../nbs/adapters/02_evaluate.ipynb #47e79756
 def _with_bar(part, wanted, reading, device):
     "What is `shown` of a part, with a bar that counts images and cells."
-    images = part.source.images
-    if images is not None:
-        images = min(images, reading.most or images) * part.count
     title = part.source.name if part.made else "/".join(part.cell)
-    with tqdm(total=images, desc=f"evaluation, {title[-30:]}", unit="image") as bar:
+    with tqdm(total=_images_of(part, reading), desc=f"evaluation, {title[-30:]}", unit="image") as bar:
         for shift, cell, found in shown(part, wanted, reading, device):
             yield shift, cell, found
             bar.update(len(found))
@@ -536,15 +551,17 @@ def evaluate(
     Each network gets its images as it, timm or torchvision says that it wants them; those of pairs are PIL
     images or uint8. Published sets are a dictionary such as `{"corruptions": folder, "sketch": folder}`; a
     folder of domains, as PACS is, has a shift for each. Without `classes` they are the folder's, or
-    ImageNet's for 1000 outputs. Raises `DataError` for images that are missing or of unlike sizes and for
-    classes that a network does not have, `ValueError` for an unknown shift and a size that a network cannot
-    take."""
+    ImageNet's for 1000 outputs. A network is compiled where so many images are to be tested that this is
+    measured to pay, see `compiled_where_faster`. Raises `DataError` for images that are missing or of unlike
+    sizes and for classes that a network does not have, `ValueError` for an unknown shift and a size that a
+    network cannot take."""
     networks, parts = named_networks(model), opened(images, shifts)
     _check_control(control, networks)
     classes = class_names(Path(), classes) if isinstance(classes, (str, Path)) else classes
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     tested = {name: _made_ready(name, network, reading, device) for name, network in networks.items()}
     _check_again(images, tested)
+    tested = {name: _compiled(one, parts, reading) for name, one in tested.items()}
     found = _evaluation(tested, parts, classes, reading, device)
     return replace(found, tested_on=_from_where(images, parts, reading), control=control)
 

@@ -30,6 +30,7 @@ from advbn.evidence.testing import Predictions
 from advbn.images.batches import read_images
 from advbn.images.openmoji import write_png
 from advbn.images.preprocessing import IMAGENET, Preprocessing, recorded, remember
+from advbn.networks.compiling import Compiled
 from advbn.networks.models import build_model, wanted_by
 from advbn.networks.weights import load_state, save_state
 from advbn.shifts.filters import edges
@@ -44,6 +45,23 @@ def found(emoji_folder, emoji_network):
     "Two networks, on everything."
     other = build_model("small_resnet", 3).eval()
     return evaluate({"one": emoji_network, "other": other}, emoji_folder, reading=HERE, control="one"), other
+
+
+@pytest.mark.slow
+def test_a_compiled_network_answers_as_it_does_uncompiled(found, emoji_folder, emoji_network, monkeypatch):
+    asked = []
+
+    def compiled(network, batch, batches):
+        asked.append((len(batch), batches))
+        return Compiled(network, torch.compile(network, dynamic=False), batch.shape)
+
+    monkeypatch.setattr("advbn.adapters.evaluate.usual_batch", lambda device: 12)
+    monkeypatch.setattr("advbn.adapters.evaluate.compiled_where_faster", compiled)
+    again = evaluate({"one": emoji_network}, emoji_folder, reading=HERE)
+    assert asked == [(12, 1 + 75 + 20 + 1)]
+    for cell, right in found[0].right["one"].items():
+        assert right.tolist() == again.right["one"][cell].tolist(), cell
+    torch._dynamo.reset()
 
 
 def test_the_numbers_are_those_of_a_direct_computation(found, emoji_folder, emoji_network):
