@@ -59,6 +59,19 @@ def test_the_same_results_are_identical(results):
     assert last(found).startswith("Good news: every number is the same; but no stage was run anew")
 
 
+def test_arrays_that_are_packed_otherwise_are_identical(results):
+    name = "right/advbn.npz"
+    packed, changed = io.BytesIO(), io.BytesIO()
+    with np.load(io.BytesIO(results[name])) as kept:
+        arrays = {key: kept[key] for key in kept.files}
+    np.savez(packed, **arrays)
+    key = next(key for key in arrays if key.endswith("/clean"))
+    np.savez(changed, **arrays | {key: 1 - arrays[key]})
+    assert packed.getvalue() != results[name]
+    for content, state in ((packed, "identical"), (changed, "different")):
+        assert compare(results | {name: content.getvalue()}, results).files[name] == state
+
+
 def test_a_stage_that_was_run_anew_names_its_machine(results):
     def elsewhere(made):
         made["Processor"] = "Another kind of CPU, 8 cores"
