@@ -12,10 +12,10 @@ import base64
 import copy
 import io
 import json
-import time
 import warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +31,7 @@ from .sources import FolderReading, chosen_shifts
 from . import holdout
 from ..base.errors import Interrupted, ParameterError
 from ..base.files import held, write_text
-from ..base.machine import duration
+from ..base.machine import duration, seconds_of
 from ..base.finetuning import Options, checked_options, kept_choices, wishes
 from ..base.progress import SILENT, Countdown, Progress, fingerprint
 from ..base.rows import write_rows
@@ -606,16 +606,6 @@ def _goes_on(out):
             out.rmdir()
 
 # %% ../../nbs/adapters/04_finetune.ipynb #6b2f83b5
-def _seconds(work, times=1):
-    "The least that some `work` takes."
-    taken = []
-    for _ in range(times):
-        began = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - began)
-    return min(taken)
-
-
 def expected_seconds(job: Job, test, device) -> dict:
     """How long each stage of a job will take on this machine, about: `{stage: seconds}`, in their order.
     A few steps are timed for it."""
@@ -642,10 +632,13 @@ def _seconds_of_evaluation(job, model, tested, few):
     device, numbers = next(model.parameters()).device, torch.arange(few)
     photos = torch.randint(256, (few, 3, job.size, job.size), dtype=torch.uint8, device=device)
     shown = Images(photos, numbers * 0, tuple(map(str, range(few))), job.division.classes)
-    looked, total = _seconds(lambda: predict(model, photos), 2), 0.0
+    looked, total = seconds_of(lambda: predict(model, photos), 1, device=device), 0.0
     for shift in map(SHIFTS.get, chosen_shifts(job.options.shifts)):
         some = shift.cells[:: max(1, len(shift.cells) // 5)]
-        made = sum(_seconds(lambda c=cell: shift.make(Tested(shown, shown, numbers), c)) for cell in some)
+        made = sum(
+            seconds_of(partial(shift.make, Tested(shown, shown, numbers), cell), 0, device=device)
+            for cell in some
+        )
         total += len(shift.cells) * (made / len(some) + 3 * looked)
     return total * tested / few
 

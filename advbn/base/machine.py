@@ -1,13 +1,17 @@
 """The machine, as far as it can be told without loading anything."""
 
+import math
 import os
 import platform
 import re
 import shutil
 import subprocess
+import sys
+import time
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 
 
 def _first(key):
@@ -91,3 +95,25 @@ def duration(seconds: float) -> str:
     digits = 0 if unit in ("minutes", "seconds") or number >= 100 else 1
     text = f"{number:.{digits}f} {unit}"
     return "1 second" if text == "1 seconds" else text
+
+
+def wait_for(device):
+    "A GPU works on after it was asked to; wait until it has done."
+    if str(device).startswith("cuda"):
+        sys.modules["torch"].cuda.synchronize(device)
+
+
+def seconds_of(work, repeats: int = 3, most: float = math.inf, device="cpu") -> float:
+    """Seconds that `work()` takes, on a GPU to its end: the median of so many turns after one that does not
+    count, of fewer where they would take more than `most` seconds. Without repeats, or where the first turn
+    takes longer than that, it is the first turn's."""
+    times = []
+    while len(times) <= repeats and (len(times) < 2 or sum(times) < most):
+        wait_for(device)
+        began = time.perf_counter()
+        work()
+        wait_for(device)
+        times.append(time.perf_counter() - began)
+        if times[0] > most:
+            return times[0]  # so long that what is prepared in the first turn does not matter
+    return median(times[1:] or times)

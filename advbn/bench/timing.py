@@ -10,16 +10,11 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from ..base.machine import gpu_driver, gpus, processor, processor_flags
+from ..base.machine import gpu_driver, gpus, processor, processor_flags, wait_for
 from ..notebooks import commit, versions
 from .record import Bench, Circumstances, Ratio, Settings, Spread, spread_of, vector_flags, verdict_of
 
 SEED, WARMUP = 0, 2  # of weights and images; turns that do not count
-
-
-def _synchronise(device):
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def alternate(sides: dict, repetitions: int = 9, warmup: int = WARMUP, device: str = "cpu") -> pd.DataFrame:
@@ -29,10 +24,10 @@ def alternate(sides: dict, repetitions: int = 9, warmup: int = WARMUP, device: s
     for turn in tqdm(range(warmup + repetitions), desc="turns", unit="turn"):
         row = {}
         for name, work in sides.items():
-            _synchronise(device)
+            wait_for(device)
             began = time.perf_counter()
             work()
-            _synchronise(device)
+            wait_for(device)
             row[name] = time.perf_counter() - began
         if turn >= warmup:
             rows.append(row)

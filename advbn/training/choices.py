@@ -9,13 +9,12 @@ __all__ = ['LEAST', 'MOST', 'AUGMENTATIONS', 'Stage', 'spatial', 'cuts', 'streng
 
 # %% ../../nbs/training/07_choices.ipynb #bb8ffb22
 import copy
-import time
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from ..base.machine import BF16, TILES, processor_flags
+from ..base.machine import BF16, TILES, processor_flags, seconds_of
 from ..base.sections import Augment, Training
 from ..method.network import AdvBNNet
 from ..method.splitting import split
@@ -199,9 +198,9 @@ def seconds_per_image(net: AdvBNNet, size: int, images: int = 8) -> float:
     net = copy.deepcopy(net).train()
     device = next(net.parameters()).device
     batch = torch.randn(images, 3, size, size, device=device)
-    targets, taken = torch.zeros(images, dtype=torch.long, device=device), []
-    for _ in range(4):  # the first one warms up, and others may be disturbed
-        began = time.perf_counter()
-        float(sum(loss.detach() for loss in net.losses(batch, targets, backward=torch.Tensor.backward)))
-        taken.append(time.perf_counter() - began)
-    return min(taken) / images
+    targets = torch.zeros(images, dtype=torch.long, device=device)
+
+    def step():
+        net.losses(batch, targets, backward=torch.Tensor.backward)
+
+    return seconds_of(step, device=device) / images

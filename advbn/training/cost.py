@@ -8,8 +8,8 @@ __all__ = ['STAGE', 'step_flops', 'run_flops', 'relative_costs', 'missing_sets',
 
 # %% ../../nbs/training/05_cost.ipynb #f7afda87
 import os
-import time
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 
 import pandas as pd
@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from ..base.config import Params, Row
-from ..base.machine import processor
+from ..base.machine import processor, seconds_of
 from ..images.folders import folders_of, missing_folder, offered
 from ..method.folding import for_inference
 from ..method.network import AdvBNNet
@@ -146,18 +146,6 @@ def _pretraining_flops(name, classes, size):
 
     return _once(("pretraining", name, classes, size), count)
 
-# %% ../../nbs/training/05_cost.ipynb #066c60a3
-def _median_seconds(work, repeats=3, most=2.0):
-    "Seconds of `work()`, the median of some turns after the first; of the turns that `most` seconds allow."
-    times = []
-    while len(times) <= repeats and (len(times) < 2 or sum(times) < most):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-        if times[0] > most:
-            return times[0]  # so long that what is prepared in the first turn does not matter
-    return sorted(times[1:])[(len(times) - 1) // 2]
-
 # %% ../../nbs/training/05_cost.ipynb #71631870
 def timed_rates(params: Params, size: int) -> dict:
     """Operations a second of a training step and of a forward pass, and seconds to corrupt an image, on one
@@ -180,10 +168,13 @@ def timed_rates(params: Params, size: int) -> dict:
     def look():
         network(images)
 
-    corrupting = [_median_seconds(lambda: corrupt(photos, name, 3), 1) for name in CORRUPTIONS]
+    def seconds(work, repeats=3):
+        return seconds_of(work, repeats, most=2.0, device=device)
+
+    corrupting = [seconds(partial(corrupt, photos, name, 3), 1) for name in CORRUPTIONS]
     return {
-        "step": n * run_flops(row, params.current.data.classes, size) / _median_seconds(step),
-        "forward": n * _forward_flops(network, images[:1]) / _median_seconds(look),
+        "step": n * run_flops(row, params.current.data.classes, size) / seconds(step),
+        "forward": n * _forward_flops(network, images[:1]) / seconds(look),
         "corrupt": sum(corrupting) / len(CORRUPTIONS) / len(photos),
     }
 

@@ -67,13 +67,3 @@ def test_operations_do_not_depend_on_how_many_images_are_counted(params, monkeyp
         net = trained_net(row.method, build_model(row.network.name, 9), row.after)
         images = torch.rand(16, 3, 40, 40) - 0.5
         assert run_flops(row, 9, 40) == pytest.approx(step_flops(net, images, torch.arange(16) % 9), rel=1e-6)
-
-
-def test_a_slow_turn_is_not_repeated(monkeypatch):
-    clock = iter(range(0, 10_000, 5))
-    monkeypatch.setattr(cost.time, "perf_counter", lambda: next(clock))
-    calls = []
-    assert cost._median_seconds(lambda: calls.append(1)) == 5 and len(calls) == 1
-    ticks = iter(i / 10 for i in range(100))
-    monkeypatch.setattr(cost.time, "perf_counter", lambda: next(ticks))
-    assert cost._median_seconds(lambda: calls.append(1)) == pytest.approx(0.1) and len(calls) == 5
