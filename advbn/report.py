@@ -302,11 +302,17 @@ def _sizes(bench: Bench) -> str:
 
 
 def _corruptions(bench: Bench) -> str:
-    "Corrupted images a second, and which corruptions are slower than the reference's."
-    slower = [r.side.removesuffix(", ours").replace("_", " ") for r in bench.slower()]
+    "Corrupted images a second, which corruptions are slower than the reference's, and kornia's blurs."
+
+    def named(ratio):
+        return ratio.side.removesuffix(", ours").replace("_", " ")
+
+    slower = [named(ratio) for ratio in bench.slower() if ratio.to.endswith(", reference")]
+    kornia = [f"{named(ratio)} {_ratio(ratio)}" for ratio in bench.ratios if ratio.to.endswith(", kornia")]
     return (
         f"{_sizes(bench)}: {bench.numbers['images a second']:.0f}; imagecorruptions-imaug = 1: "
         f"{_ratio(bench.ratio('all, ours', 'all, reference'))}; slower: {', '.join(slower) or 'none'}"
+        + "".join(["; kornia = 1: ", "; ".join(kornia)] if kornia else "")
     )
 
 

@@ -72,7 +72,8 @@ def step_chart(bench: Bench):
 
 def corrupt_chart(bench: Bench):
     "A figure: how many times as fast as the reference each corruption is."
-    rows = _table({name.removesuffix(", ours"): ratio for name, ratio in _speeds(bench).items()})
+    against = [ratio for ratio in bench.ratios if ratio.to.endswith(", reference")]
+    rows = _table({ratio.side.removesuffix(", ours"): ratio for ratio in against})
     s = bench.settings
     fig, ax = _bars(rows, 4.5, "{:.1f}", [GREY] * (len(rows) - 1) + [BLUE])
     ax.axvline(1, color="0.4", lw=0.8)

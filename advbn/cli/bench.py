@@ -125,7 +125,7 @@ def bench(
         str,
         typer.Argument(
             help="step: AdvBN's training step against one written straight from the formula; corrupt: the "
-            "corruptions against imagecorruptions-imaug; "
+            "corruptions against imagecorruptions-imaug and kornia; "
             "evaluate: all 75 cells against the forward passes alone; scale: growth with images, classes, "
             "batch, steps and processes; folders: start, reading and memory with up to 100,000 pictures; "
             "fidelity: what a network recognises under our corruptions and under "

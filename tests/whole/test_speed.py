@@ -72,10 +72,12 @@ def test_a_step_has_the_losses_of_the_reference_and_five_times_the_operations_of
 
 def test_corruptions_are_timed_against_the_reference(measured):
     found = measured["corrupt"]
+    also = {"defocus_blur": ["kornia"], "motion_blur": ["kornia"]}
     assert list(found.sides) == [
-        f"{n}, {side}" for n in (*CORRUPTIONS, "all") for side in ("ours", "reference")
+        f"{n}, {side}" for n in (*CORRUPTIONS, "all") for side in ("ours", "reference", *also.get(n, []))
     ]
-    assert len(found.ratios) == 16 and len(chart(found).axes[0].patches) == 16
+    assert [ratio.to for ratio in found.ratios[16:]] == ["defocus_blur, kornia", "motion_blur, kornia"]
+    assert len(found.ratios) == 18 and len(chart(found).axes[0].patches) == 16
 
 
 def test_an_evaluation_is_timed_against_its_forward_passes(measured):
