@@ -262,6 +262,21 @@ def _merged(said: dict, over: dict) -> dict:
     return said | over | inner
 
 
+def _check_there(name, section, kind, where):
+    "Raise `ParameterError`, with the nearest name, unless a section of that kind has the name."
+    if name not in section:
+        hint = did_you_mean(name, section, f"; there are {', '.join(section)}")
+        raise ParameterError(f"{where}: {kind} has no {name!r}{hint}")
+
+
+def _validated(kind, said, source, where):
+    "A section of the kind; what is wrong with what is `said` of it is a `ParameterError`."
+    try:
+        return kind.model_validate(said)
+    except ValidationError as error:
+        raise ParameterError(explain(error, source, kind, where)) from None
+
+
 def _in_profile(content: dict, source: str) -> dict:
     """`content`, with bases, their methods and studies as the section `short` of its profile has them.
 
@@ -272,16 +287,11 @@ def _in_profile(content: dict, source: str) -> dict:
     for key, kind in SAID_OF.items():
         for name, over in said[key].items():
             where = f"profiles.{content['profile']}.short.{key}.{name}"
-            if name not in content[key]:
-                hint = did_you_mean(name, content[key], f"; there are {', '.join(content[key])}")
-                raise ParameterError(f"{source}: {where}: {key} has no {name!r}{hint}")
+            _check_there(name, content[key], key, f"{source}: {where}")
             merged = _merged(content[key][name], {"left_out": True} if over is None else over)
             if isinstance(methods := merged.get("methods"), dict):
                 merged["methods"] = {k: method for k, method in methods.items() if method is not None}
-            try:
-                kind.model_validate(merged)
-            except ValidationError as error:
-                raise ParameterError(explain(error, source, kind, where)) from None
+            _validated(kind, merged, source, where)
             content[key][name] = merged
     return content
 
@@ -294,18 +304,13 @@ def merged_methods(params: Params, profile: str) -> dict:
     merged = dict(params.methods)
     for name, over in params.profiles[profile].methods.items():
         where = f"profiles.{profile}.methods.{name}"
-        if name not in merged:
-            hint = did_you_mean(name, merged, f"; there are {', '.join(merged)}")
-            raise ParameterError(f"params.yaml: {where}: no method {name!r}{hint}")
+        _check_there(name, merged, "methods", f"params.yaml: {where}")
         for key in {"train", *(["after"] if name == "finetune" else [])} & set(over):
             raise ParameterError(
                 f"params.yaml: {where}.{key} is the same in every profile; say it in methods"
             )
         said = _merged(merged[name].model_dump(exclude_unset=True), over)
-        try:
-            merged[name] = METHODS.find(said["train"]).model_validate(said)
-        except ValidationError as error:
-            raise ParameterError(explain(error, "params.yaml", Method, where)) from None
+        merged[name] = _validated(METHODS.find(said["train"]), said, "params.yaml", where)
     return merged
 
 

@@ -202,7 +202,7 @@ def test_a_profile_says_over_a_method_what_differs_there():
 @pytest.mark.parametrize(
     "over, words",
     [
-        ({"advbm": {}}, r"profiles.openmoji.methods.advbm: no method 'advbm'; did you mean 'advbn'\?"),
+        ({"advbm": {}}, r"profiles.openmoji.methods.advbm: methods has no 'advbm'; did you mean 'advbn'\?"),
         (
             {"advbn": {"layer": {"epz": 1.0}}},
             "unknown key 'profiles.openmoji.methods.advbn.layer.epz'; did you",
