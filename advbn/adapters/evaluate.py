@@ -38,6 +38,7 @@ from ..method.network import AdvBNNet
 # %% ../../nbs/adapters/02_evaluate.ipynb #6a722bed
 from ..networks.compiling import compiled_where_faster
 from ..networks.models import NETWORKS, OtherClasses, build_model, published_weights
+from ..networks.sharing import Sharing, behind_one_stem
 from .sources import FolderReading, classes_under, opened, shown
 
 # %% ../../nbs/adapters/02_evaluate.ipynb #790f5aee
@@ -168,9 +169,17 @@ class Tested:
 def _made_ready(name, network, reading, device):
     "`Tested` of a network, which is left as it is."
     wanted = own_preprocessing(network).at(reading.size, reading.resize)
-    copied = for_inference(network).to(device)
+    copied = network if isinstance(network, Sharing) else for_inference(network)
+    copied = copied.to(device)
     copied.preprocessing = wanted
     return Tested(copied, wanted, _outputs(name, copied, wanted.size))
+
+
+def _sharing(tested):
+    "`{name: Tested}`, those of an `AdvBNNet`'s branches with their stem in common."
+    nets = {name: one.network for name, one in tested.items() if isinstance(one.network, AdvBNNet)}
+    shared = behind_one_stem(nets, {name: (net.stem, net.head) for name, net in nets.items()})
+    return {name: replace(one, network=shared.get(name, one.network)) for name, one in tested.items()}
 
 # %% ../../nbs/adapters/02_evaluate.ipynb #e1768304
 def _images_of(part, reading):
@@ -180,9 +189,10 @@ def _images_of(part, reading):
 
 
 def _compiled(one, parts, reading):
-    "The same `Tested`, its network compiled if there is so much to test that this pays."
+    """The same `Tested`, its network compiled if there is so much to test that this pays; not one that shares
+    a stem."""
     images = [_images_of(part, reading) for part in parts]
-    if None in images or not (size := one.wanted.size):
+    if None in images or not (size := one.wanted.size) or isinstance(one.network, Sharing):
         return one
     like = next(one.network.parameters(), torch.zeros(1))
     batch = like.new_zeros((usual_batch(like.device), 3, size, size))
@@ -551,15 +561,16 @@ def evaluate(
     Each network gets its images as it, timm or torchvision says that it wants them; those of pairs are PIL
     images or uint8. Published sets are a dictionary such as `{"corruptions": folder, "sketch": folder}`; a
     folder of domains, as PACS is, has a shift for each. Without `classes` they are the folder's, or
-    ImageNet's for 1000 outputs. A network is compiled where so many images are to be tested that this is
-    measured to pay, see `compiled_where_faster`. Raises `DataError` for images that are missing or of unlike
-    sizes and for classes that a network does not have, `ValueError` for an unknown shift and a size that a
-    network cannot take."""
+    ImageNet's for 1000 outputs. Branches of one network share its stem, which runs once; another network is
+    compiled where so many images are to be tested that this is measured to pay, see `compiled_where_faster`.
+    Raises `DataError` for images that are missing or of unlike sizes and for classes that a network does not
+    have, `ValueError` for an unknown shift and a size that a network cannot take."""
     networks, parts = named_networks(model), opened(images, shifts)
     _check_control(control, networks)
     classes = class_names(Path(), classes) if isinstance(classes, (str, Path)) else classes
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     tested = {name: _made_ready(name, network, reading, device) for name, network in networks.items()}
+    tested = _sharing(tested)
     _check_again(images, tested)
     tested = {name: _compiled(one, parts, reading) for name, one in tested.items()}
     found = _evaluation(tested, parts, classes, reading, device)

@@ -46,12 +46,13 @@ from advbn.evidence.comparison import (
     table_text,
     verdict_of,
 )
-from ..evidence.evaluation import predict
+from ..evidence.evaluation import predict, predict_each
 
 # %% ../../nbs/adapters/04_finetune.ipynb #22f53800
 from ..images.batches import Images, mixed_order
 from ..images.preprocessing import Preprocessing, preprocessing_of, remember
 from ..method.network import AdvBNNet, recipe_options
+from ..networks.sharing import sharing_stem
 from ..networks.start import Start, start_network
 from ..networks.weights import save_state
 from ..shifts.cells import SHIFTS, Tested
@@ -400,11 +401,13 @@ def _of_prepared(network):
     return remember(copied, replace(preprocessing_of(copied), size=None, resize=None))
 
 
-def answers(networks: dict, test, names, device, workers: int = 0) -> dict:
-    "`{network: right}`, a row for each image and a column for each `(shift, cell)`, see `evaluate`."
+def answers(networks: dict, test, names, device, workers: int = 0, after: str | None = None) -> dict:
+    """`{network: right}`, a row for each image and a column for each `(shift, cell)`, see `evaluate`. What
+    the networks have in common up to the block `after` runs once."""
     shown = test.images if isinstance(test, holdout.Kept) else test
-    copies = {name: _of_prepared(network) for name, network in networks.items()}
-    found = evaluate(copies, shown, names, reading=FolderReading(workers=workers), device=device)
+    copies = {name: _of_prepared(network).to(device).eval() for name, network in networks.items()}
+    copies, reading = sharing_stem(copies, after), FolderReading(workers=workers)
+    found = evaluate(copies, shown, names, reading=reading, device=device)
     return {name: found.values(name) for name in networks}
 
 # %% ../../nbs/adapters/04_finetune.ipynb #375657fa
@@ -632,14 +635,15 @@ def _seconds_of_evaluation(job, model, tested, few):
     device, numbers = next(model.parameters()).device, torch.arange(few)
     photos = torch.randint(256, (few, 3, job.size, job.size), dtype=torch.uint8, device=device)
     shown = Images(photos, numbers * 0, tuple(map(str, range(few))), job.division.classes)
-    looked, total = seconds_of(lambda: predict(model, photos), 1, device=device), 0.0
+    three = sharing_stem({n: copy.deepcopy(model).eval() for n in range(3)}, job.options.after)
+    looked, total = seconds_of(partial(predict_each, three, photos), 1, device=device), 0.0
     for shift in map(SHIFTS.get, chosen_shifts(job.options.shifts)):
         some = shift.cells[:: max(1, len(shift.cells) // 5)]
         made = sum(
             seconds_of(partial(shift.make, Tested(shown, shown, numbers), cell), 0, device=device)
             for cell in some
         )
-        total += len(shift.cells) * (made / len(some) + 3 * looked)
+        total += len(shift.cells) * (made / len(some) + looked)
     return total * tested / few
 
 # %% ../../nbs/adapters/04_finetune.ipynb #ecf80e90
@@ -717,7 +721,7 @@ def _begin(job, tested, kept_at, device, tell) -> Countdown:
 def _concluded(job, made, tested, device):
     "The evaluation of what was trained."
     shifts = chosen_shifts(job.options.shifts)
-    right = answers(made.networks, tested, shifts, device, job.options.workers)
+    right = answers(made.networks, tested, shifts, device, job.options.workers, job.options.after)
     table, apart = compared(right), job.division.apart
     wrong = mistakes(made.networks, right, tested, job.division.classes)
     choices = dict(job.choices)

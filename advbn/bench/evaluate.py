@@ -12,7 +12,7 @@ from .record import Bench
 from .timing import SEED, alternate, bench_of
 from .work import photographs
 
-CELLS = 75
+CELLS, CUT = 75, "layer1"
 ONE, TWO = "all cells", "all cells, two branches"
 FORWARD, FORWARD_TWO = "forward passes", "forward passes, two branches"
 
@@ -21,7 +21,7 @@ def bench_evaluate(
     network: str = "resnet18", batch: int = 8, size: int = 224, device: str = "cpu", repetitions: int = 7
 ) -> Bench:
     """Time one batch under all 75 corruption cells: as `score` does it, against the forward passes alone, and
-    with two branches against two networks."""
+    with two branches, which have the stem in common, against two networks."""
     torch.manual_seed(SEED)
     model = build_model(f"torchvision/{network}", 100).eval().to(device)
     images = Images(
@@ -37,7 +37,7 @@ def bench_evaluate(
             predict_each({"clean": whole}, images.images)
 
     def all_cells(branches=("clean",)):
-        score({b: model for b in branches}, cells(images, shifts=("corruptions",)), "cells")
+        score({b: model for b in branches}, cells(images, shifts=("corruptions",)), "cells", after=CUT)
 
     sides = {
         FORWARD: forward,

@@ -18,6 +18,7 @@ from ..base.errors import did_you_mean
 from ..images.batches import normalize
 from ..images.preprocessing import preprocessing_of
 from ..method.dual_batchnorm import in_mode
+from ..networks.sharing import Sharing
 from ..shifts.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS
 from ..shifts.filters import check_images
 
@@ -39,11 +40,14 @@ def _checked_logits(output) -> torch.Tensor:
     return output
 
 
-def _logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    "Logits `[N, K]` of uint8 `images`, on the device of `model` and normalised as it wants them."
-    device, dtype = _device_and_dtype(model)
-    inputs = normalize(images.to(device), preprocessing_of(model)).to(dtype)
-    return _checked_logits(model(inputs))
+def _logits(model: nn.Module, images: torch.Tensor, made: dict | None = None) -> torch.Tensor:
+    """Logits `[N, K]` of uint8 `images`, on the device of `model` and normalised as it wants them. What is
+    `made` of them is kept there, and taken from there by a network that wants it alike."""
+    (device, dtype), made = _device_and_dtype(model), {} if made is None else made
+    key = device, dtype, preprocessing_of(model)
+    if key not in made:
+        made[key] = normalize(images.to(device), key[2]).to(dtype)
+    return _checked_logits(model(made[key]))
 
 # %% ../../nbs/evidence/01_evaluation.ipynb #815ca0c0
 @torch.inference_mode()
@@ -93,8 +97,10 @@ def predict_each(networks: dict, images: torch.Tensor, batch_size: int | None = 
     classes = {name: [] for name in networks}
     usual = max((usual_batch(_device_and_dtype(network)[0]) for network in networks.values()), default=64)
     for batch in images.split(batch_size or usual):
+        made = {}
         for name, network in networks.items():
-            classes[name].append(_logits(network, batch).argmax(1).cpu())
+            kept = made if isinstance(network, Sharing) else None
+            classes[name].append(_logits(network, batch, kept).argmax(1).cpu())
     return {name: torch.cat(parts) for name, parts in classes.items()}
 
 # %% ../../nbs/evidence/01_evaluation.ipynb #a4be5439

@@ -79,7 +79,8 @@ def short_run(run: Run) -> tuple:
         networks[branch] = plain.eval().to(accelerator.device)
     name, total = f"{run.base}/{run.name}", cell_count(run.setting, data, columns())
     made = kept_tests(run.setting, data, run.seed, lambda shift, cell: shift in columns())
-    table, predictions = score(networks, shortened(run, data, made), f"{name}, seed {run.seed}", total)
+    made, title = shortened(run, data, made), f"{name}, seed {run.seed}"
+    table, predictions = score(networks, made, title, total, run.after)
     table = table.assign(run=name, seed=run.seed, accuracy=100 * table.correct / table.images)
     return table, {f"{name}/{run.seed}": predictions}
 

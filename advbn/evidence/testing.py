@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ..base.errors import DataError
 from ..base.files import file_digest, held, project_root, whole_file
 from .evaluation import predict_each
-from ..method.folding import for_inference
+from ..networks.sharing import sharing_stem
 from ..shifts.cells import SHIFTS, Painter, cells, store_cells, stored_cells, tested_shifts
 from ..shifts.published import published_cells
 from ..training.distributed import build_accelerator, others_answering
@@ -62,13 +62,13 @@ def gathered(seen: dict, targets: dict) -> Predictions:
     return Predictions(cells, tuple(targets), np.array([*targets.values()], np.int16), classes)
 
 # %% ../../nbs/evidence/03_testing.ipynb #e4486b9b
-def score(networks: dict, made, title: str, total: int | None = None) -> tuple:
+def score(networks: dict, made, title: str, total: int | None = None, after: str | None = None) -> tuple:
     """`(table, predictions)` of networks, as `{branch: network}`, on `(shift, cell, Images)`, of which there
-    are `total`, if that is known.
+    are `total`, if that is known. What they have in common up to the block `after` runs once.
 
     The table has a row per branch and cell: branch, shift, cell, correct, images. The `Predictions` hold the
     top classes; the pieces of a cell are put together."""
-    networks = {branch: for_inference(network) for branch, network in networks.items()}
+    networks = sharing_stem(networks, after)
     counts, seen, targets = {}, {}, {}
     for shift, cell, images in tqdm(made, desc=title, unit="cell", total=total):
         labels = images.targets.cpu()
@@ -268,7 +268,7 @@ def evaluate(run: Run) -> tuple:
     else:
         made = all_cells(setting, data, run.seed, accelerator.device)
     total = cell_count(setting, data) if data.in_memory else None  # others come in pieces
-    table, predictions = score(networks, made, run.title, total)
+    table, predictions = score(networks, made, run.title, total, run.after)
     if accelerator.num_processes > 1 and not data.in_memory:
         table, predictions = _added_up(table, predictions)
     list_left_out(setting, data, run.name, run.seed, accelerator)
