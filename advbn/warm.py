@@ -308,6 +308,13 @@ def _fork_server_of_workers():
         _ended(lambda: _server_of_workers(its))
     its.close()
 
+    def reap(number, frame):
+        "A kernel that shuts down ends its children, and waits for seconds for one whose end is not noticed."
+        with suppress(ChildProcessError):
+            os.waitpid(process, os.WNOHANG)
+
+    signal.signal(signal.SIGCHLD, reap)
+
     def spawnv_passfds(path, words, handles):
         if "multiprocessing.forkserver" not in words[-1]:
             return usual(path, words, handles)

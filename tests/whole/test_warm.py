@@ -46,12 +46,25 @@ print("forked from", *(pathlib.Path(f"/proc/{p}/cmdline").read_text().split("\\0
 """
 
 
+# what a kernel does that shuts down: it asks its children to end, and waits until it sees none
+LEAVING = """
+import psutil, time
+asked, until = psutil.Process().children(), time.time() + 30
+for child in asked:
+    child.terminate()
+while psutil.Process().children() and time.time() < until:
+    time.sleep(0.01)
+print("of", len(asked), "left", len(psutil.Process().children()), word)
+"""
+
+
 @pytest.fixture(scope="module")
 def project(clone):
     "A clone with notebooks in place of stages."
     stages = clone / "nbs" / "stages"
     notebook(stages / "told.ipynb", ('word = "a"', ["parameters"]), (TOLD, []))
     notebook(stages / "workers.ipynb", ("word = 1", ["parameters"]), (WORKERS, []))
+    notebook(stages / "leaving.ipynb", ("word = 1", ["parameters"]), (LEAVING, []))
     notebook(stages / "wrong.ipynb", ("word = 1", ["parameters"]), ("word / 0", []))
     long = "import os, pathlib, time\npathlib.Path('at_work').write_text(str(os.getpid()))\ntime.sleep(60)"
     notebook(stages / "long.ipynb", ("word = 1", ["parameters"]), (long, []))
@@ -134,6 +147,8 @@ def test_the_second_stage_begins_warm_with_code_as_it_is_then(driver, project):
     assert driver.run("workers", "1")[0] == 0
     told = (project / "executed" / "openmoji" / "workers-1.ipynb").read_text()
     assert "forked from ['-m', 'advbn.warm']" in told or os.cpu_count() == 1
+    assert driver.run("leaving", "1")[0] == 0
+    assert "of 1 left 0 1" in (project / "executed" / "openmoji" / "leaving-1.ipynb").read_text()
     status, said = driver.run("wrong", "2")
     assert status != 0 and "ZeroDivisionError" in said
     status, said = driver.run("told", "fourth --wrod x")
