@@ -2,6 +2,7 @@
 in the record of a machine."""
 
 import contextlib
+import copy
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, call
 
 from advbn import cli
@@ -23,6 +25,10 @@ from advbn.bench.charts import chart
 from advbn.bench.contribute import Contribution, Piece
 from advbn.bench.record import read_record, record_of, write_record
 from advbn.bench.scale import bench_scale
+from advbn.bench.step import GRAPHS, graphed
+from advbn.bench.work import stepper
+from advbn.method.network import prepare
+from advbn.networks.models import build_model
 from advbn.shifts.corruptions import CORRUPTIONS
 
 
@@ -68,6 +74,21 @@ def test_a_step_has_the_losses_of_the_reference_and_five_times_the_operations_of
     assert round(found.numbers["operations, relative"], 2) == 5.37
     assert list(found.sides)[:4] == ["reference", "reference, anomaly detection", "ours, contiguous", "ours"]
     assert len(chart(found).axes[0].patches) == 6
+
+
+@pytest.mark.slow
+def test_a_step_by_graphs_has_the_same_losses_and_a_lack_of_them_is_told(capsys, monkeypatch):
+    model = build_model("small_resnet", 9)
+    images, targets = torch.randn(4, 3, 40, 40), torch.arange(4)
+    found = graphed(copy.deepcopy(model), images, targets)  # which on a CPU is the compiled step alone
+    plain = stepper(prepare(model), images, targets)
+    plain()
+    assert found[GRAPHS]() == pytest.approx(plain(), rel=1e-3)
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
+    torch._dynamo.reset()
+    assert graphed(model, images[:1], targets[:1]) == {}
+    assert f"no {GRAPHS}: " in capsys.readouterr().err
 
 
 def test_corruptions_are_timed_against_the_reference(measured):
