@@ -63,7 +63,7 @@ def _images_of(setting):
         _images[section] = load_data(setting)
     return _images[section]
 
-
+# %% ../../nbs/evidence/04_studies.ipynb #328996d8
 def short_run(run: Run) -> tuple:
     "`(table, predictions)` of a run of a study, trained and tested; the table has a row per branch and cell."
     use_threads(run.setting)

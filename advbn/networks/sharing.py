@@ -26,7 +26,7 @@ class _Once(nn.Module):
             self.batch, self.made = x, self.part(x.clone())  # a network may work in place
         return self.made
 
-
+# %% ../../nbs/networks/07_sharing.ipynb #77e3055a
 class Sharing(nn.Module):
     """`network`, in eval mode, as a `stem` that others share and a `head` of its own; as it is, where these
     do not give its very logits."""
@@ -70,7 +70,7 @@ def behind_one_stem(ready: dict, parts: dict) -> dict:
             found |= {name: Sharing(ready[name], once, parts[name][1]) for name in names}
     return found
 
-
+# %% ../../nbs/networks/07_sharing.ipynb #e46ee8c0
 def sharing_stem(networks: dict, after: str | None) -> dict:
     """Networks in eval mode, by name, made ready by `for_inference`; those that are the same up to the block
     `after` are `Sharing` that part. Where they cannot be cut there they share nothing."""

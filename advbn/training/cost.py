@@ -168,9 +168,7 @@ def timed_rates(params: Params, size: int) -> dict:
     def look():
         network(images)
 
-    def seconds(work, repeats=3):
-        return seconds_of(work, repeats, most=2.0, device=device)
-
+    seconds = partial(seconds_of, most=2.0, device=device)
     corrupting = [seconds(partial(corrupt, photos, name, 3), 1) for name in CORRUPTIONS]
     return {
         "step": n * run_flops(row, params.current.data.classes, size) / seconds(step),

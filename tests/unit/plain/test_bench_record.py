@@ -27,7 +27,7 @@ def test_a_committed_record_holds_to_the_schema_and_is_as_it_would_be_written(pa
 
 def test_every_kind_is_on_record_and_slower_sides_are_too():
     benches = [bench for found in kept_records() for bench in found.benches]
-    assert {bench.kind for bench in benches} == {"step", "corrupt", "evaluate", "scale"}
+    assert {bench.kind for bench in benches} == {"step", "corrupt", "evaluate", "scale", "folders"}
     slower = {(bench.key()[2], ratio.side) for bench in benches for ratio in bench.slower()}
     assert ("resnet18", "ours, bf16") in slower and (None, "pixelate, ours") in slower
 

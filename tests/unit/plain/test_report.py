@@ -111,7 +111,7 @@ def test_the_checklist_is_answered():
 
 
 def test_speed_is_told_machine_by_machine_with_what_is_slower():
-    kept = kept_records()
+    kept = [record for record in kept_records() if record.machine.startswith("intel")]  # of two kinds alone
     benches = [bench for record in kept for bench in record.benches if bench.kind in ("step", "corrupt")]
     on = {"processor": "Other, 8 cores", "gpu": "NVIDIA T4", "date": "2026-12-24"}
     other = [b.model_copy(update={"measured_on": b.measured_on.model_copy(update=on)}) for b in benches]
