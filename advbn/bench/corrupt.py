@@ -86,11 +86,11 @@ def bench_corrupt(
         found = {}
         for name in tqdm(CORRUPTIONS, desc="corruptions"):
             works = {"ours": _ours, "reference": _theirs, **({"kornia": _kornias} if name in blurs else {})}
-            sides = {side: both(work, name) for side, work in works.items()}
+            there = {}
             if device == "cuda":
-                there = {"ours": partial(corrupt, on_device, name, severity, seed=SEED)}
+                there["ours"] = partial(corrupt, on_device, name, severity, seed=SEED)
                 there["kornia"] = partial(_kornias, on_device, name, severity)
-                sides |= {side: work for side, work in there.items() if side in sides}
+            sides = {side: there.get(side) or both(work, name) for side, work in works.items()}
             found[name] = alternate(sides, repetitions, warmup=1, device=device)
     found["all"] = sum(table[["ours", "reference"]] for table in found.values())
     times = pd.DataFrame({f"{name}, {side}": table[side] for name, table in found.items() for side in table})
